@@ -1,0 +1,1 @@
+"""Stateful server objects that move live between node processes."""

@@ -1,0 +1,230 @@
+"""Every tunable and limit, with its unit and its reason.
+
+Names end in their unit: `_s` seconds as float, `_ms` milliseconds as int,
+`_bytes` bytes as int; a name without a unit is a count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from migrate.errors import UsageError
+
+if TYPE_CHECKING:
+    from migrate.ref import Ref
+
+__all__ = ["LEAST_LOADED", "NodeOptions", "Placement", "SpawnOptions"]
+
+
+class Placement(enum.Enum):
+    """How to choose a node when no name is given; members pickle as themselves."""
+
+    LEAST_LOADED = "least_loaded"
+
+    def __repr__(self) -> str:
+        return f"migrate.{self.name}"
+
+
+LEAST_LOADED: Final = Placement.LEAST_LOADED
+"""The node with the lowest fresh load figures: `SpawnOptions(on=LEAST_LOADED)`."""
+
+# A target as verbs take it: a node's name, or the choice left to the placement.
+NodeChoice: TypeAlias = str | Literal[Placement.LEAST_LOADED]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnOptions:
+    """How and where to spawn a server.
+
+    Attributes:
+        name: Name to register in the directory; None: the server has only its id.
+        on: Name of the node to spawn on, or `LEAST_LOADED`; None: the node asked.
+        near: Ref of a server whose node is to be chosen; excludes `on`.
+
+    Raises:
+        UsageError: Both `on` and `near` are given, or a name is empty, too long
+            or not a string.
+    """
+
+    name: str | None = None
+    on: NodeChoice | None = None
+    near: Ref[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.on is not None and self.near is not None:
+            raise UsageError(
+                "SpawnOptions takes either on= or near=, not both: near= already means "
+                "the node of that server"
+            )
+        _check_name("name", self.name)
+        if not isinstance(self.on, Placement):
+            _check_name("on", self.on)
+
+
+# Names travel in every lookup and are keys of the directory, so they are bounded.
+NAME_CHARS_MAX: Final = 255
+
+
+def _check_name(field: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise UsageError(f"SpawnOptions({field}=...) takes a string, not {type(value).__name__}")
+    if not 1 <= len(value) <= NAME_CHARS_MAX:
+        raise UsageError(
+            f"SpawnOptions({field}=...) takes 1 to {NAME_CHARS_MAX} characters, not {len(value)}"
+        )
+    if not value.isprintable():
+        raise UsageError(f"SpawnOptions({field}={value!r}) has characters that cannot be printed")
+
+
+def _option(default: float, low: float, high: float = math.inf) -> Any:
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions:
+    """Tunables and limits of one node; the defaults serve most programs.
+
+    Two nodes of a cluster may differ in all of them: nothing here is agreed
+    on, every limit is enforced by the node that has it.
+
+    Raises:
+        UsageError: A value is not a number of the field's kind, or lies outside
+            its bounds; the message names the field and the bounds.
+    """
+
+    # Calls.
+
+    call_timeout_s: float | None = _option(30.0, 0.001)
+    """How long a call without a time-out of its own waits; None: for ever.
+    Longer than a quiesce, so that a call outlasts the move of a busy server."""
+
+    window: int = _option(1024, 1, 65536)
+    """Requests of one session to one server that may be unacknowledged; the next
+    one waits. Bounds what a sender keeps for repeating and a receiver holds early."""
+
+    repeat_first_s: float = _option(1.0, 0.01)
+    """Wait before an unacknowledged request is repeated for the first time. Well
+    above a round trip, because links are reliable and only a break loses frames."""
+
+    repeat_max_s: float = _option(5.0, 0.01)
+    """Longest wait between repeats; they back off up to it. Bounds how long a
+    healed partition goes unnoticed."""
+
+    ack_idle_s: float = _option(0.5, 0.01)
+    """An idle sender acknowledges its last result after this time, so that what
+    receivers keep is bounded by what is outstanding (DESIGN promises a second)."""
+
+    hops_max: int = _option(2, 1, 16)
+    """Forwardings after which an envelope's sender asks the directory instead."""
+
+    deadlock_probe_ms: int = _option(100, 1)
+    """A handler that waits this long for another server sends a probe along its
+    waits. Source: Chandy, Misra, Haas 1983; shorter only costs messages."""
+
+    hold_warn_ms: int = _option(100, 1)
+    """A handler that holds the node's loop this long without awaiting is named in
+    a warning: everything else on the node stood still."""
+
+    # What a receiver remembers.
+
+    session_expiry_s: float = _option(300.0, 1.0)
+    """A client's session ends this long after its last sign of life, and its
+    completion records with it."""
+
+    sessions_max: int = _option(10_000, 1)
+    """Sessions that one server remembers; a new one beyond it is refused."""
+
+    records_max: int = _option(100_000, 1)
+    """Completion records that one server keeps over all sessions; beyond it new
+    requests are held back until acknowledgements come in."""
+
+    record_bytes_max: int = _option(64 << 20, 1 << 10)
+    """Bytes of recorded results that one server keeps; the same rule."""
+
+    tombstone_s: float = _option(300.0, 1.0)
+    """A stopped server's completion records answer late repeats this long."""
+
+    forwarding_expiry_s: float = _option(300.0, 1.0)
+    """A forwarding address lives this long; then the answer is to ask the directory."""
+
+    forwarding_max: int = _option(100_000, 1)
+    """Forwarding addresses kept at one node; the oldest goes first."""
+
+    # Moves.
+
+    quiesce_timeout_s: float = _option(30.0, 0.001)
+    """How long a move waits for the running handler before it is rolled back."""
+
+    move_step_timeout_s: float = _option(10.0, 0.01)
+    """Bound of every other step of a move: prepare, transfer of one chunk, ready."""
+
+    moves_max: int = _option(64, 1, 65536)
+    """Outgoing moves of one node at a time; the others wait. Bounds memory and
+    keeps a drain from starving the calls."""
+
+    chunk_bytes: int = _option(262_144, 1024, 16 << 20)
+    """Payload of one chunk of a transfer. Small enough that a call behind it waits
+    well under a millisecond, large enough that headers cost nothing."""
+
+    chunks_in_flight_max: int = _option(16, 1, 4096)
+    """Chunks of one move that may be sent and unacknowledged."""
+
+    state_bytes_max: int = _option(64 << 30, 1 << 20)
+    """Largest state that a target reserves room for; a larger one is refused."""
+
+    # Membership.
+
+    lease_s: float = _option(10.0, 5.0)
+    """A node is suspected when its lease was not renewed for this long. An outage
+    of a directory with members of its own lasts 1 to 4 s, hence at least 5.
+    Source: the project's measurements of etcd with an isolated leader."""
+
+    # Admission.
+
+    servers_max: int = _option(1_000_000, 1)
+    """Servers that one node hosts; a spawn or move beyond it is refused."""
+
+    message_bytes_max: int = _option(256 << 20, 1024)
+    """Largest arguments or result of one call, encoded."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_number(field, getattr(self, field.name))
+        if self.repeat_first_s > self.repeat_max_s:
+            raise UsageError(
+                f"NodeOptions: repeat_first_s={self.repeat_first_s} must not exceed "
+                f"repeat_max_s={self.repeat_max_s}"
+            )
+
+    def replace(self, **changes: Any) -> NodeOptions:
+        """Return a copy with some fields changed, checked as a new one is.
+
+        Raises:
+            UsageError: A field does not exist, or a value is out of its bounds.
+        """
+        unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(self)})
+        if unknown:
+            raise UsageError(f"NodeOptions has no option {', '.join(unknown)}")
+        return dataclasses.replace(self, **changes)
+
+
+def _check_number(field: dataclasses.Field[Any], value: object) -> None:
+    bounds: Mapping[str, float] = field.metadata
+    low, high = bounds["low"], bounds["high"]
+    # Annotations are strings here (PEP 563); "| None" is the only optional form used.
+    declared = str(field.type)
+    if value is None and declared.endswith("| None"):
+        return
+    kinds = (int,) if declared.startswith("int") else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = "an int" if kinds == (int,) else "a number"
+        raise UsageError(f"NodeOptions({field.name}=...) takes {kind}, not {value!r}")
+    if not low <= value <= high or value != value:
+        limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise UsageError(f"NodeOptions({field.name}={value!r}) must be {limit}")
