@@ -1,0 +1,1 @@
+"""I/O: performs what the core asks for and turns the results into events."""
