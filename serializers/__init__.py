@@ -1,0 +1,30 @@
+"""Live objects to bytes and back, also those that pickle refuses; knows no network, no server.
+
+`dumps` and `loads` use one self-contained byte string; `encode` and `decode` a `Snapshot`, whose
+large buffers are shipped without being copied.
+"""
+
+from .auto import AutoSerializer, decode, dumps, encode, loads
+from .base import Serializer, Snapshot
+from .by_value import register_by_value, unregister_by_value
+from .errors import LoadFailed, NotSerializable, SerializerError
+from .plain import PlainSerializer
+from .resources import refuse, register
+
+__all__ = [
+    "AutoSerializer",
+    "LoadFailed",
+    "NotSerializable",
+    "PlainSerializer",
+    "Serializer",
+    "SerializerError",
+    "Snapshot",
+    "decode",
+    "dumps",
+    "encode",
+    "loads",
+    "refuse",
+    "register",
+    "register_by_value",
+    "unregister_by_value",
+]

@@ -1,0 +1,302 @@
+"""The default serializer: plain pickle, code by value, and resources, composed in one pass.
+
+One C pickler does the work. It asks `reducer_override` about everything that is not a built-in
+value, which decides by type, once per type:
+
+1. functions and classes: by reference if they can be imported, else by value (`by_value`);
+2. types with a reducer of ours or one registered by the user, and their subclasses (`resources`);
+3. pieces of code that cloudpickle reduces, and the few types that only dill can;
+4. all else: as pickle does it.
+
+Small values made of built-in types alone skip all of that.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import types
+from collections.abc import Callable
+from typing import Any
+
+import dill
+
+from . import plain
+from .base import HEAD_SIZE_BYTES, PLAIN_PREFIX, Snapshot
+from .by_value import (
+    TYPE_REDUCERS,
+    Namespaces,
+    Reduced,
+    is_importable,
+    reduce_class,
+    reduce_function,
+)
+from .explain import explain_dump
+from .resources import (
+    REDUCERS,
+    module_attribute,
+    on_register,
+    reduce_bare_object,
+    reduce_ndarray,
+    singleton_reducer,
+)
+
+_Action = Callable[[Any, "_AutoPickler"], Reduced]
+
+_DECISIONS_MAX = 10_000
+"""Types whose treatment is remembered; beyond that all are decided anew."""
+_plain_types: set[type] = set()
+_actions: dict[type, _Action] = {}
+_copyreg_size = len(copyreg.dispatch_table)
+
+_DILL_ONLY = (types.ClassMethodDescriptorType,)
+"""Types that neither pickle nor cloudpickle takes and dill does. Source: tried, with dill 0.4.1 and
+cloudpickle 3.1.2; the other ones, such as `super` objects and caches, are reduced here, since a
+pickle within a pickle would cut what they share with the rest of the state."""
+
+
+class _AutoPickler(pickle.Pickler):
+    """One stream; see the module."""
+
+    def __init__(self, sink: plain.Sink) -> None:
+        super().__init__(sink, plain.PROTOCOL, buffer_callback=sink.take_buffer)
+        self.namespaces = Namespaces()
+        self.code_by_value = False
+        self.plain_types: set[type] = set()
+        self.actions: dict[type, _Action] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind in _plain_types or kind in self.plain_types:
+            return NotImplemented
+        action = _actions.get(kind) or self.actions.get(kind) or _decide(kind, self)
+        return action(obj, self)
+
+
+def _decide(kind: type, pickler: _AutoPickler) -> _Action:
+    """Choose how instances of `kind` are reduced, and remember it.
+
+    For ever if the class can be imported, else for this stream: it might be a temporary one.
+    """
+    action = _choose(kind)
+    if not is_importable(kind):
+        if action is _as_pickle_does:
+            pickler.plain_types.add(kind)
+        else:
+            pickler.actions[kind] = action
+    else:
+        if len(_actions) + len(_plain_types) >= _DECISIONS_MAX:
+            forget_decisions()
+        if action is _as_pickle_does:
+            _plain_types.add(kind)
+        else:
+            _actions[kind] = action
+    return action
+
+
+def forget_decisions() -> None:
+    """Decide all types anew: something was registered."""
+    _plain_types.clear()
+    _actions.clear()
+
+
+on_register.append(forget_decisions)
+
+
+def _choose(kind: type) -> _Action:
+    if kind is types.FunctionType:
+        return _function_action
+    if issubclass(kind, type):
+        return _class_action
+    if kind in copyreg.dispatch_table:
+        # What a program told pickle itself about exactly this type is its last word.
+        return _as_pickle_does
+    for base in kind.__mro__:
+        reducer = REDUCERS.get(base)
+        if reducer is not None:
+            return lambda obj, pickler: reducer(obj)
+        if base is not object and _reduces_itself(base):
+            break
+    reducer = TYPE_REDUCERS.get(kind)
+    if reducer is not None:
+        return _code_action if kind in _CARRIES_CODE else lambda obj, pickler: reducer(obj)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+        return lambda obj, pickler: reduce_ndarray(obj)
+    if kind in _DILL_ONLY:
+        return _dill_action
+    if kind is object:
+        return lambda obj, pickler: reduce_bare_object(obj)
+    singleton = singleton_reducer(kind)
+    if singleton is not None:
+        return lambda obj, pickler: singleton(obj)
+    return _as_pickle_does
+
+
+def _reduces_itself(base: type) -> bool:
+    """Tell whether a class says how it is pickled, which then holds for it and its subclasses."""
+    own = vars(base)
+    return bool(base.__flags__ & _HEAP_TYPE) and any(
+        name in own for name in ("__reduce__", "__reduce_ex__", "__getstate__")
+    )
+
+
+_HEAP_TYPE = 1 << 9
+"""`Py_TPFLAGS_HEAPTYPE`. Source: CPython's Include/object.h."""
+_CARRIES_CODE = (types.CodeType,)
+
+
+def _as_pickle_does(obj: Any, pickler: _AutoPickler) -> Reduced:
+    return NotImplemented
+
+
+def _function_action(obj: Any, pickler: _AutoPickler) -> Reduced:
+    if is_importable(obj):
+        return NotImplemented
+    pickler.code_by_value = True
+    return reduce_function(obj, pickler.namespaces)
+
+
+def _class_action(obj: Any, pickler: _AutoPickler) -> Reduced:
+    if is_importable(obj):
+        return NotImplemented
+    special = _SPECIAL_CLASSES.get(obj)
+    if special is not None:
+        return special
+    if obj.__module__ == "builtins" or not obj.__flags__ & _HEAP_TYPE:
+        found = getattr(types, _TYPES_NAMES.get(obj, ""), None)
+        if found is obj:
+            return module_attribute, ("types", _TYPES_NAMES[obj])
+        return NotImplemented
+    pickler.code_by_value = True
+    return reduce_class(obj)
+
+
+_SPECIAL_CLASSES: dict[Any, Any] = {
+    type(None): (type, (None,)),
+    type(...): (type, (...,)),
+    type(NotImplemented): (type, (NotImplemented,)),
+}
+_TYPES_NAMES = {
+    value: name for name, value in vars(types).items() if isinstance(value, type)
+}
+
+
+def _code_action(obj: Any, pickler: _AutoPickler) -> Reduced:
+    pickler.code_by_value = True
+    return TYPE_REDUCERS[type(obj)](obj)
+
+
+def _dill_action(obj: Any, pickler: _AutoPickler) -> Reduced:
+    return dill.loads, (dill.dumps(obj, protocol=plain.PROTOCOL),)
+
+
+class AutoSerializer:
+    """The default; stateless, and safe to use from several threads."""
+
+    def encode(self, obj: object) -> Snapshot:
+        """Capture `obj` and all that it refers to; see `Serializer.encode`."""
+        global _copyreg_size
+        if len(copyreg.dispatch_table) != _copyreg_size:
+            forget_decisions()
+            _copyreg_size = len(copyreg.dispatch_table)
+        sink = plain.Sink()
+        pickler = _AutoPickler(sink)
+        try:
+            pickler.dump(obj)
+            return sink.snapshot(code_by_value=pickler.code_by_value)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            raise explain_dump(obj, exc, _AutoPickler(plain.Sink()).reducer_override) from exc
+
+    def decode(self, snapshot: Snapshot) -> object:
+        """Rebuild what `encode` captured; see `Serializer.decode`."""
+        return plain.decode(snapshot)
+
+
+_auto = AutoSerializer()
+
+
+def encode(obj: object) -> Snapshot:
+    """Capture `obj` and all that it refers to in parts that can be sent without copying.
+
+    Buffers of the snapshot are views of the live objects' memory; see `Snapshot`.
+
+    Raises:
+        NotSerializable: Something cannot travel; names the path to it. `obj` is as before.
+    """
+    return _auto.encode(obj)
+
+
+def decode(snapshot: Snapshot) -> object:
+    """Rebuild what `encode` captured, as new objects.
+
+    Buffers in writable memory are taken over uncopied and must not be used otherwise afterwards.
+
+    Raises:
+        LoadFailed: Damaged, code of another Python, or something that is missing here.
+    """
+    return plain.decode(snapshot)
+
+
+_ATOMS = frozenset((int, str, float, bool, type(None)))
+_SMALL_NODES_MAX = 32
+"""Built-in values that the quick path looks at. Source: measured, about where the look costs what
+setting up a pickler of our own does."""
+
+
+def _is_small_and_plain(obj: Any) -> bool:
+    pending = [obj]
+    seen = 0
+    for value in pending:
+        kind = type(value)
+        if kind in _ATOMS:
+            continue
+        if kind is tuple or kind is list:
+            pending += value
+        elif kind is dict:
+            pending += value
+            pending += value.values()
+        elif kind is not bytes or len(value) > plain.IN_BAND_BYTES_MAX:
+            return False
+        seen = len(pending)
+        if seen > _SMALL_NODES_MAX:
+            return False
+    return True
+
+
+def dumps(obj: object) -> bytes:
+    """Serialize `obj`, and all that it refers to, into one self-contained byte string.
+
+    Raises:
+        NotSerializable: Something cannot travel; names the path to it. `obj` is as before.
+    """
+    if _is_small_and_plain(obj):
+        body = pickle.dumps(obj, plain.PROTOCOL)
+        return PLAIN_PREFIX + len(body).to_bytes(8, "little") + body
+    return _auto.encode(obj).to_bytes()
+
+
+def loads(data: bytes | bytearray | memoryview) -> object:
+    """Rebuild what `dumps` serialized, as new objects.
+
+    Only for data from a trusted source: unpickling runs what the data says.
+
+    Args:
+        data: The string. If its memory is writable, arrays in the result use it in place, and it
+            must not be used otherwise afterwards.
+
+    Raises:
+        LoadFailed: Garbage, cut short, a newer format, code of another Python minor version, or
+            something that is missing here. No object is returned.
+    """
+    if (
+        type(data) is bytes
+        and data.startswith(PLAIN_PREFIX)
+        and len(data) - HEAD_SIZE_BYTES == int.from_bytes(data[16:HEAD_SIZE_BYTES], "little")
+    ):
+        return plain.load(memoryview(data)[HEAD_SIZE_BYTES:], [])
+    return plain.decode(Snapshot.from_bytes(data))
+
+
+__all__ = ["AutoSerializer", "decode", "dumps", "encode", "forget_decisions", "loads"]

@@ -1,0 +1,379 @@
+"""Says where and why: the attribute path of what cannot travel, and what a load is missing.
+
+pickle's own errors name a C type at best. So after a failed dump the graph is walked once more, in
+the pickler's order but in Python: each object is asked for its reduction, as the pickler would, and
+the path to it is kept. The first object that cannot even be reduced is the culprit. The walk keeps
+its own stack, so no depth of nesting can exhaust the interpreter's.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import pickletools
+import reprlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .errors import LoadFailed, NotSerializable, SerializerError
+from .resources import type_name
+
+_OBJECTS_MAX = 2_000_000
+"""Objects walked in search of the culprit; then the error names the root only."""
+_DEPTH_MAX = 10_000
+"""Levels walked in search of the culprit; what is deeper is not walked."""
+_PATH_STEPS_MAX = 24
+"""Steps of a path shown; of longer ones the beginning and the end."""
+_OPCODES_MAX = 5_000_000
+"""Opcodes of a body looked at for missing modules."""
+
+_ATOMS = frozenset((int, str, float, bool, complex, bytes, bytearray, type(None), type(...)))
+_REMEDY = "leave it out in __getstate__ and rebuild it in __setstate__, or serializers.register it"
+_DEPTH_REMEDY = "hold the nodes in a list, or define a __getstate__ that returns a flat form"
+
+_KEY_REPR = reprlib.Repr()
+_KEY_REPR.maxstring = 40
+_KEY_REPR.maxother = 40
+_KEY_TYPES = (str, bytes, int, float, bool, type(None), tuple)
+
+_Child = tuple[str, object]
+_Reduce = Callable[[Any], Any]
+
+
+def explain_dump(root: object, cause: BaseException, reduce: _Reduce) -> NotSerializable:
+    """Find what made a dump fail.
+
+    Args:
+        root: What was to be dumped.
+        cause: What the pickler raised.
+        reduce: The pickler's `reducer_override`.
+
+    Returns:
+        An error to raise from `cause`, its path never empty.
+    """
+    walk = _Walk(root, reduce)
+    culprit = walk.first_failure()
+    if culprit is not None:
+        path, obj, exc = culprit
+        if isinstance(exc, NotSerializable):
+            return NotSerializable(path, exc.type_name, exc.reason, exc.remedy)
+        return NotSerializable(path, _name_of(obj), _reason_of(exc), _REMEDY)
+    if isinstance(cause, RecursionError):
+        reason = f"references nest too deep for pickle: {walk.deepest} levels and more below it"
+        if walk.deepest < _DEPTH_MAX:
+            reason = f"references nest too deep for pickle: {walk.deepest} levels from the root"
+        return NotSerializable(
+            walk.deepest_path, type_name(type(walk.deepest_object)), reason, _DEPTH_REMEDY
+        )
+    if isinstance(cause, NotSerializable):
+        return NotSerializable(
+            type_name(type(root)), cause.type_name, cause.reason, cause.remedy
+        )
+    return NotSerializable(_root_name(root), type_name(type(root)), _reason_of(cause), _REMEDY)
+
+
+def _root_name(root: object) -> str:
+    if isinstance(root, type | types.FunctionType):
+        return root.__qualname__
+    return type(root).__qualname__
+
+
+def _name_of(obj: object) -> str:
+    if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+        return f"{type_name(type(obj))} {obj.__qualname__}"
+    return type_name(type(obj))
+
+
+def _reason_of(exc: BaseException) -> str:
+    text = str(exc)
+    if isinstance(exc, TypeError) and text.startswith("cannot pickle "):
+        return "its type has no way to give its state away"
+    if isinstance(exc, pickle.PicklingError | SerializerError):
+        return text or type(exc).__name__
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+class _Walk:
+    """One search, depth first, in the order of the pickler."""
+
+    def __init__(self, root: object, reduce: _Reduce) -> None:
+        self._root = root
+        self._reduce = reduce
+        # Objects by id, kept alive: an id of a temporary one may be given out again.
+        self._seen: dict[int, object] = {}
+        self.deepest = 0
+        self.deepest_path = _root_name(root)
+        self.deepest_object = root
+
+    def first_failure(self) -> tuple[str, object, BaseException] | None:
+        """Path, object and error of the first object that cannot be reduced; None if all can."""
+        steps = [_root_name(self._root)]
+        objects = [self._root]
+        try:
+            stack = [self._enter(self._root)]
+            while stack:
+                child = next(stack[-1], None)
+                if child is None:
+                    stack.pop()
+                    steps.pop()
+                    objects.pop()
+                    continue
+                step, obj = child
+                if type(obj) in _ATOMS or id(obj) in self._seen:
+                    continue
+                if len(self._seen) >= _OBJECTS_MAX or len(stack) >= _DEPTH_MAX:
+                    continue
+                steps.append(step)
+                objects.append(obj)
+                stack.append(self._enter(obj))
+                if len(stack) > self.deepest:
+                    self.deepest = len(stack)
+                    self.deepest_object = obj
+                    if len(stack) >= _DEPTH_MAX or not len(stack) % 100:
+                        self.deepest_path = _join(steps)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            return _join(steps), objects[-1], exc
+        return None
+
+    def _enter(self, obj: Any) -> Iterator[_Child]:
+        """What the pickler would save next because of `obj`; raises what the reduction raises."""
+        self._seen[id(obj)] = obj
+        kind = type(obj)
+        if kind is dict:
+            return _dict_children(obj)
+        if kind is list or kind is tuple:
+            return ((f"[{index}]", item) for index, item in enumerate(list(obj)))
+        if kind is set or kind is frozenset:
+            return ((f"{{{_key(item)}}}", item) for item in list(obj))
+        if kind is pickle.PickleBuffer:
+            return iter(())
+        reduced = self._reduce(obj)
+        if reduced is NotImplemented:
+            if kind is types.FunctionType or issubclass(kind, type):
+                # Only names are saved, so nothing else comes along.
+                pickle.dumps(obj, 5)
+                return iter(())
+            special = copyreg.dispatch_table.get(kind)
+            reduced = special(obj) if special is not None else obj.__reduce_ex__(5)
+        if isinstance(reduced, str):
+            pickle.dumps(obj, 5)
+            return iter(())
+        if not isinstance(reduced, tuple) or not 2 <= len(reduced) <= 6:
+            raise pickle.PicklingError("its __reduce__ must return a string or 2 to 6 items")
+        # NB: iterators in it are used up here, and belong to this reduction alone.
+        self._seen[id(reduced)] = reduced
+        return _reduced_children(obj, reduced)
+
+
+def _dict_children(mapping: dict[Any, Any]) -> Iterator[_Child]:
+    for key, value in list(mapping.items()):
+        if type(key) not in _ATOMS:
+            yield f"<key {_key(key)}>", key
+        yield f"[{_key(key)}]", value
+
+
+def _key(key: object) -> str:
+    # Only types whose repr cannot run foreign code, nor fail.
+    if type(key) in _KEY_TYPES and (type(key) is not tuple or all(type(k) in _ATOMS for k in key)):  # type: ignore[attr-defined]
+        return _KEY_REPR.repr(key)
+    return f"<{type(key).__qualname__}>"
+
+
+def _reduced_children(obj: Any, reduced: tuple[Any, ...]) -> Iterator[_Child]:
+    function, args, state, items, pairs, setter = (*reduced, *(None,) * (6 - len(reduced)))
+    if isinstance(obj, types.FunctionType):
+        yield from _function_children(obj, args, state)
+        return
+    if isinstance(obj, types.MethodType):
+        yield ".__func__", obj.__func__
+        yield ".__self__", obj.__self__
+        return
+    yield ".__reduce__()[0]", function
+    yield from _argument_children(obj, function, args)
+    yield from _state_children(obj, state, setter)
+    for index, item in enumerate(items or ()):
+        yield f"[{index}]", item
+    for key, value in pairs or ():
+        if type(key) not in _ATOMS:
+            yield f"<key {_key(key)}>", key
+        yield f"[{_key(key)}]", value
+
+
+def _function_children(
+    function: types.FunctionType, args: tuple[Any, ...], state: Any
+) -> Iterator[_Child]:
+    names = function.__code__.co_freevars
+    for name, cell in zip(names, function.__closure__ or (), strict=True):
+        try:
+            yield f".__closure__[{name!r}]", cell.cell_contents
+        except ValueError:
+            continue
+    for arg in args[:3]:
+        yield ".__code__", arg
+    if not isinstance(state, dict):
+        yield ".__dict__", state
+        return
+    for name, value in state["globals"].items():
+        yield f".__globals__[{name!r}]", value
+    for name, value in state["slots"].items():
+        yield f".{name}", value
+    for name, value in function.__dict__.items():
+        yield f".{name}", value
+
+
+def _argument_children(obj: Any, function: Any, args: Any) -> Iterator[_Child]:
+    if not isinstance(args, tuple):
+        raise pickle.PicklingError("the second item of its __reduce__ must be a tuple")
+    own = {id(value): name for name, value in _attributes(obj)}
+    for index, arg in enumerate(args):
+        # An argument that the object also has as an attribute is better known by that name.
+        name = own.get(id(arg))
+        by_name = name is not None and type(arg) not in _ATOMS
+        yield (f".{name}" if by_name else f".__reduce__()[1][{index}]"), arg
+
+
+def _attributes(obj: Any) -> Iterator[tuple[str, object]]:
+    """Attributes kept in the object itself, found without running any code of its class."""
+    try:
+        yield from list(object.__getattribute__(obj, "__dict__").items())
+    except AttributeError:
+        pass  # It has none: slots and C fields remain.
+    for base in type(obj).__mro__:
+        for name, descriptor in list(vars(base).items()):
+            if isinstance(descriptor, types.MemberDescriptorType):
+                try:
+                    yield name, descriptor.__get__(obj)
+                except AttributeError:
+                    continue  # A slot that was never set.
+
+
+def _state_children(obj: Any, state: Any, setter: Any) -> Iterator[_Child]:
+    if state is None:
+        return
+    if setter is not None:
+        yield ".__reduce__()[5]", setter
+    if isinstance(obj, type) and isinstance(state, dict):
+        for name, value in state.get("attributes", {}).items():
+            yield f".{name}", value
+        return
+    if isinstance(obj, types.CellType) and isinstance(state, tuple):
+        yield ".cell_contents", state[0]
+        return
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
+        # What object.__reduce_ex__ gives for classes with __slots__.
+        if state[0] is None or isinstance(state[0], dict):
+            for part in state:
+                for name, value in (part or {}).items():
+                    yield f".{name}", value
+            return
+    own = {id(value) for _, value in _attributes(obj)}
+    custom = getattr(type(obj), "__getstate__", None) is not getattr(object, "__getstate__", None)
+    if not isinstance(state, dict):
+        if isinstance(state, tuple | list):
+            for index, value in enumerate(state):
+                yield f".__getstate__()[{index}]", value
+        else:
+            yield ".__getstate__()", state
+        return
+    for key, value in list(state.items()):
+        if isinstance(key, str) and key.isidentifier() and (not custom or id(value) in own):
+            yield f".{key}", value
+        else:
+            yield f".__getstate__()[{_key(key)}]", value
+
+
+def _join(steps: list[str]) -> str:
+    if len(steps) <= _PATH_STEPS_MAX:
+        return "".join(steps)
+    head, tail = steps[: _PATH_STEPS_MAX // 2], steps[-4:]
+    skipped = len(steps) - len(head) - len(tail)
+    return f"{''.join(head)}...({skipped} steps)...{''.join(tail)}"
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def explain_load(body: bytes | memoryview, cause: BaseException) -> LoadFailed:
+    """Say why a body could not be loaded; raise the result from `cause`."""
+    if isinstance(cause, LoadFailed):
+        return cause
+    if isinstance(cause, ImportError | AttributeError):
+        missing = _missing_global(body)
+        if missing is not None:
+            return missing
+    if isinstance(cause, ModuleNotFoundError) and cause.name:
+        return LoadFailed(
+            f"no module named {cause.name!r} here",
+            "install it here, or serializers.register_by_value it where it was written",
+            cause.name,
+        )
+    text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    if isinstance(cause, pickle.UnpicklingError | EOFError | IndexError | OverflowError):
+        return LoadFailed(f"the pickle is damaged or cut short ({text})")
+    return LoadFailed(f"rebuilding an object failed ({text})")
+
+
+def _missing_global(body: bytes | memoryview) -> LoadFailed | None:
+    """Find the first class or function in a pickle that is not there, without running any."""
+    checked: set[tuple[str, str]] = set()
+    for module_name, name in _globals_of(body):
+        if (module_name, name) in checked:
+            continue
+        checked.add((module_name, name))
+        module = sys.modules.get(module_name)
+        if module is None:
+            # It was imported by the failed load, had that been possible.
+            return LoadFailed(
+                f"no module named {module_name!r} here (looking for {name!r})",
+                "install it here, or serializers.register_by_value it where it was written",
+                module_name,
+                name,
+            )
+        found: Any = module
+        for piece in name.split("."):
+            try:
+                found = getattr(found, piece)
+            except AttributeError:
+                return LoadFailed(
+                    f"module {module_name!r} has no attribute {name!r}",
+                    "bring the module here to the version where it was written",
+                    module_name,
+                    name,
+                )
+    return None
+
+
+def _globals_of(body: bytes | memoryview) -> Iterator[tuple[str, str]]:
+    """(module, qualified name) of the globals that a pickle of protocol 4 or later refers to."""
+    memo: list[str | None] = []
+    strings: list[str] = []
+    last: str | None = None
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(bytes(body))):
+            if count > _OPCODES_MAX:
+                return
+            name = opcode.name
+            if name.endswith("UNICODE") or name == "SHORT_BINUNICODE":
+                last = str(argument)
+                strings = [*strings[-1:], last]
+            elif name == "MEMOIZE":
+                memo.append(last)
+                last = None
+            elif name in ("BINGET", "LONG_BINGET"):
+                index = int(argument or 0)
+                known = memo[index] if index < len(memo) else None
+                if known is not None:
+                    strings = [*strings[-1:], known]
+                last = None
+            elif name == "STACK_GLOBAL":
+                if len(strings) == 2:
+                    yield strings[0], strings[1]
+                last = None
+            elif name not in ("FRAME", "PROTO"):
+                last = None
+    except ValueError:
+        return  # Damaged from here on; the caller reports what pickle said.

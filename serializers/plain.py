@@ -1,0 +1,245 @@
+"""Pickle protocol 5 with buffers out of band: the fast path, and what all of it shares.
+
+`assemble` turns what a C pickler wrote into a body and buffers. CPython's pickler hands bytes and
+bytearrays of 64 KiB and more to its file as they are, outside of any frame, right after a chunk
+that ends in their opcode and length. That boundary lets them leave the body without being copied
+into it: their opcode is replaced by NEXT_BUFFER. Bytearrays are copied once, since a view of a live
+one would forbid its owner to resize it. Source: `_Pickler_write_bytes` in CPython's
+Modules/_pickle.c; framing as in PEP 3154, buffers as in PEP 574.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .base import BufferKind, Snapshot, pack_head, parse_head
+from .errors import LoadFailed, NotSerializable
+from .explain import explain_dump, explain_load
+
+PROTOCOL = 5
+IN_BAND_BYTES_MAX = 4096
+"""Arrays up to this size stay in the body: a part of its own costs more than copying a page."""
+COLLECTOR_OFF_BYTES_MIN = 64 * 1024
+"""Bodies from this size on are loaded with the collector off. Source: measured, the young
+generation is scanned about once per 700 containers, which is felt from some thousands on."""
+
+_OPCODE_PROTO = 0x80
+_OPCODE_FRAME = 0x95
+_OPCODE_NEXT_BUFFER = b"\x97"
+
+
+class Sink:
+    """A file for a C pickler that keeps the chunks as they come, and the buffers between them."""
+
+    __slots__ = ("buffers", "chunks", "write")
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes | bytearray | memoryview] = []
+        self.write = self.chunks.append
+        self.buffers: list[tuple[int, memoryview, BufferKind]] = []
+
+    def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Buffer callback: True to keep it in the body.
+
+        Raises:
+            BufferError: The memory is not contiguous.
+        """
+        raw = buffer.raw()
+        if raw.nbytes <= IN_BAND_BYTES_MAX:
+            return True
+        kind = BufferKind.READ_ONLY if raw.readonly else BufferKind.WRITABLE
+        # NB: read-only, so that no decoder in this process can make two objects share memory.
+        self.buffers.append((len(self.chunks), raw.toreadonly(), kind))
+        return False
+
+    def snapshot(self, *, code_by_value: bool) -> Snapshot:
+        """What was written, as a snapshot."""
+        body, found = assemble(self.chunks, self.buffers)
+        head = pack_head(
+            code_by_value=code_by_value,
+            body_size_bytes=len(body),
+            buffer_sizes_bytes=[view.nbytes for view, _ in found],
+            kinds=bytes(kind for _, kind in found),
+        )
+        return Snapshot(head, body, tuple(view for view, _ in found))
+
+
+def assemble(
+    chunks: list[bytes | bytearray | memoryview], taken: list[tuple[int, memoryview, BufferKind]]
+) -> tuple[bytes, list[tuple[memoryview, BufferKind]]]:
+    """Separate large byte strings from what a C pickler wrote.
+
+    Args:
+        chunks: Arguments of the file's `write`, in order.
+        taken: Buffers taken out of band: how many chunks were written before, memory, kind.
+
+    Returns:
+        The body, and all buffers in the order in which the body asks for them.
+    """
+    if len(chunks) == 1:
+        return bytes(chunks[0]), [(view, kind) for _, view, kind in taken]
+    pieces: list[bytes | bytearray | memoryview] = []
+    buffers: list[tuple[memoryview, BufferKind]] = []
+    at = 0
+    loose = b""
+    for index, chunk in enumerate(chunks):
+        # A buffer taken while this chunk was being filled comes before whatever follows it.
+        while at < len(taken) and taken[at][0] < index:
+            buffers.append(taken[at][1:])
+            at += 1
+        kind = _payload_kind(chunk, loose) if loose else None
+        if kind is not None:
+            header = 9 if kind is BufferKind.BYTEARRAY or len(chunk) > 0xFFFFFFFF else 5
+            pieces[-1] = b"".join((memoryview(pieces[-1])[:-header], _OPCODE_NEXT_BUFFER))
+            buffers.append((memoryview(bytes(chunk)), kind))
+            loose = b""
+        else:
+            pieces.append(chunk)
+            # What follows the header of a payload that stays is never itself a header.
+            loose = b"" if loose else _unframed_tail(chunk)
+    buffers.extend(entry[1:] for entry in taken[at:])
+    return b"".join(pieces), buffers
+
+
+def _unframed_tail(chunk: bytes | bytearray | memoryview) -> bytes:
+    """What follows the last whole frame: empty unless a payload, or the end, comes next."""
+    view = memoryview(chunk)
+    at = 2 if len(view) > 2 and view[0] == _OPCODE_PROTO else 0
+    while len(view) - at >= 9 and view[at] == _OPCODE_FRAME:
+        at += 9 + int.from_bytes(view[at + 1 : at + 9], "little")
+    return bytes(view[at:])
+
+
+def _payload_kind(chunk: object, loose: bytes) -> BufferKind | None:
+    """Tell whether `chunk` is the payload that the opcode at the end of `loose` announces."""
+    if type(chunk) is bytearray:
+        announced = b"\x96" + len(chunk).to_bytes(8, "little")
+        kind = BufferKind.BYTEARRAY
+    elif type(chunk) is bytes:
+        size = len(chunk)
+        announced = (
+            b"B" + size.to_bytes(4, "little")
+            if size <= 0xFFFFFFFF
+            else b"\x8e" + size.to_bytes(8, "little")
+        )
+        kind = BufferKind.BYTES
+    else:
+        return None
+    if loose.endswith(announced):
+        return kind
+    if kind is BufferKind.BYTEARRAY:
+        raise BufferError("a bytearray changed its size while it was being captured")
+    return None
+
+
+_collector_lock = threading.Lock()
+_collector_users = 0
+_collector_was_on = False
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the cyclic collector off; the last of several users restores what the first found."""
+    global _collector_users, _collector_was_on
+    with _collector_lock:
+        if _collector_users == 0:
+            _collector_was_on = gc.isenabled()
+            gc.disable()
+        _collector_users += 1
+    try:
+        yield
+    finally:
+        with _collector_lock:
+            _collector_users -= 1
+            if _collector_users == 0 and _collector_was_on:
+                gc.enable()
+
+
+def load(body: bytes | memoryview, buffers: list[object]) -> object:
+    """Unpickle a body, naming what is missing if it fails.
+
+    Raises:
+        LoadFailed: Anything in the body, or run by it, failed.
+    """
+    try:
+        if len(body) < COLLECTOR_OFF_BYTES_MIN:
+            return pickle.loads(body, buffers=buffers)
+        with collector_off():
+            return pickle.loads(body, buffers=buffers)
+    except MemoryError:
+        raise
+    except Exception as exc:
+        raise explain_load(body, exc) from exc
+
+
+def decode(snapshot: Snapshot) -> object:
+    """Rebuild the objects of a snapshot made by any serializer of this package.
+
+    Memory that was writable comes back writable: a buffer in writable memory is taken over
+    uncopied, so it must not be used otherwise afterwards; one in read-only memory is copied.
+
+    Raises:
+        LoadFailed: Damaged, code of another Python, or something that is missing here.
+    """
+    head = parse_head(snapshot.head)
+    head.check_loadable()
+    sizes = (head.body_size_bytes, *head.buffer_sizes_bytes)
+    if sizes != (len(snapshot.body), *(b.nbytes for b in snapshot.buffers)):
+        raise LoadFailed("damaged: the sizes of its parts are not those in its head")
+    buffers = [
+        _revive(view, kind) for view, kind in zip(snapshot.buffers, head.kinds, strict=True)
+    ]
+    return load(snapshot.body, buffers)
+
+
+def _revive(view: memoryview, kind: int) -> object:
+    if kind == BufferKind.WRITABLE:
+        return bytearray(view) if view.readonly else view
+    if kind == BufferKind.BYTEARRAY:
+        return bytearray(view)
+    owner = view.obj
+    if kind == BufferKind.BYTES:
+        return owner if type(owner) is bytes and len(owner) == view.nbytes else bytes(view)
+    if not view.readonly:
+        return view.toreadonly()
+    # Read-only to us is not the same as never written to: only bytes are safe to share.
+    return view if type(owner) is bytes else memoryview(bytes(view))
+
+
+class PlainSerializer:
+    """Nothing but pickle: refuses classes and functions that are not importable.
+
+    It never refers to `__main__`, because that is another module in another process.
+    """
+
+    def encode(self, obj: object) -> Snapshot:
+        """Capture `obj`; see `Serializer.encode`."""
+        sink = Sink()
+        pickler = _PlainPickler(sink, PROTOCOL, buffer_callback=sink.take_buffer)
+        try:
+            pickler.dump(obj)
+            return sink.snapshot(code_by_value=False)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            raise explain_dump(obj, exc, pickler.reducer_override) from exc
+
+    def decode(self, snapshot: Snapshot) -> object:
+        """Rebuild it; see `decode`."""
+        return decode(snapshot)
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj: object) -> object:
+        if getattr(obj, "__module__", None) == "__main__" and hasattr(obj, "__qualname__"):
+            raise NotSerializable(
+                "",
+                f"__main__.{obj.__qualname__}",
+                "it is defined in __main__, which is another module elsewhere",
+                "use the auto serializer, or move it into a module",
+            )
+        return NotImplemented
