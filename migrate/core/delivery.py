@@ -1,0 +1,316 @@
+"""Sessions: numbers, repeats, windows and completion records.
+
+Theory of operation (DESIGN section 5; RIFL, Lee et al., SOSP 2015). A sender numbers its
+requests to one server 1, 2, 3, ... under a session id of its own. The owner takes them in that
+order whatever order they arrive in, and keeps each result until the sender says that it no
+longer waits for it (`acked_below`). So a request may be repeated at will: by a time-out, by a
+reconnect, by a forwarder, by the sender's own move; it runs once.
+
+The per-message path: plain methods of slotted objects, no event objects.
+
+Sender: an `Outgoing` waits un-numbered until the window has room, is numbered, sent, repeated,
+and settled by a Reply (call) or a Receipt (cast). `low` is the lowest number not yet settled;
+it is what `acked_below` says. Receiver: `expected` is the next number to admit; below it a
+request is done (it has a record, or it is forgotten) or still pending in the mailbox.
+
+Flow control: the window is the sender's own limit. An owner whose mailbox is full refuses with
+a Receipt that says how many more it takes; the sender keeps the refused numbers and gives no
+new ones beyond, so that what comes later waits un-numbered, where it can still be withdrawn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from migrate.core.ids import Epoch, NodeId, ServerId, SessionId, session_born_ms, session_sender
+from migrate.core.messages import CALL, EMPTY
+
+NEVER = 1 << 62
+"""A time or a number that is never reached."""
+
+
+class Outgoing:
+    """One request at its sender, from the making of the call to its settlement.
+
+    `token` is the shell's (who waits for the result); None once nobody does. `args` are live
+    objects as long as they need no bytes; `payload` are those bytes.
+    """
+
+    __slots__ = (
+        "admitted",
+        "args",
+        "chain",
+        "deadline_ms",
+        "kind",
+        "method",
+        "payload",
+        "run",
+        "sent_ms",
+        "seq",
+        "token",
+        "withdrawn",
+    )
+
+    def __init__(
+        self,
+        kind: int,
+        method: str,
+        payload: bytes | None,
+        args: object,
+        chain: tuple[str, ...],
+        deadline_ms: int,
+        token: object,
+        run: str,
+    ) -> None:
+        self.kind = kind
+        self.method = method
+        self.payload = payload
+        self.args = args
+        self.chain = chain
+        self.deadline_ms = deadline_ms
+        self.token = token
+        self.run = run
+        self.seq = 0
+        self.sent_ms = -1  # never sent
+        self.admitted = False
+        self.withdrawn = False
+
+
+class Route:
+    """Where a server is believed to be; shared by all sessions of one core to that server."""
+
+    __slots__ = ("attempts", "epoch", "looking", "node", "refused", "server", "sessions")
+
+    def __init__(self, server: ServerId) -> None:
+        self.server = server
+        self.node: NodeId | None = None
+        self.epoch: Epoch = 0
+        self.looking = False
+        self.attempts = 0
+        self.refused: NodeId | None = None  # the node that last said NotHere
+        self.sessions: dict[SessionId, SendSession] = {}
+
+
+class SendSession:
+    """The sender's half of one session."""
+
+    __slots__ = (
+        "acked_told",
+        "chained",
+        "deadline_ms",
+        "grant",
+        "id",
+        "last_used_ms",
+        "low",
+        "next_seq",
+        "outstanding",
+        "repeat_armed",
+        "repeats",
+        "route",
+        "sender",
+        "server",
+        "waiting",
+        "window",
+    )
+
+    def __init__(
+        self,
+        id: SessionId,
+        server: ServerId,
+        sender: Sender,
+        route: Route,
+        window: int,
+        now_ms: int,
+    ) -> None:
+        self.id = id
+        self.server = server
+        self.sender = sender
+        self.route = route
+        self.window = window
+        self.next_seq = 1
+        self.low = 1
+        self.outstanding: dict[int, Outgoing] = {}
+        self.waiting: deque[Outgoing] = deque()
+        self.grant = NEVER
+        self.last_used_ms = now_ms
+        self.acked_told = 1
+        self.repeat_armed = False
+        self.repeats = 0
+        self.deadline_ms = NEVER
+        self.chained = False
+
+    def has_room(self) -> bool:
+        """Whether the next number may be given."""
+        next_seq = self.next_seq
+        return next_seq - self.low < self.window and next_seq < self.grant
+
+    def number(self, out: Outgoing) -> int:
+        """Give `out` the next number."""
+        seq = out.seq = self.next_seq
+        self.next_seq = seq + 1
+        self.outstanding[seq] = out
+        return seq
+
+    def settle(self, seq: int) -> Outgoing | None:
+        """Take out what `seq` was about, or None if that is settled already."""
+        out = self.outstanding.pop(seq, None)
+        if out is not None and seq == self.low:
+            low = seq + 1
+            outstanding, next_seq = self.outstanding, self.next_seq
+            while low < next_seq and low not in outstanding:
+                low += 1
+            self.low = low
+        return out
+
+    def receipt(self, admitted_below: int, window: int) -> list[Outgoing]:
+        """Take a receipt: everything below `admitted_below` was admitted.
+
+        Returns:
+            Casts (and withdrawn numbers) that are settled by it, in order.
+        """
+        settled = []
+        top = min(admitted_below, self.next_seq)
+        for seq in [s for s in self.outstanding if s < top]:
+            out = self.outstanding[seq]
+            out.admitted = True
+            if out.kind != CALL and out.kind != EMPTY:
+                self.settle(seq)
+                settled.append(out)
+        self.grant = NEVER if window < 0 else max(admitted_below, 1) + window
+        return settled
+
+    def idle(self) -> bool:
+        """Nothing outstanding, nothing waiting."""
+        return not self.outstanding and not self.waiting
+
+
+class Sender:
+    """One who sends: a node or client on its own account, or a hosted server.
+
+    A `muted` one sends nothing: its copy is frozen, or live and not yet released.
+    """
+
+    __slots__ = ("chained", "epoch", "id", "muted", "sessions")
+
+    def __init__(self, id: str, epoch: Epoch = 0) -> None:
+        self.id = id
+        self.epoch = epoch
+        self.muted = False
+        self.sessions: dict[ServerId, SendSession] = {}
+        # Re-entrant calls travel in sessions of their own, one per chain, so that the order
+        # of the ordinary session does not block them.
+        self.chained: dict[SessionId, SendSession] = {}
+
+
+class Record:
+    """A stored result: what a repeat of the request is answered with."""
+
+    __slots__ = ("payload", "status")
+
+    def __init__(self, status: int, payload: bytes) -> None:
+        self.status = status
+        self.payload = payload
+
+
+class Entry:
+    """One message in a mailbox: a request, or (session None) a timer of the server itself."""
+
+    __slots__ = (
+        "args",
+        "chain",
+        "deadline_ms",
+        "kind",
+        "method",
+        "payload",
+        "run",
+        "seq",
+        "session",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        session: ReceiveSession | None,
+        seq: int,
+        kind: int,
+        method: str,
+        payload: bytes | None,
+        args: object,
+        chain: tuple[str, ...],
+        deadline_ms: int,
+        trace: str = "",
+    ) -> None:
+        self.session = session
+        self.seq = seq
+        self.kind = kind
+        self.method = method
+        self.payload = payload
+        self.args = args
+        self.chain = chain
+        self.deadline_ms = deadline_ms
+        self.trace = trace
+        self.run = 0  # the number of its run, once it has begun
+
+
+class ReceiveSession:
+    """The owner's half of one session; part of the server's state."""
+
+    __slots__ = (
+        "acked_below",
+        "early",
+        "expected",
+        "heard_ms",
+        "id",
+        "pending",
+        "records",
+        "reply_to",
+        "sender_epoch",
+        "starved",
+    )
+
+    def __init__(self, id: SessionId, reply_to: NodeId, now_ms: int) -> None:
+        self.id = id
+        self.reply_to = reply_to
+        self.expected = 1
+        self.acked_below = 1
+        self.early: dict[int, Entry] = {}
+        self.records: dict[int, Record] = {}
+        self.heard_ms = now_ms
+        self.sender_epoch: Epoch = 0
+        self.starved = False
+        self.pending = 0  # admitted calls that have no result yet
+
+    def acknowledge(self, below: int) -> int:
+        """Free the records below `below`; returns how many bytes that freed."""
+        freed = 0
+        records = self.records
+        if records:
+            # NB: results come in order but for re-entrant runs, so look at them all.
+            for seq in [s for s in records if s < below]:
+                freed += len(records.pop(seq).payload)
+        self.acked_below = below
+        return freed
+
+
+def may_open(session: SessionId, now_ms: int, expiry_ms: int) -> bool:
+    """Whether an unknown session may be opened by its number 1.
+
+    A session whose state was dropped had been silent for `expiry_ms`, so its id is at least
+    that old; ids older than half of it are refused, which leaves the other half for clocks
+    that differ and messages that were late.
+    """
+    return now_ms - session_born_ms(session) < expiry_ms // 2
+
+
+__all__ = [
+    "NEVER",
+    "Entry",
+    "Outgoing",
+    "ReceiveSession",
+    "Record",
+    "Route",
+    "SendSession",
+    "Sender",
+    "may_open",
+    "session_sender",
+]

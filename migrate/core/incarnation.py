@@ -1,0 +1,337 @@
+"""One copy of a server, and what of it travels besides the user's object.
+
+The record that travels is made of plain values; the object itself, and arguments that are
+still live objects, are turned into bytes by the shell.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from migrate.core.delivery import (
+    Entry,
+    Outgoing,
+    ReceiveSession,
+    Record,
+    Route,
+    Sender,
+    SendSession,
+)
+from migrate.core.directory import Row
+from migrate.core.ids import NodeId, SessionId
+from migrate.core.messages import CALL, Envelope, Message
+
+
+class Phase(enum.IntEnum):
+    """What a copy does at the moment."""
+
+    STARTING = 0  # spawned, or arrived: its hook runs before the first message
+    RUNNING = 1
+    QUIESCING = 2  # admits, but hands out nothing
+    FROZEN = 3  # admits, acknowledges and fires nothing
+    STOPPING = 4  # ends at the next quiescent point
+
+
+class TimerState:
+    """A timer of a server: `queued` while its message is in the mailbox (ticks are merged)."""
+
+    __slots__ = ("due_ms", "method", "period_ms", "queued")
+
+    def __init__(self, method: str, period_ms: int, due_ms: int) -> None:
+        self.method = method
+        self.period_ms = period_ms
+        self.due_ms = due_ms
+        self.queued = False
+
+
+class Incarnation:
+    """A hosted copy: (id, epoch), its mailbox, sessions, timers and its own sending half.
+
+    `host` is the shell's handle (the user's object and how to run it).
+    """
+
+    __slots__ = (
+        "background",
+        "early",
+        "forwarding_to",
+        "held",
+        "holding",
+        "host",
+        "id",
+        "late",
+        "limit",
+        "mailbox",
+        "phase",
+        "pump_due",
+        "record_bytes",
+        "records",
+        "reentrant",
+        "rev",
+        "row",
+        "run_no",
+        "running",
+        "sender",
+        "sessions",
+        "starved",
+        "timers",
+    )
+
+    def __init__(self, row: Row, rev: int, limit: int, reentrant: bool, host: object) -> None:
+        self.row = row
+        self.rev = rev
+        self.id = row.server
+        self.limit = limit
+        self.reentrant = reentrant
+        self.host = host
+        self.phase = Phase.STARTING
+        self.mailbox: deque[Entry] = deque()
+        self.sessions: dict[SessionId, ReceiveSession] = {}
+        self.sender = Sender(row.server, row.epoch)
+        self.timers: dict[str, TimerState] = {}
+        self.running: dict[int, Entry] = {}  # by run number; more than one only if re-entrant
+        self.run_no = 0
+        self.early = 0
+        self.records = 0
+        self.record_bytes = 0
+        self.background = 0  # tasks that handlers started and that still run
+        self.starved: dict[SessionId, ReceiveSession] = {}
+        self.pump_due = False
+        # Target before its release: what would be seen waits here.
+        self.holding = False
+        self.held: list[tuple[NodeId, Message]] = []
+        # Source from the freeze to the commit (or roll-back): what arrived meanwhile.
+        self.late: list[Envelope] = []
+        self.forwarding_to: tuple[NodeId, int] | None = None
+
+    def quiet(self) -> bool:
+        """A quiescent point: no handler and no task that a handler started is running."""
+        return not self.running and self.background == 0
+
+
+class EntryRecord(Struct, array_like=True):
+    """An `Entry` as it travels; `left_ms` is the time it has left (-1: no limit)."""
+
+    session: SessionId
+    seq: int
+    kind: int
+    method: str
+    payload: bytes
+    chain: tuple[str, ...]
+    left_ms: int
+    trace: str
+
+
+class SessionRecord(Struct, array_like=True):
+    """A `ReceiveSession` as it travels."""
+
+    id: SessionId
+    reply_to: NodeId
+    expected: int
+    acked_below: int
+    silent_ms: int
+    sender_epoch: int
+    records: dict[int, tuple[int, bytes]]
+    early: list[EntryRecord]
+
+
+class OutgoingRecord(Struct, array_like=True):
+    """An unsettled `Outgoing` of the server's own; `seq` 0: not yet numbered."""
+
+    seq: int
+    kind: int
+    method: str
+    payload: bytes
+    chain: tuple[str, ...]
+    left_ms: int
+
+
+class SendRecord(Struct, array_like=True):
+    """A `SendSession` as it travels."""
+
+    id: SessionId
+    server: str
+    next_seq: int
+    node: NodeId
+    epoch: int
+    outgoing: list[OutgoingRecord]
+
+
+class TimerRecord(Struct, array_like=True):
+    """A `TimerState` as it travels: the remaining time."""
+
+    method: str
+    period_ms: int
+    left_ms: int
+    queued: bool
+
+
+class StateRecord(Struct, array_like=True):
+    """Everything of a server that travels, but for the user's object."""
+
+    limit: int
+    reentrant: bool
+    run_no: int
+    mailbox: list[EntryRecord]
+    sessions: list[SessionRecord]
+    sending: list[SendRecord]
+    timers: list[TimerRecord]
+
+
+def _left(deadline_ms: int, now_ms: int) -> int:
+    return -1 if deadline_ms == 0 else max(0, deadline_ms - now_ms)
+
+
+def _deadline(left_ms: int, now_ms: int) -> int:
+    return 0 if left_ms < 0 else now_ms + left_ms
+
+
+def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> StateRecord:
+    """Take down everything that travels with the server.
+
+    Args:
+        inc: Frozen, at a quiescent point. Not changed.
+        pack: Turns live arguments into bytes; may raise what it likes, nothing is lost.
+        now_ms: Remaining times count from here.
+    """
+
+    def entry_record(entry: Entry) -> EntryRecord:
+        payload = entry.payload if entry.payload is not None else pack(entry.args)
+        return EntryRecord(
+            entry.session.id if entry.session is not None else "",
+            entry.seq,
+            entry.kind,
+            entry.method,
+            payload,
+            entry.chain,
+            _left(entry.deadline_ms, now_ms),
+            entry.trace,
+        )
+
+    def outgoing_record(out: Outgoing) -> OutgoingRecord:
+        payload = out.payload if out.payload is not None else pack(out.args)
+        left = _left(out.deadline_ms, now_ms)
+        return OutgoingRecord(out.seq, out.kind, out.method, payload, out.chain, left)
+
+    return StateRecord(
+        limit=inc.limit,
+        reentrant=inc.reentrant,
+        run_no=inc.run_no,
+        mailbox=[entry_record(entry) for entry in inc.mailbox],
+        sessions=[
+            SessionRecord(
+                session.id,
+                session.reply_to,
+                session.expected,
+                session.acked_below,
+                now_ms - session.heard_ms,
+                session.sender_epoch,
+                {seq: (record.status, record.payload) for seq, record in session.records.items()},
+                [entry_record(entry) for entry in session.early.values()],
+            )
+            for session in inc.sessions.values()
+        ],
+        sending=[
+            SendRecord(
+                session.id,
+                session.server,
+                session.next_seq,
+                session.route.node or "",
+                session.route.epoch,
+                [outgoing_record(out) for out in session.outstanding.values()]
+                + [outgoing_record(out) for out in session.waiting],
+            )
+            for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]
+        ],
+        timers=[
+            TimerRecord(t.method, t.period_ms, max(0, t.due_ms - now_ms), t.queued)
+            for t in inc.timers.values()
+        ],
+    )
+
+
+def restore(
+    record: StateRecord,
+    row: Row,
+    rev: int,
+    host: object,
+    route_of: Callable[[str, NodeId, int], Route],
+    window: int,
+    now_ms: int,
+) -> Incarnation:
+    """Build the copy that `record` describes; it is FROZEN and holds back what it would send.
+
+    Args:
+        record: From `export`, possibly from a peer that lies: nothing in it is trusted
+            beyond its types.
+        row: The row this copy will have if the move commits.
+        rev: Its revision, 0 while unknown.
+        host: The shell's handle.
+        route_of: Gives the core's shared route to a server, created with the hint.
+        window: This node's sending window.
+        now_ms: Remaining times count from here.
+    """
+    inc = Incarnation(row, rev, record.limit, record.reentrant, host)
+    inc.phase = Phase.FROZEN
+    inc.holding = True
+    inc.sender.muted = True
+    inc.run_no = record.run_no
+
+    def entry(item: EntryRecord) -> Entry:
+        session = inc.sessions.get(item.session) if item.session else None
+        return Entry(
+            session,
+            item.seq,
+            item.kind,
+            item.method,
+            item.payload,
+            None,
+            item.chain,
+            _deadline(item.left_ms, now_ms),
+            item.trace,
+        )
+
+    for s in record.sessions:
+        session = ReceiveSession(s.id, s.reply_to, now_ms - s.silent_ms)
+        session.expected, session.acked_below = s.expected, s.acked_below
+        session.sender_epoch = s.sender_epoch
+        inc.sessions[s.id] = session
+        for seq, (status, payload) in s.records.items():
+            session.records[seq] = Record(status, payload)
+            inc.records += 1
+            inc.record_bytes += len(payload)
+        for item in s.early:
+            session.early[item.seq] = entry(item)
+            inc.early += 1
+    for item in record.mailbox:
+        admitted = entry(item)
+        inc.mailbox.append(admitted)
+        if admitted.session is not None and admitted.kind == CALL:
+            admitted.session.pending += 1
+    for t in record.timers:
+        timer = TimerState(t.method, t.period_ms, now_ms + t.left_ms)
+        timer.queued = t.queued
+        inc.timers[t.method] = timer
+    for r in record.sending:
+        route = route_of(r.server, r.node, r.epoch)
+        sending = SendSession(r.id, r.server, inc.sender, route, window, now_ms)
+        sending.next_seq = r.next_seq
+        for o in r.outgoing:
+            deadline = _deadline(o.left_ms, now_ms)
+            out = Outgoing(o.kind, o.method, o.payload, None, o.chain, deadline, None, "")
+            out.seq = o.seq
+            if o.seq:
+                sending.outstanding[o.seq] = out
+            else:
+                sending.waiting.append(out)
+        sending.low = min(sending.outstanding, default=sending.next_seq)
+        # Only the ordinary sessions go on; those of a chain end with their chain.
+        if r.server not in inc.sender.sessions:
+            inc.sender.sessions[r.server] = sending
+        else:
+            sending.chained = True
+            inc.sender.chained[r.id] = sending
+    return inc

@@ -1,0 +1,1824 @@
+"""The core of a node or client: delivery, hosting, forwarding and moves, composed.
+
+Theory of operation. A `Core` is everything that one process decides. It is fed by the shell
+(or by the simulator) through its public methods, each with the time, and acts only through
+its `Port`. Nothing here blocks, waits, or looks at a clock. A client is a core that hosts
+nothing.
+
+Three roles share it:
+
+* sending: `request` numbers and sends, `_on_reply` and `_on_receipt` settle; routes say where a
+  server is believed to be, and are corrected by Moved, NotHere and the directory;
+* hosting: `_arrive` admits envelopes in order, `_pump` hands them to the shell one at a time,
+  `finish` records and answers;
+* moving: `move.py` decides, this module applies its actions to the hosted copy.
+
+Local calls take the same path with the same numbers, but no bytes: a server may leave in the
+middle of them, and then the numbers are what makes them exactly-once.
+
+Messages to this very node (a local sender of a copy that answers by message) go through
+`_loopback` and are handled before a public method returns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from migrate.core.actions import (
+    Action,
+    DropCopy,
+    EncodeState,
+    Finish,
+    GoLive,
+    Quiesce,
+    Release,
+    Result,
+    Resume,
+    SetTimer,
+    StartForwarding,
+    Tell,
+)
+from migrate.core.delivery import (
+    NEVER,
+    Entry,
+    Outgoing,
+    ReceiveSession,
+    Record,
+    Route,
+    Sender,
+    SendSession,
+    may_open,
+)
+from migrate.core.directory import Row, RowState
+from migrate.core.events import NodeDead, PeerUp, Quiesced, TimerFired, Withdraw
+from migrate.core.forwarding import HOPS_MAX, Forwarding
+from migrate.core.ids import NodeId, ServerId, SessionId, TransferId, session_id, session_sender
+from migrate.core.incarnation import Incarnation, Phase, StateRecord, TimerState, export, restore
+from migrate.core.messages import (
+    CALL,
+    CAST,
+    CLOSED,
+    CYCLE,
+    EMPTY,
+    EXPIRED,
+    FORGOTTEN,
+    FULL,
+    LOST,
+    NOT_FOUND,
+    OK,
+    PROBE,
+    REFUSED,
+    ROLLED_BACK,
+    STOPPED,
+    TIMED_OUT,
+    WITHDRAWN,
+    Acked,
+    Envelope,
+    Message,
+    Moved,
+    MoveMessage,
+    NotHere,
+    Prepare,
+    Receipt,
+    Reply,
+    WaitProbe,
+)
+from migrate.core.move import Happening, MoveTimes, SourceMove, TargetMove, answer_unknown
+from migrate.core.timers import Timers
+
+PUMP_MAX = 64
+"""Messages handed out in one go before others get their turn on the loop."""
+
+GRACE_MS = 1_000
+"""How long a withdrawn request waits for the owner's word that it was not done."""
+
+LOOK_UP_FIRST_MS = 5
+LOOK_UP_MAX_MS = 500
+DEAD_MAX = 10_000
+"""Dead nodes that are remembered; ids are never reused, so forgetting costs a look-up."""
+
+PATH_MAX = 64
+"""Longest chain of waits that a probe follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreOptions:
+    """Limits and waits of a core; milliseconds where the name says so."""
+
+    window: int = 1024
+    repeat_first_ms: int = 1_000
+    repeat_max_ms: int = 5_000
+    ack_idle_ms: int = 500
+    session_expiry_ms: int = 300_000
+    sessions_max: int = 10_000
+    records_max: int = 100_000
+    record_bytes_max: int = 64 << 20
+    tombstone_ms: int = 300_000
+    tombstones_max: int = 10_000
+    forwarding_expiry_ms: int = 300_000
+    forwarding_max: int = 100_000
+    late_max: int = 100_000
+    probe_ms: int = 100
+    moves_max: int = 64
+    moves_in_max: int = 256
+    move: MoveTimes = MoveTimes()
+
+
+class Port(Protocol):
+    """What a core acts through. Every method returns at once; none calls the core back."""
+
+    def send(self, node: NodeId, message: Message) -> None:
+        """Send; may lose it."""
+
+    def run(self, inc: Incarnation, entry: Entry) -> tuple[int, bytes | None, object] | None:
+        """Run a handler: its (status, payload, value) if it is over, None: `finish` follows."""
+
+    def resolve(self, token: object, status: int, payload: bytes | None, value: object) -> None:
+        """Give the result to whoever made the request."""
+
+    def pack(self, args: object) -> bytes:
+        """Live arguments as bytes; they were shown to be packable when the call was made."""
+
+    def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
+        """A live result as bytes; a result that cannot travel becomes an error."""
+
+    def look_up(self, server: ServerId) -> None:
+        """Read the server's row; `located` follows."""
+
+    def look_up_senders(self, servers: list[ServerId]) -> None:
+        """Find out which of these servers have no row any more; `senders_gone` follows."""
+
+    def wake_at(self, due_ms: int) -> None:
+        """Call `tick` at that time (earlier is harmless); replaces a later wish only."""
+
+    def pump_later(self, inc: Incarnation) -> None:
+        """Call `pump` in the next turn."""
+
+    def perform(self, transfer: TransferId, incoming: bool, action: Action) -> None:
+        """A move's action that is not the core's own to apply."""
+
+    def stopped(self, inc: Incarnation) -> None:
+        """A server that was asked to stop is at its last quiescent point."""
+
+
+@dataclass(slots=True)
+class Tombstone:
+    """What answers late repeats after a stop: the records, until `until_ms`."""
+
+    sessions: dict[SessionId, ReceiveSession]
+    until_ms: int
+
+
+class Core:
+    """See the module's text. All public methods take `now_ms`, which never goes back."""
+
+    def __init__(self, node: NodeId, port: Port, options: CoreOptions, now_ms: int) -> None:
+        self.node = node
+        self.port = port
+        self.options = options
+        self.own = Sender(node)
+        self.hosted: dict[ServerId, Incarnation] = {}
+        self.sending: dict[SessionId, SendSession] = {}
+        self.routes: dict[ServerId, Route] = {}
+        self.forwarding = Forwarding(options.forwarding_expiry_ms, options.forwarding_max)
+        self.tombstones: dict[ServerId, Tombstone] = {}
+        self.dead: dict[NodeId, None] = {}
+        self.moves_out: dict[TransferId, SourceMove] = {}
+        self.moves_in: dict[TransferId, TargetMove] = {}
+        self.leaving: dict[ServerId, TransferId] = {}
+        self.arriving: dict[ServerId, TransferId] = {}
+        self.copies: dict[TransferId, Incarnation] = {}
+        self.refuse_moves = ""  # why this node takes no servers in; empty: it does
+        self.timers = Timers()
+        self.waits: dict[str, dict[Outgoing, SendSession]] = {}
+        self._queue: deque[SourceMove] = deque()
+        self._knocking: dict[ServerId, list[Envelope]] = {}
+        self._idle: dict[SessionId, SendSession] = {}
+        self._receipts: dict[SessionId, tuple[Incarnation, ReceiveSession]] = {}
+        self._loopback: deque[Message] = deque()
+        self._session_n = 0
+        self._depth = 0
+        self._wake_ms = NEVER
+        self._set_timer(("sweep",), now_ms + self._sweep_ms())
+
+    # ------------------------------------------------------------------ time
+
+    def _sweep_ms(self) -> int:
+        return max(1_000, self.options.session_expiry_ms // 10)
+
+    def _set_timer(self, key: tuple[str, ...], due_ms: int) -> None:
+        self.timers.set(key, due_ms)
+        if due_ms < self._wake_ms:
+            self._wake_ms = due_ms
+            self.port.wake_at(due_ms)
+
+    def tick(self, now_ms: int) -> None:
+        """Do what is due."""
+        self._wake_ms = NEVER
+        while True:
+            key = self.timers.pop_due(now_ms)
+            if key is None:
+                break
+            self._fire(key, now_ms)  # type: ignore[arg-type]
+        self._flush(now_ms)
+        due = self.timers.next_ms()
+        if due is not None and due < self._wake_ms:
+            self._wake_ms = due
+            self.port.wake_at(due)
+
+    def _fire(self, key: tuple[str, ...], now_ms: int) -> None:
+        match key:
+            case ("repeat", session):
+                sending = self.sending.get(session)
+                if sending is not None:
+                    self._repeat(sending, now_ms)
+            case ("deadline", session):
+                sending = self.sending.get(session)
+                if sending is not None:
+                    self._expire(sending, now_ms)
+            case ("acks",):
+                self._tell_acks()
+            case ("tick", server, method):
+                self._tick_server(server, method, now_ms)
+            case ("look", server):
+                route = self.routes.get(server)
+                if route is not None and route.node is None and route.looking:
+                    self.port.look_up(server)
+            case ("probe", run):
+                self._probe(run, now_ms)
+            case ("out", transfer):
+                source = self.moves_out.get(transfer)
+                if source is not None:
+                    self._apply_source(source, source.handle(TimerFired(), now_ms), now_ms)
+            case ("in", transfer):
+                target = self.moves_in.get(transfer)
+                if target is not None:
+                    self._apply_target(target, target.handle(TimerFired(), now_ms), now_ms)
+            case ("sweep",):
+                self._sweep(now_ms)
+                self._set_timer(("sweep",), now_ms + self._sweep_ms())
+
+    def _sweep(self, now_ms: int) -> None:
+        self.forwarding.expire(now_ms)
+        while self.tombstones:
+            server = next(iter(self.tombstones))
+            if self.tombstones[server].until_ms > now_ms:
+                break
+            del self.tombstones[server]
+        servers: dict[ServerId, None] = {}
+        for inc in self.hosted.values():
+            for session in self._silent_sessions(inc, now_ms):
+                sender = session_sender(session.id)
+                if "@" in sender:
+                    self._end_session(inc, session)
+                else:
+                    servers[sender] = None
+        if servers:
+            # A server's session ends with its row, not with its silence.
+            self.port.look_up_senders(list(servers))
+        for route in [r for r in self.routes.values() if not r.sessions]:
+            del self.routes[route.server]
+        for sending in [s for s in self.sending.values() if s.idle()]:
+            if now_ms - sending.last_used_ms > expiry // 4:
+                self._close_session(sending)
+
+    def _silent_sessions(self, inc: Incarnation, now_ms: int) -> list[ReceiveSession]:
+        if inc.phase is Phase.FROZEN:
+            return []
+        expiry = self.options.session_expiry_ms
+        return [
+            session
+            for session in inc.sessions.values()
+            if now_ms - session.heard_ms > expiry and not session.pending and not session.early
+        ]
+
+    def senders_gone(self, senders: list[ServerId], now_ms: int) -> None:
+        """The answer to `Port.look_up_senders`: those that have no row any more."""
+        gone = dict.fromkeys(senders)
+        for inc in self.hosted.values():
+            for session in self._silent_sessions(inc, now_ms):
+                if session_sender(session.id) in gone:
+                    self._end_session(inc, session)
+
+    # ------------------------------------------------------------------ sending
+
+    def _route(self, server: ServerId) -> Route:
+        route = self.routes.get(server)
+        if route is None:
+            route = self.routes[server] = Route(server)
+        return route
+
+    def route_hint(self, server: ServerId, node: NodeId, epoch: int) -> Route:
+        """The shared route to a server, improved by what a ref or a record says."""
+        route = self._route(server)
+        if node and epoch > route.epoch and node not in self.dead:
+            route.epoch = epoch
+            if not route.looking:
+                route.node = node
+        return route
+
+    def open_session(self, sender: Sender, server: ServerId, now_ms: int) -> SendSession:
+        """A new session of `sender` to `server`."""
+        self._session_n += 1
+        route = self._route(server)
+        sid = session_id(sender.id, now_ms, self._session_n)
+        session = SendSession(sid, server, sender, route, self.options.window, now_ms)
+        self.sending[sid] = session
+        route.sessions[sid] = session
+        return session
+
+    def _close_session(self, session: SendSession) -> None:
+        """Forget an idle session, and tell the owner that it may too."""
+        if session.next_seq > 1 and session.route.node is not None:
+            final = Acked(session.id, session.server, session.next_seq, True)
+            self._send(session.route.node, final)
+        self._drop_sending(session)
+
+    def _drop_sending(self, session: SendSession) -> None:
+        self.sending.pop(session.id, None)
+        self._idle.pop(session.id, None)
+        session.route.sessions.pop(session.id, None)
+        if session.sender.sessions.get(session.server) is session:
+            del session.sender.sessions[session.server]
+        session.sender.chained.pop(session.id, None)
+        self.timers.cancel(("repeat", session.id))
+        self.timers.cancel(("deadline", session.id))
+
+    def request(
+        self,
+        sender: Sender,
+        server: ServerId,
+        out: Outgoing,
+        now_ms: int,
+        *,
+        wait: bool = True,
+    ) -> SendSession | None:
+        """Make a request.
+
+        Args:
+            sender: Who makes it.
+            server: Whom it is for.
+            out: The request, not yet numbered.
+            now_ms: The time.
+            wait: Whether it may wait un-numbered for room in the window.
+
+        Returns:
+            Its session, or None if there is no room and `wait` is False: then nothing was
+            done. The result comes by `Port.resolve`, perhaps before this returns.
+        """
+        session = sender.sessions.get(server)
+        if out.chain and out.kind == CALL and self._in_chain(server, out.chain):
+            session = self.open_session(sender, server, now_ms)
+            session.chained = True
+            sender.chained[session.id] = session
+        elif session is None:
+            session = sender.sessions[server] = self.open_session(sender, server, now_ms)
+        elif (
+            now_ms - session.last_used_ms > self.options.session_expiry_ms // 4 and session.idle()
+        ):
+            # The owner may forget an idle session; a fresh one cannot be mistaken for it.
+            self._close_session(session)
+            session = sender.sessions[server] = self.open_session(sender, server, now_ms)
+        session.last_used_ms = now_ms
+        if session.waiting or not session.has_room():
+            if not wait:
+                return None
+            session.waiting.append(out)
+        else:
+            session.number(out)
+            self._dispatch(session, out, now_ms)
+        if out.token is not None:
+            deadline = out.deadline_ms
+            if deadline and deadline < session.deadline_ms:
+                session.deadline_ms = deadline
+                self._set_timer(("deadline", session.id), deadline)
+            if out.run and out.kind == CALL and (out.seq == 0 or out.seq in session.outstanding):
+                waits = self.waits.get(out.run)
+                if waits is None:
+                    self.waits[out.run] = {out: session}
+                    self._set_timer(("probe", out.run), now_ms + self.options.probe_ms)
+                else:
+                    waits[out] = session
+        if self._loopback or self._receipts:
+            self._flush(now_ms)
+        return session
+
+    @staticmethod
+    def _in_chain(server: ServerId, chain: tuple[str, ...]) -> bool:
+        prefix = server + "/"
+        return any(run.startswith(prefix) for run in chain)
+
+    def _dispatch(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
+        """Send a numbered request to where its server is believed to be."""
+        if session.sender.muted:
+            return
+        inc = self.hosted.get(session.server)
+        if inc is not None:
+            if inc.phase is not Phase.FROZEN:
+                out.sent_ms = now_ms
+                self._arrive_local(inc, session, out, now_ms)
+                return
+            if inc.forwarding_to is None:
+                # It goes out (or in) when the move has ended.
+                self._arm_repeat(session, now_ms)
+                return
+        route = session.route
+        if route.node is None:
+            if route.looking:
+                return
+            gone = self.forwarding.get(session.server, now_ms)
+            if gone is None or gone[1] <= route.epoch:
+                self._look(route, now_ms)
+                return
+            route.node, route.epoch = gone
+        self._transmit(session, out, route.node, now_ms)
+
+    def _transmit(self, session: SendSession, out: Outgoing, node: NodeId, now_ms: int) -> None:
+        if node == self.node:
+            # Believed to be here, and is not: only the directory can tell.
+            self._look(session.route, now_ms)
+            return
+        payload = out.payload
+        if payload is None:
+            payload = out.payload = self.port.pack(out.args)
+        out.sent_ms = now_ms
+        low = session.low
+        session.acked_told = low
+        deadline = out.deadline_ms
+        self.port.send(
+            node,
+            Envelope(
+                session.server,
+                session.id,
+                out.seq,
+                low,
+                PROBE if out.admitted and out.kind == CALL else out.kind,
+                out.method,
+                b"" if out.admitted and out.kind == CALL else payload,
+                max(1, deadline - now_ms) if deadline else 0,
+                self.node,
+                session.route.epoch,
+                session.sender.epoch,
+                0,
+                0,
+                out.chain,
+            ),
+        )
+        if not session.repeat_armed:
+            self._arm_repeat(session, now_ms)
+
+    def _arm_repeat(self, session: SendSession, now_ms: int) -> None:
+        if not session.repeat_armed:
+            session.repeat_armed = True
+            session.repeats = 0
+            self._set_timer(("repeat", session.id), now_ms + self.options.repeat_first_ms)
+
+    def _repeat(self, session: SendSession, now_ms: int) -> None:
+        """Send again what has been without an answer for long."""
+        session.repeat_armed = False
+        if not session.outstanding:
+            return
+        first, most = self.options.repeat_first_ms, self.options.repeat_max_ms
+        wait = min(most, first << min(session.repeats, 8))
+        again = [
+            out
+            for out in session.outstanding.values()
+            if now_ms - out.sent_ms >= wait and (out.seq < session.grant or out.seq == session.low)
+        ]
+        session.repeat_armed = True
+        session.repeats = session.repeats + 1 if again else 0
+        self._set_timer(("repeat", session.id), now_ms + min(most, first << min(session.repeats, 8)))
+        for out in again:
+            if out.seq in session.outstanding:
+                self._dispatch(session, out, now_ms)
+
+    def _expire(self, session: SendSession, now_ms: int) -> None:
+        """Settle what is past its deadline, as far as the waiting side is concerned."""
+        session.deadline_ms = NEVER
+        nearest = NEVER
+        for out in [*session.outstanding.values(), *session.waiting]:
+            deadline = out.deadline_ms
+            if not deadline or out.token is None:
+                continue
+            if deadline > now_ms:
+                nearest = min(nearest, deadline)
+                continue
+            if out.seq == 0:
+                session.waiting.remove(out)
+                self._resolve(out, FULL, b"", None)
+            elif out.kind != EMPTY and (out.seq >= session.grant or out.sent_ms < 0):
+                # Refused so far, or never sent: the number goes as an empty one, and the
+                # owner's word that it took it so proves that nothing was done.
+                self._withdraw(session, out)
+                out.deadline_ms = now_ms + GRACE_MS
+                nearest = min(nearest, out.deadline_ms)
+                self._dispatch(session, out, now_ms)
+            else:
+                self._resolve(out, TIMED_OUT, b"", out.sent_ms >= 0)
+        if nearest < session.deadline_ms:
+            session.deadline_ms = nearest
+            self._set_timer(("deadline", session.id), nearest)
+
+    @staticmethod
+    def _withdraw(session: SendSession, out: Outgoing) -> None:
+        out.method = "call" if out.kind == CALL else "cast"
+        out.kind = EMPTY
+        out.payload = b""
+        out.args = None
+        out.withdrawn = True
+        out.admitted = False
+
+    def _resolve(self, out: Outgoing, status: int, payload: bytes | None, value: object) -> None:
+        token = out.token
+        if out.run:
+            waits = self.waits.get(out.run)
+            if waits is not None and waits.pop(out, None) is not None and not waits:
+                del self.waits[out.run]
+                self.timers.cancel(("probe", out.run))
+        if token is not None:
+            out.token = None
+            self.port.resolve(token, status, payload, value)
+
+    def cancel(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
+        """Nobody waits for `out` any more. Its number, if it has one, is used up."""
+        out.token = None
+        self._resolve(out, CLOSED, b"", None)
+        if out.seq == 0:
+            if out in session.waiting:
+                session.waiting.remove(out)
+        elif out.seq in session.outstanding and out.sent_ms < 0 and out.kind != EMPTY:
+            self._withdraw(session, out)
+
+    def _refill(self, session: SendSession, now_ms: int) -> None:
+        waiting = session.waiting
+        while waiting and session.has_room():
+            out = waiting.popleft()
+            session.number(out)
+            self._dispatch(session, out, now_ms)
+
+    def _settled(self, session: SendSession, now_ms: int) -> None:
+        """Something was settled: use the room, or note that the session became idle."""
+        if session.waiting:
+            self._refill(session, now_ms)
+        if not session.outstanding:
+            if session.chained:
+                self._close_session(session)
+            elif session.low != session.acked_told and session.id not in self._idle:
+                if not self._idle:
+                    self._set_timer(("acks",), now_ms + self.options.ack_idle_ms)
+                self._idle[session.id] = session
+
+    def _tell_acks(self) -> None:
+        for session in self._idle.values():
+            node = session.route.node
+            if session.low != session.acked_told and node is not None and node != self.node:
+                session.acked_told = session.low
+                self._send(node, Acked(session.id, session.server, session.low))
+        self._idle.clear()
+
+    # -- where servers are
+
+    def _look(self, route: Route, now_ms: int) -> None:
+        route.node = None
+        if not route.looking:
+            route.looking = True
+            self.port.look_up(route.server)
+
+    def _look_again(self, route: Route, now_ms: int) -> None:
+        wait = min(LOOK_UP_MAX_MS, LOOK_UP_FIRST_MS << min(route.attempts, 10))
+        route.attempts += 1
+        route.node = None
+        route.looking = True
+        self._set_timer(("look", route.server), now_ms + wait)
+
+    def located(self, server: ServerId, known: bool, row: Row | None, now_ms: int) -> None:
+        """The answer to `Port.look_up`.
+
+        Args:
+            server: Whom it was about.
+            known: False if the directory could not be read.
+            row: The row, None if there is none.
+            now_ms: The time.
+        """
+        route = self.routes.get(server)
+        if route is None or not route.looking:
+            return
+        if not known:
+            self._look_again(route, now_ms)
+        elif server in self.hosted:
+            route.looking = False
+            self._retransmit(route, now_ms)
+        elif row is None:
+            self._fail(route, NOT_FOUND, b"", now_ms)
+        elif row.state is RowState.LOST:
+            self._fail(route, LOST, row.cause.encode(), now_ms)
+        elif (
+            row.owner in self.dead
+            or row.owner == self.node
+            or row.epoch < route.epoch
+            or (row.owner == route.refused and row.epoch <= route.epoch)
+        ):
+            # The row is about to change: a death, a commit or an arrival is under way.
+            self._look_again(route, now_ms)
+        else:
+            route.looking = False
+            route.node, route.epoch = row.owner, row.epoch
+            self._retransmit(route, now_ms)
+        self._flush(now_ms)
+
+    def _fail(self, route: Route, status: int, payload: bytes, now_ms: int) -> None:
+        """Nobody will ever answer: settle everything outstanding to the server."""
+        route.looking = False
+        route.node = None
+        route.attempts = 0
+        for session in list(route.sessions.values()):
+            for out in list(session.outstanding.values()):
+                session.settle(out.seq)
+                # The value tells whether a copy may have been executed.
+                self._resolve(out, status, payload, out.sent_ms >= 0)
+            while session.waiting:
+                self._resolve(session.waiting.popleft(), status, payload, False)
+            self._drop_sending(session)
+
+    def _retransmit(self, route: Route, now_ms: int) -> None:
+        route.attempts = 0
+        for session in list(route.sessions.values()):
+            for out in list(session.outstanding.values()):
+                if out.seq in session.outstanding and (
+                    out.seq < session.grant or out.seq == session.low
+                ):
+                    self._dispatch(session, out, now_ms)
+            if session.waiting:
+                self._refill(session, now_ms)
+
+    # -- what comes back
+
+    def _on_reply(self, reply: Reply, now_ms: int) -> None:
+        session = self.sending.get(reply.session)
+        if session is None:
+            # The sender has moved: its reply follows it.
+            to = self.forwarding.get(session_sender(reply.session), now_ms)
+            if to is not None and reply.hops < HOPS_MAX:
+                reply.hops += 1
+                self._send(to[0], reply)
+            return
+        if session.sender.id in self.leaving:
+            inc = self.hosted.get(session.sender.id)
+            if inc is not None and inc.phase is Phase.FROZEN:
+                return  # its state is on the way; the new place asks again
+        out = session.settle(reply.seq)
+        if out is None:
+            return
+        status = reply.status
+        if out.withdrawn and status == WITHDRAWN:
+            status = FULL
+        session.route.attempts = 0
+        self._resolve(out, status, reply.payload, None)
+        if status == FORGOTTEN:
+            self._forgotten(session, now_ms)
+        if session.waiting or not session.outstanding:
+            self._settled(session, now_ms)
+
+    def _forgotten(self, session: SendSession, now_ms: int) -> None:
+        """The owner does not know the session (any more): nothing in it can go on."""
+        for out in list(session.outstanding.values()):
+            session.settle(out.seq)
+            self._resolve(out, FORGOTTEN, b"", None)
+        waiting = list(session.waiting)
+        session.waiting.clear()
+        self._drop_sending(session)
+        if waiting:
+            # Never numbered, thus never sent: they go on under a new session, in order.
+            sender = session.sender
+            fresh = sender.sessions[session.server] = self.open_session(
+                sender, session.server, now_ms
+            )
+            fresh.waiting.extend(waiting)
+            fresh.deadline_ms = min((o.deadline_ms or NEVER for o in waiting), default=NEVER)
+            if fresh.deadline_ms < NEVER:
+                self._set_timer(("deadline", fresh.id), fresh.deadline_ms)
+            self._refill(fresh, now_ms)
+
+    def _on_receipt(self, receipt: Receipt, now_ms: int) -> None:
+        session = self.sending.get(receipt.session)
+        if session is None:
+            to = self.forwarding.get(session_sender(receipt.session), now_ms)
+            if to is not None and receipt.hops < HOPS_MAX:
+                receipt.hops += 1
+                self._send(to[0], receipt)
+            return
+        inc = self.hosted.get(session.sender.id)
+        if inc is not None and inc.phase is Phase.FROZEN:
+            return
+        was_limited = session.grant != NEVER
+        for out in session.receipt(receipt.admitted_below, receipt.window):
+            self._resolve(out, OK, None, None)
+        for out in list(session.outstanding.values()):
+            if out.seq >= receipt.admitted_below and (
+                out.admitted or (was_limited and out.seq < session.grant)
+            ):
+                out.admitted = False
+                self._dispatch(session, out, now_ms)
+        session.route.attempts = 0
+        if session.waiting or not session.outstanding:
+            self._settled(session, now_ms)
+
+    def _on_moved(self, moved: Moved, now_ms: int) -> None:
+        route = self.routes.get(moved.server)
+        if route is None or moved.epoch <= route.epoch or moved.node in self.dead:
+            return
+        waiting = route.node is None
+        route.node, route.epoch = moved.node, moved.epoch
+        route.looking = False
+        if waiting:
+            self._retransmit(route, now_ms)
+
+    def _on_not_here(self, message: NotHere, node: NodeId, now_ms: int) -> None:
+        route = self.routes.get(message.server)
+        if route is None or route.node != node:
+            return
+        route.refused = node
+        self._look_or_wait(route, now_ms)
+
+    def _look_or_wait(self, route: Route, now_ms: int) -> None:
+        route.node = None
+        if any(not session.idle() for session in route.sessions.values()):
+            if route.attempts:
+                self._look_again(route, now_ms)
+            else:
+                route.attempts = 1
+                self._look(route, now_ms)
+
+    # ------------------------------------------------------------------ hosting
+
+    def host(
+        self,
+        row: Row,
+        rev: int,
+        limit: int,
+        reentrant: bool,
+        host: object,
+        timers: list[tuple[str, int]],
+        now_ms: int,
+    ) -> Incarnation:
+        """Take in a spawned server; it hands out messages from `started` on.
+
+        Args:
+            row: Its row as written in the directory.
+            rev: The row's revision.
+            limit: Messages its mailbox holds.
+            reentrant: Whether a call of its own chain runs at once.
+            host: The shell's handle.
+            timers: (method, period in ms) of each timer; first due after one period.
+            now_ms: The time.
+        """
+        inc = Incarnation(row, rev, limit, reentrant, host)
+        self.hosted[row.server] = inc
+        self.forwarding.forget(row.server)
+        for method, period in timers:
+            inc.timers[method] = TimerState(method, period, now_ms + period)
+            self._set_timer(("tick", row.server, method), now_ms + period)
+        return inc
+
+    def started(self, server: ServerId, now_ms: int) -> None:
+        """The hook before the first message is over: serve."""
+        inc = self.hosted.get(server)
+        if inc is not None and inc.phase is Phase.STARTING:
+            inc.phase = Phase.RUNNING
+            self._arm_ticks(inc, now_ms)
+            self._pump(inc, now_ms)
+            self._flush(now_ms)
+
+    def _arm_ticks(self, inc: Incarnation, now_ms: int) -> None:
+        for timer in inc.timers.values():
+            if not timer.queued:
+                self._set_timer(("tick", inc.id, timer.method), max(now_ms, timer.due_ms))
+
+    def _tick_server(self, server: ServerId, method: str, now_ms: int) -> None:
+        inc = self.hosted.get(server)
+        timer = inc.timers.get(method) if inc is not None else None
+        if inc is None or timer is None or timer.queued:
+            return
+        if inc.phase is Phase.FROZEN or inc.phase is Phase.STOPPING:
+            return  # what is due travels as it is; missed ticks become one
+        timer.queued = True
+        missed = (now_ms - timer.due_ms) // timer.period_ms
+        timer.due_ms += (missed + 1) * timer.period_ms
+        inc.mailbox.append(Entry(None, 0, CAST, method, b"", None, (), 0))
+        self._pump(inc, now_ms)
+
+    def receive(self, node: NodeId, messages: list[Message], now_ms: int) -> list[Message]:
+        """Take what came from one peer, in order.
+
+        Returns:
+            Messages that are not the core's (Load, Ask, Answer), for the shell.
+        """
+        rest: list[Message] = []
+        for message in messages:
+            kind = type(message)
+            if kind is Envelope:
+                self._on_envelope(message, now_ms)  # type: ignore[arg-type]
+            elif kind is Reply:
+                self._on_reply(message, now_ms)  # type: ignore[arg-type]
+            elif not self._on_message(message, node, now_ms):
+                rest.append(message)
+        if self._loopback or self._receipts:
+            self._flush(now_ms)
+        return rest
+
+    def _on_message(self, message: Message, node: NodeId, now_ms: int) -> bool:
+        match message:
+            case Envelope():
+                self._on_envelope(message, now_ms)
+            case Reply():
+                self._on_reply(message, now_ms)
+            case Receipt():
+                self._on_receipt(message, now_ms)
+            case Acked():
+                self._on_acked(message, now_ms)
+            case Moved():
+                self._on_moved(message, now_ms)
+            case NotHere():
+                self._on_not_here(message, node, now_ms)
+            case WaitProbe():
+                self._on_wait_probe(message, now_ms)
+            case Prepare():
+                self._on_prepare(message, node, now_ms)
+            case _ if hasattr(message, "transfer"):
+                self._on_move_message(message, node, now_ms)  # type: ignore[arg-type]
+            case _:
+                return False
+        return True
+
+    def _flush(self, now_ms: int) -> None:
+        """Handle what is addressed to this very node, and send the receipts that are due."""
+        while self._loopback or self._receipts:
+            receipts, self._receipts = self._receipts, {}
+            for inc, session in receipts.values():
+                self._tell(inc, session.reply_to, self._receipt(inc, session))
+            while self._loopback:
+                self._on_message(self._loopback.popleft(), self.node, now_ms)
+
+    def _send(self, node: NodeId, message: Message) -> None:
+        if node == self.node:
+            self._loopback.append(message)
+        else:
+            self.port.send(node, message)
+
+    def _tell(self, inc: Incarnation, node: NodeId, message: Message) -> None:
+        """Send in the name of a hosted server: held back while its copy is not released."""
+        if inc.holding:
+            inc.held.append((node, message))
+        else:
+            self._send(node, message)
+
+    def _receipt(self, inc: Incarnation, session: ReceiveSession) -> Receipt:
+        window = 0 if session.starved else -1
+        return Receipt(session.id, inc.id, session.expected, window)
+
+    # -- arrival
+
+    def _on_envelope(self, env: Envelope, now_ms: int) -> None:
+        inc = self.hosted.get(env.server)
+        if inc is None:
+            self._not_hosted(env, now_ms)
+        elif inc.phase is not Phase.FROZEN:
+            self._arrive(inc, env, now_ms)
+        elif inc.forwarding_to is not None:
+            self._forward(env, *inc.forwarding_to)
+        elif len(inc.late) < self.options.late_max:
+            inc.late.append(env)
+
+    def _not_hosted(self, env: Envelope, now_ms: int) -> None:
+        server = env.server
+        if server in self.arriving:
+            knocking = self._knocking.setdefault(server, [])
+            if len(knocking) < self.options.late_max:
+                knocking.append(env)
+            return
+        tombstone = self.tombstones.get(server)
+        if tombstone is not None:
+            self._answer_late(tombstone, env)
+            return
+        to = self.forwarding.get(server, now_ms)
+        if to is not None and env.hops < HOPS_MAX:
+            self._forward(env, *to)
+        else:
+            self._send(env.reply_to, NotHere(server, env.session))
+
+    def _forward(self, env: Envelope, node: NodeId, epoch: int) -> None:
+        if env.hops >= HOPS_MAX:
+            self._send(env.reply_to, NotHere(env.server, env.session))
+            return
+        env.hops += 1
+        self._send(node, env)
+        if env.epoch < epoch:
+            self._send(env.reply_to, Moved(env.server, node, epoch))
+
+    def _answer_late(self, tombstone: Tombstone, env: Envelope) -> None:
+        session = tombstone.sessions.get(env.session)
+        record = session.records.get(env.seq) if session is not None else None
+        if record is not None:
+            self._send(env.reply_to, Reply(env.session, env.seq, record.status, record.payload))
+        elif session is not None and env.seq < session.expected and env.kind == CAST:
+            self._send(env.reply_to, Receipt(env.session, env.server, session.expected))
+        else:
+            done = session is not None and env.seq < session.expected
+            status = FORGOTTEN if done else STOPPED
+            self._send(env.reply_to, Reply(env.session, env.seq, status, b""))
+
+    def _session(
+        self, inc: Incarnation, sid: SessionId, seq: int, acked_below: int, node: NodeId, now_ms: int
+    ) -> ReceiveSession | int:
+        """The receiving half of an unknown session, opened if that is allowed; else a status."""
+        if (seq != 1 and acked_below != 1) or not may_open(
+            sid, now_ms, self.options.session_expiry_ms
+        ):
+            return FORGOTTEN
+        if len(inc.sessions) >= self.options.sessions_max:
+            return REFUSED
+        session = inc.sessions[sid] = ReceiveSession(sid, node, now_ms)
+        return session
+
+    def _arrive(self, inc: Incarnation, env: Envelope, now_ms: int) -> None:
+        sid = env.session
+        session = inc.sessions.get(sid)
+        seq = env.seq
+        if env.generation != inc.row.generation:
+            self._tell(inc, env.reply_to, Reply(sid, seq, ROLLED_BACK, b""))
+            return
+        if session is None:
+            opened = self._session(inc, sid, seq, env.acked_below, env.reply_to, now_ms)
+            if isinstance(opened, int):
+                reason = b"the server has its limit of sessions" if opened == REFUSED else b""
+                self._tell(inc, env.reply_to, Reply(sid, seq, opened, reason))
+                return
+            session = opened
+        if env.sender_epoch != session.sender_epoch:
+            if env.sender_epoch < session.sender_epoch:
+                return  # from a former place of the sender; the present one repeats it
+            session.sender_epoch = env.sender_epoch
+        session.heard_ms = now_ms
+        session.reply_to = env.reply_to
+        if env.acked_below > session.acked_below:
+            self._acknowledge(inc, session, env.acked_below)
+        expected = session.expected
+        if seq != expected:
+            if seq < expected:
+                self._repeated(inc, session, seq, env.kind, env.method)
+                return
+            if seq in session.early or env.kind == PROBE:
+                return
+            if self._no_room(inc) or seq - expected > 2 * self.options.window:
+                self._refuse(inc, session)
+                return
+            session.early[seq] = self._entry(session, env, now_ms)
+            inc.early += 1
+            return
+        kind = env.kind
+        if kind == PROBE:
+            self._receipts[sid] = (inc, session)
+            return
+        if kind != EMPTY and self._no_room(inc) and not self._nested(inc, env.chain):
+            self._refuse(inc, session)
+            return
+        self._admit(inc, session, self._entry(session, env, now_ms), now_ms)
+        if session.early:
+            self._admit_early(inc, session, now_ms)
+
+    @staticmethod
+    def _entry(session: ReceiveSession, env: Envelope, now_ms: int) -> Entry:
+        timeout = env.timeout_ms
+        return Entry(
+            session,
+            env.seq,
+            env.kind,
+            env.method,
+            env.payload,
+            None,
+            env.chain,
+            now_ms + timeout if timeout else 0,
+            env.trace,
+        )
+
+    def _arrive_local(
+        self, inc: Incarnation, sending: SendSession, out: Outgoing, now_ms: int
+    ) -> None:
+        """The same as `_arrive`, for a sender on this node: live arguments, no envelope."""
+        sid = sending.id
+        session = inc.sessions.get(sid)
+        seq = out.seq
+        low = sending.low
+        if session is None:
+            opened = self._session(inc, sid, seq, low, self.node, now_ms)
+            if isinstance(opened, int):
+                sending.settle(seq)
+                self._resolve(out, opened, b"the server has its limit of sessions", None)
+                if opened == FORGOTTEN:
+                    self._forgotten(sending, now_ms)
+                return
+            session = opened
+        session.sender_epoch = sending.sender.epoch
+        session.heard_ms = now_ms
+        session.reply_to = self.node
+        if low > session.acked_below:
+            self._acknowledge(inc, session, low)
+        sending.acked_told = low
+        expected = session.expected
+        if seq < expected:
+            self._repeated(inc, session, seq, out.kind, out.method)
+            return
+        if out.kind != EMPTY and self._no_room(inc) and not self._nested(inc, out.chain):
+            self._refuse(inc, session)
+            return
+        entry = Entry(
+            session,
+            seq,
+            out.kind,
+            out.method,
+            out.payload,
+            out.args,
+            out.chain,
+            out.deadline_ms,
+        )
+        if seq > expected:
+            if seq not in session.early:
+                session.early[seq] = entry
+                inc.early += 1
+            return
+        self._admit(inc, session, entry, now_ms)
+        if session.early:
+            self._admit_early(inc, session, now_ms)
+
+    def _no_room(self, inc: Incarnation) -> bool:
+        options = self.options
+        return (
+            len(inc.mailbox) + inc.early >= inc.limit
+            or inc.records >= options.records_max
+            or inc.record_bytes >= options.record_bytes_max
+        )
+
+    def _refuse(self, inc: Incarnation, session: ReceiveSession) -> None:
+        session.starved = True
+        inc.starved[session.id] = session
+        self._receipts[session.id] = (inc, session)
+
+    def _grant(self, inc: Incarnation) -> None:
+        """The mailbox has room again: share it among those who were refused."""
+        share = max(1, (inc.limit - len(inc.mailbox)) // max(1, len(inc.starved)))
+        plenty = not inc.mailbox
+        for session in inc.starved.values():
+            window = -1 if plenty else share
+            session.starved = False
+            receipt = Receipt(session.id, inc.id, session.expected, window)
+            self._tell(inc, session.reply_to, receipt)
+            session.starved = not plenty
+        if plenty:
+            inc.starved.clear()
+
+    def _repeated(
+        self, inc: Incarnation, session: ReceiveSession, seq: int, kind: int, method: str
+    ) -> None:
+        """A request below `expected`: done, pending or forgotten; never executed again."""
+        record = session.records.get(seq)
+        if record is not None:
+            reply = Reply(session.id, seq, record.status, record.payload)
+            self._tell(inc, session.reply_to, reply)
+        elif seq < session.acked_below:
+            self._tell(inc, session.reply_to, Reply(session.id, seq, FORGOTTEN, b""))
+        elif kind == EMPTY and method == "cast":
+            # The cast was admitted before it was withdrawn.
+            self._tell(inc, session.reply_to, Reply(session.id, seq, OK, b""))
+        else:
+            self._receipts[session.id] = (inc, session)
+
+    def _acknowledge(self, inc: Incarnation, session: ReceiveSession, below: int) -> None:
+        below = min(below, session.expected)
+        if session.records:
+            before = len(session.records)
+            inc.record_bytes -= session.acknowledge(below)
+            inc.records -= before - len(session.records)
+            if inc.starved:
+                self._maybe_grant(inc)
+        elif below > session.acked_below:
+            session.acked_below = below
+
+    def _admit_early(self, inc: Incarnation, session: ReceiveSession, now_ms: int) -> None:
+        early = session.early
+        while session.expected in early:
+            inc.early -= 1
+            self._admit(inc, session, early.pop(session.expected), now_ms)
+
+    def _nested(self, inc: Incarnation, chain: tuple[str, ...]) -> bool:
+        """Whether a call comes from below a handler of this very server that still runs."""
+        if not chain or not inc.running:
+            return False
+        prefix = inc.id + "/"
+        for run in chain:
+            if run.startswith(prefix):
+                number = run[len(prefix) :]
+                if number.isdigit() and len(number) < 20 and int(number) in inc.running:
+                    return True
+        return False
+
+    def _admit(
+        self, inc: Incarnation, session: ReceiveSession, entry: Entry, now_ms: int
+    ) -> None:
+        """The next number of its session: it will be handled, or is consumed right here."""
+        session.expected = entry.seq + 1
+        kind = entry.kind
+        if kind == CALL:
+            session.pending += 1
+            if entry.chain and inc.running and self._nested(inc, entry.chain):
+                if inc.reentrant:
+                    self._start(inc, entry, now_ms)
+                else:
+                    chain = "\n".join([*entry.chain, inc.id]).encode()
+                    self._answer(inc, entry, CYCLE, chain, None, now_ms)
+                return
+        elif kind == CAST:
+            self._receipts[session.id] = (inc, session)
+        elif kind == EMPTY:
+            session.pending += 1
+            self._answer(inc, entry, WITHDRAWN, b"", None, now_ms)
+            return
+        else:
+            # NB: a kind nobody knows; the number is used, the sender is told.
+            session.pending += 1
+            self._answer(inc, entry, REFUSED, b"unknown kind of envelope", None, now_ms)
+            return
+        inc.mailbox.append(entry)
+        self._pump(inc, now_ms)
+
+    # -- running
+
+    def pump(self, inc: Incarnation, now_ms: int) -> None:
+        """Go on handing out messages (asked for by `Port.pump_later`)."""
+        inc.pump_due = False
+        if self.hosted.get(inc.id) is inc:
+            self._pump(inc, now_ms)
+            self._flush(now_ms)
+
+    def _pump(self, inc: Incarnation, now_ms: int) -> None:
+        if inc.running or inc.phase is not Phase.RUNNING:
+            return
+        mailbox = inc.mailbox
+        if self._depth or inc.pump_due:
+            # Inside another handler, or in line behind others: not on this stack.
+            if mailbox and not inc.pump_due:
+                inc.pump_due = True
+                self.port.pump_later(inc)
+            return
+        left = PUMP_MAX
+        while mailbox and not inc.running and inc.phase is Phase.RUNNING:
+            if not left:
+                inc.pump_due = True
+                self.port.pump_later(inc)
+                break
+            left -= 1
+            entry = mailbox.popleft()
+            if entry.session is None:
+                timer = inc.timers.get(entry.method)
+                if timer is not None:
+                    timer.queued = False
+                    self._set_timer(("tick", inc.id, entry.method), timer.due_ms)
+            elif entry.deadline_ms and entry.deadline_ms <= now_ms:
+                if entry.kind == CALL:
+                    self._answer(inc, entry, EXPIRED, b"", None, now_ms)
+                continue
+            self._start(inc, entry, now_ms)
+        if inc.starved:
+            self._maybe_grant(inc)
+
+    def _maybe_grant(self, inc: Incarnation) -> None:
+        if len(inc.mailbox) <= inc.limit // 2 and not self._no_room(inc):
+            self._grant(inc)
+
+    def _start(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
+        inc.run_no += 1
+        entry.run = inc.run_no
+        inc.running[entry.run] = entry
+        self._depth += 1
+        try:
+            done = self.port.run(inc, entry)
+        finally:
+            self._depth -= 1
+        if done is not None:
+            del inc.running[entry.run]
+            if entry.kind == CALL:
+                self._answer(inc, entry, done[0], done[1], done[2], now_ms)
+
+    def finish(
+        self,
+        inc: Incarnation,
+        entry: Entry,
+        status: int,
+        payload: bytes | None,
+        value: object,
+        now_ms: int,
+    ) -> None:
+        """A handler that went on after `Port.run` has ended.
+
+        Args:
+            inc: Its server.
+            entry: What it handled.
+            status: OK or ERROR.
+            payload: The result as bytes, or None if only `value` is given.
+            value: The live result (or exception).
+            now_ms: The time.
+        """
+        if inc.running.pop(entry.run, None) is None:
+            return
+        if entry.session is not None and entry.kind == CALL:
+            self._answer(inc, entry, status, payload, value, now_ms)
+        self._rest(inc, now_ms)
+        self._flush(now_ms)
+
+    def background(self, inc: Incarnation, change: int, now_ms: int) -> None:
+        """A task that a handler started has begun (+1) or ended (-1)."""
+        inc.background += change
+        if change < 0:
+            self._rest(inc, now_ms)
+            self._flush(now_ms)
+
+    def _rest(self, inc: Incarnation, now_ms: int) -> None:
+        """A handler or task ended: hand out the next, or say that the server is quiet."""
+        if inc.phase is Phase.RUNNING:
+            self._pump(inc, now_ms)
+        elif inc.quiet() and self.hosted.get(inc.id) is inc:
+            if inc.phase is Phase.QUIESCING:
+                self._quiesced(inc, now_ms)
+            elif inc.phase is Phase.STOPPING:
+                self.port.stopped(inc)
+
+    def _answer(
+        self,
+        inc: Incarnation,
+        entry: Entry,
+        status: int,
+        payload: bytes | None,
+        value: object,
+        now_ms: int,
+    ) -> None:
+        """Record a result and let it out; a local sender gets the live value."""
+        session = entry.session
+        if session is None:
+            return
+        session.pending -= 1
+        seq = entry.seq
+        if session.reply_to == self.node and not inc.holding:
+            sending = self.sending.get(session.id)
+            if sending is not None:
+                out = sending.settle(seq)
+                low = sending.acked_told = sending.low
+                if session.records:
+                    self._acknowledge(inc, session, low)
+                else:
+                    session.acked_below = low
+                if out is not None:
+                    if out.withdrawn and status == WITHDRAWN:
+                        status = FULL
+                    self._resolve(out, status, payload, value)
+                if sending.waiting or sending.chained:
+                    self._settled(sending, now_ms)
+                return
+        if payload is None:
+            status, payload = self.port.pack_result(status, value)
+        if seq >= session.acked_below:
+            session.records[seq] = Record(status, payload)
+            inc.records += 1
+            inc.record_bytes += len(payload)
+        reply = Reply(session.id, seq, status, payload)
+        if inc.holding or session.reply_to == self.node:
+            self._tell(inc, session.reply_to, reply)
+        else:
+            self.port.send(session.reply_to, reply)
+
+    def _on_acked(self, acked: Acked, now_ms: int) -> None:
+        inc = self.hosted.get(acked.server)
+        if inc is None:
+            to = self.forwarding.get(acked.server, now_ms)
+            if to is not None:
+                self._send(to[0], acked)
+            return
+        if inc.phase is Phase.FROZEN:
+            if inc.forwarding_to is not None:
+                self._send(inc.forwarding_to[0], acked)
+            return
+        session = inc.sessions.get(acked.session)
+        if session is None:
+            return
+        session.heard_ms = now_ms
+        if acked.acked_below > session.acked_below:
+            self._acknowledge(inc, session, acked.acked_below)
+        if acked.final and not session.pending and not session.early:
+            self._end_session(inc, session)
+
+    def _end_session(self, inc: Incarnation, session: ReceiveSession) -> None:
+        inc.sessions.pop(session.id, None)
+        inc.starved.pop(session.id, None)
+        inc.records -= len(session.records)
+        inc.record_bytes -= sum(len(r.payload) for r in session.records.values())
+        inc.early -= len(session.early)
+
+    # -- knots of waits
+
+    def _probe(self, run: str, now_ms: int) -> None:
+        waits = self.waits.get(run)
+        if not waits:
+            return
+        for out, session in waits.items():
+            self._send_probe(session, out, (run,))
+        self._set_timer(("probe", run), now_ms + 10 * self.options.probe_ms)
+
+    def _send_probe(self, session: SendSession, out: Outgoing, path: tuple[str, ...]) -> None:
+        node = self.node if session.server in self.hosted else session.route.node
+        if node is not None and out.seq:
+            self._send(node, WaitProbe(session.server, session.id, out.seq, path))
+
+    def _on_wait_probe(self, probe: WaitProbe, now_ms: int) -> None:
+        inc = self.hosted.get(probe.server)
+        if inc is None or not probe.path or len(probe.path) > PATH_MAX:
+            return
+        served = [
+            entry
+            for entry in inc.running.values()
+            if entry.session is not None
+            and entry.session.id == probe.session
+            and entry.seq == probe.seq
+        ]
+        # Served now: the wait goes on where that run waits. Not yet: behind all that run.
+        for entry in served or list(inc.running.values()):
+            run = f"{inc.id}/{entry.run}"
+            if run == probe.path[0]:
+                # Every handler of the knot probes; the one with the greatest id gives way.
+                if run == max(probe.path):
+                    self._break_knot(run, probe.path, now_ms)
+            elif run not in probe.path:
+                for out, session in list(self.waits.get(run, {}).items()):
+                    self._send_probe(session, out, (*probe.path, run))
+
+    def _break_knot(self, run: str, path: tuple[str, ...], now_ms: int) -> None:
+        waits = self.waits.get(run, {})
+        nearest = path[1].rpartition("/")[0] if len(path) > 1 else run.rpartition("/")[0]
+        for out, session in list(waits.items()):
+            if session.server == nearest:
+                chain = "\n".join([*path, run.rpartition("/")[0]]).encode()
+                self._resolve(out, CYCLE, chain, None)
+
+    # ------------------------------------------------------------------ stopping
+
+    def stop(self, server: ServerId, now_ms: int) -> bool:
+        """End a server at its next quiescent point; `Port.stopped` follows.
+
+        Returns:
+            False if it is not here, is leaving, or stops already.
+        """
+        inc = self.hosted.get(server)
+        if inc is None or inc.phase not in (Phase.RUNNING, Phase.STARTING):
+            return False
+        inc.phase = Phase.STOPPING
+        if inc.quiet():
+            self.port.stopped(inc)
+        return True
+
+    def keep_serving(self, server: ServerId, now_ms: int) -> None:
+        """The stop could not be carried out (the directory is away): serve on."""
+        inc = self.hosted.get(server)
+        if inc is not None and inc.phase is Phase.STOPPING:
+            inc.phase = Phase.RUNNING
+            self._pump(inc, now_ms)
+            self._flush(now_ms)
+
+    def removed(self, server: ServerId, now_ms: int, status: int = STOPPED) -> None:
+        """The row is gone (or never came): answer what is unhandled, keep a tombstone."""
+        inc = self.hosted.pop(server, None)
+        if inc is None:
+            return
+        self._drop_timers(inc)
+        while inc.mailbox:
+            entry = inc.mailbox.popleft()
+            if entry.session is not None and entry.kind == CALL:
+                self._answer(inc, entry, status, b"", None, now_ms)
+        self.tombstones[server] = Tombstone(inc.sessions, now_ms + self.options.tombstone_ms)
+        if len(self.tombstones) > self.options.tombstones_max:
+            del self.tombstones[next(iter(self.tombstones))]
+        self._end_sender(inc.sender)
+        route = self.routes.get(server)
+        if route is not None:
+            self._look_or_wait(route, now_ms)
+        self._flush(now_ms)
+
+    def _end_sender(self, sender: Sender) -> None:
+        for session in [*sender.sessions.values(), *sender.chained.values()]:
+            for out in list(session.outstanding.values()):
+                self._resolve(out, CLOSED, b"", None)
+            for out in list(session.waiting):
+                self._resolve(out, CLOSED, b"", None)
+            self._close_session(session)
+
+    def _drop_timers(self, inc: Incarnation) -> None:
+        for method in inc.timers:
+            self.timers.cancel(("tick", inc.id, method))
+
+    def close(self, now_ms: int) -> None:
+        """This core ends: everybody who still waits on it is told so."""
+        for session in list(self.sending.values()):
+            for out in [*session.outstanding.values(), *session.waiting]:
+                self._resolve(out, CLOSED, b"", None)
+            session.outstanding.clear()
+            session.waiting.clear()
+            self._close_session(session)
+        self._loopback.clear()
+
+    # ------------------------------------------------------------------ peers
+
+    def peer_up(self, node: NodeId, now_ms: int) -> None:
+        """A link came up again after it was down: what was under way may be lost."""
+        for route in list(self.routes.values()):
+            if route.node == node:
+                self._retransmit(route, now_ms)
+        for source in list(self.moves_out.values()):
+            self._apply_source(source, source.handle(PeerUp(node), now_ms), now_ms)
+        for target in list(self.moves_in.values()):
+            self._apply_target(target, target.handle(PeerUp(node), now_ms), now_ms)
+        self._flush(now_ms)
+
+    def node_dead(self, node: NodeId, now_ms: int) -> None:
+        """A node's process was seen dead. (Its servers' rows are the shell's to bury.)"""
+        if node in self.dead or node == self.node:
+            return
+        self.dead[node] = None
+        if len(self.dead) > DEAD_MAX:
+            del self.dead[next(iter(self.dead))]
+        self.forwarding.forget_node(node)
+        for source in list(self.moves_out.values()):
+            self._apply_source(source, source.handle(NodeDead(node), now_ms), now_ms)
+        for target in list(self.moves_in.values()):
+            self._apply_target(target, target.handle(NodeDead(node), now_ms), now_ms)
+        for route in list(self.routes.values()):
+            if route.node == node:
+                self._look_or_wait(route, now_ms)
+        self._flush(now_ms)
+
+    def may_bury(self, row: Row) -> bool:
+        """Whether a row whose owner was seen dead may be marked lost by this node.
+
+        A COMMITTED row still has a frozen copy at its source: only the source buries it, and
+        only when it has no such copy any more, or any node when the source is dead too.
+        """
+        if row.state is RowState.LOST or row.owner not in self.dead:
+            return False
+        if row.state is RowState.ACTIVE or row.previous in self.dead or not row.previous:
+            return True
+        return row.previous == self.node and row.server not in self.leaving
+
+    # ------------------------------------------------------------------ moves
+
+    def move(
+        self,
+        server: ServerId,
+        target: NodeId,
+        transfer: TransferId,
+        by_value: bool,
+        python: str,
+        now_ms: int,
+    ) -> None:
+        """Begin (or queue) a move of a hosted server. `Finish` comes by `Port.perform`.
+
+        The caller has checked that the server is here, is not leaving already, and that
+        `target` is another, known node.
+        """
+        inc = self.hosted[server]
+        source = SourceMove(
+            node=self.node,
+            target=target,
+            row=inc.row,
+            rev=inc.rev,
+            transfer=transfer,
+            by_value=by_value,
+            python=python,
+            times=self.options.move,
+        )
+        self.leaving[server] = transfer
+        if len(self.moves_out) >= self.options.moves_max:
+            self._queue.append(source)
+            return
+        self._begin(source, now_ms)
+        self._flush(now_ms)
+
+    def _begin(self, source: SourceMove, now_ms: int) -> None:
+        self.moves_out[source.transfer] = source
+        inc = self.hosted.get(source.server)
+        if inc is None or inc.phase not in (Phase.RUNNING, Phase.STARTING):
+            # It stopped while the move was waiting for its turn.
+            self._finish_source(source, Finish(Result.ROLLED_BACK, "the server has stopped"))
+            return
+        source.row, source.rev = inc.row, inc.rev
+        self._apply_source(source, source.start(now_ms), now_ms)
+        if source.target in self.dead:
+            self._apply_source(source, source.handle(NodeDead(source.target), now_ms), now_ms)
+
+    def move_event(
+        self, transfer: TransferId, incoming: bool, event: Happening, now_ms: int
+    ) -> None:
+        """The result of an action that `Port.perform` was given."""
+        if incoming:
+            target = self.moves_in.get(transfer)
+            if target is not None:
+                self._apply_target(target, target.handle(event, now_ms), now_ms)
+        else:
+            source = self.moves_out.get(transfer)
+            if source is not None:
+                self._apply_source(source, source.handle(event, now_ms), now_ms)
+        self._flush(now_ms)
+
+    def withdraw_moves(self, reason: str, now_ms: int) -> None:
+        """Give up every move that can still be given up; this node is closing."""
+        for source in list(self._queue):
+            self._finish_source(source, Finish(Result.ROLLED_BACK, reason))
+        self._queue.clear()
+        for source in list(self.moves_out.values()):
+            self._apply_source(source, source.handle(Withdraw(reason), now_ms), now_ms)
+        for target in list(self.moves_in.values()):
+            self._apply_target(target, target.handle(Withdraw(reason), now_ms), now_ms)
+        self._flush(now_ms)
+
+    def freeze(self, transfer: TransferId, now_ms: int) -> Incarnation | None:
+        """From here on the server admits, acknowledges and fires nothing.
+
+        Called by the shell between the last hook and the capture; None if the move is over.
+        """
+        source = self.moves_out.get(transfer)
+        inc = self.hosted.get(source.server) if source is not None else None
+        if inc is None or inc.phase is not Phase.QUIESCING or not inc.quiet():
+            return None
+        inc.phase = Phase.FROZEN
+        inc.sender.muted = True
+        return inc
+
+    def export(self, inc: Incarnation, now_ms: int) -> StateRecord:
+        """What travels with a frozen server besides its object."""
+        return export(inc, self.port.pack, now_ms)
+
+    def install(
+        self, transfer: TransferId, record: StateRecord, host: object, now_ms: int
+    ) -> Incarnation | None:
+        """Build the copy of an incoming move; None if the move is over."""
+        target = self.moves_in.get(transfer)
+        if target is None:
+            return None
+        placeholder = Row(
+            target.server, 0, self.node, RowState.COMMITTED, transfer, "", "", 0
+        )
+        inc = restore(
+            record, placeholder, 0, host, self.route_hint, self.options.window, now_ms
+        )
+        self.copies[transfer] = inc
+        return inc
+
+    def _on_prepare(self, prepare: Prepare, node: NodeId, now_ms: int) -> None:
+        known = self.moves_in.get(prepare.transfer)
+        if known is not None:
+            self._apply_target(known, known.handle(prepare, now_ms), now_ms)
+            return
+        target = TargetMove(
+            node=self.node, source=node, prepare=prepare, times=self.options.move
+        )
+        refusal = self.refuse_moves
+        if len(self.moves_in) >= self.options.moves_in_max:
+            refusal = f"it is taking in {len(self.moves_in)} servers at the moment"
+        elif prepare.server in self.hosted:
+            refusal = "it already holds this server"
+        elif prepare.server in self.arriving:
+            other = self.moves_in[self.arriving[prepare.server]]
+            if other.source == node or other.prepare.epoch < prepare.epoch:
+                # A newer move of the same server: the former one is over at its source.
+                self._apply_target(other, other.handle(Withdraw("superseded"), now_ms), now_ms)
+            if prepare.server in self.arriving:
+                refusal = "another move of this server to it is under way"
+        if refusal:
+            for action in target.refuse(refusal):
+                if isinstance(action, Tell):
+                    self._send(action.node, action.message)
+            return
+        self.moves_in[prepare.transfer] = target
+        self.arriving[prepare.server] = prepare.transfer
+        self._apply_target(target, target.start(now_ms), now_ms)
+
+    def _on_move_message(self, message: MoveMessage, node: NodeId, now_ms: int) -> None:
+        transfer = message.transfer
+        source = self.moves_out.get(transfer)
+        if source is not None and node == source.target:
+            self._apply_source(source, source.handle(message, now_ms), now_ms)
+            return
+        target = self.moves_in.get(transfer)
+        if target is not None and node == target.source:
+            self._apply_target(target, target.handle(message, now_ms), now_ms)
+            return
+        if source is None and target is None:
+            answer = answer_unknown(message)
+            if answer is not None:
+                self._send(node, answer)
+
+    def _quiesced(self, inc: Incarnation, now_ms: int) -> None:
+        transfer = self.leaving.get(inc.id)
+        source = self.moves_out.get(transfer) if transfer is not None else None
+        if source is not None:
+            self._apply_source(source, source.handle(Quiesced(), now_ms), now_ms)
+
+    def _apply_source(self, source: SourceMove, actions: list[Action], now_ms: int) -> None:
+        transfer = source.transfer
+        for action in actions:
+            match action:
+                case Tell():
+                    self._send(action.node, action.message)
+                case SetTimer():
+                    self._set_timer(("out", transfer), now_ms + action.delay_ms)
+                case Quiesce():
+                    inc = self.hosted[source.server]
+                    inc.phase = Phase.QUIESCING
+                    if inc.quiet():
+                        self._apply_source(source, source.handle(Quiesced(), now_ms), now_ms)
+                case StartForwarding():
+                    self._start_forwarding(source, action, now_ms)
+                case DropCopy():
+                    self._drop_source(source, now_ms)
+                    self.port.perform(transfer, False, action)
+                case Resume():
+                    self._resume(source, action, now_ms)
+                    self.port.perform(transfer, False, action)
+                case Finish():
+                    self._finish_source(source, action)
+                    self._next_move(now_ms)
+                case _:
+                    self.port.perform(transfer, False, action)
+
+    def _finish_source(self, source: SourceMove, action: Finish) -> None:
+        self.moves_out.pop(source.transfer, None)
+        if self.leaving.get(source.server) == source.transfer:
+            del self.leaving[source.server]
+        self.timers.cancel(("out", source.transfer))
+        self.port.perform(source.transfer, False, action)
+
+    def _next_move(self, now_ms: int) -> None:
+        while self._queue and len(self.moves_out) < self.options.moves_max:
+            self._begin(self._queue.popleft(), now_ms)
+
+    def _start_forwarding(
+        self, source: SourceMove, action: StartForwarding, now_ms: int
+    ) -> None:
+        inc = self.hosted.get(source.server)
+        if inc is None:
+            return
+        inc.forwarding_to = (action.node, action.epoch)
+        self.forwarding.learn(source.server, action.node, action.epoch, now_ms)
+        late, inc.late = inc.late, []
+        for env in late:
+            self._forward(env, action.node, action.epoch)
+        self._relocate(source.server, action.node, action.epoch, now_ms)
+
+    def _relocate(self, server: ServerId, node: NodeId, epoch: int, now_ms: int) -> None:
+        """Local senders learn at once where a server went."""
+        route = self.routes.get(server)
+        if route is not None and epoch > route.epoch:
+            route.node, route.epoch = node, epoch
+            route.looking = False
+            self._retransmit(route, now_ms)
+
+    def _drop_source(self, source: SourceMove, now_ms: int) -> None:
+        inc = self.hosted.get(source.server)
+        if inc is None:
+            return
+        del self.hosted[source.server]
+        self._drop_timers(inc)
+        self._forget_sender(inc)
+        for env in inc.late:  # fenced: nobody told us where it went
+            self._send(env.reply_to, NotHere(env.server, env.session))
+        inc.late = []
+        route = self.routes.get(source.server)
+        if route is not None and (route.node is None or route.node == self.node):
+            self._look_or_wait(route, now_ms)
+
+    def _forget_sender(self, inc: Incarnation) -> None:
+        """The copy here sends no more; its sessions go on elsewhere, so nobody is told."""
+        for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
+            for out in [*session.outstanding.values(), *session.waiting]:
+                out.token = None
+            self._drop_sending(session)
+
+    def _resume(self, source: SourceMove, action: Resume, now_ms: int) -> None:
+        """Serve again here; the shell calls `started` when the hook is over."""
+        inc = self.hosted.get(source.server)
+        if inc is None:
+            return
+        was_frozen = inc.phase is Phase.FROZEN
+        inc.row, inc.rev = action.row, action.rev
+        inc.sender.epoch = action.row.epoch
+        inc.phase = Phase.STARTING
+        inc.forwarding_to = None
+        self.forwarding.forget(inc.id)
+        inc.sender.muted = False
+        late, inc.late = inc.late, []
+        for env in late:
+            self._arrive(inc, env, now_ms)
+        if was_frozen:
+            self._come_home(inc, now_ms)
+
+    def _come_home(self, inc: Incarnation, now_ms: int) -> None:
+        """Local senders find the server here; its own requests go on from here."""
+        route = self.routes.get(inc.id)
+        if route is not None:
+            route.looking = False
+            route.node = self.node
+            route.epoch = max(route.epoch, inc.row.epoch)
+            self._retransmit(route, now_ms)
+        if not inc.holding:
+            self._send_outstanding(inc, now_ms)
+
+    def _send_outstanding(self, inc: Incarnation, now_ms: int) -> None:
+        for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
+            for out in list(session.outstanding.values()):
+                if out.seq in session.outstanding:
+                    self._dispatch(session, out, now_ms)
+            self._refill(session, now_ms)
+            self._arm_repeat(session, now_ms)
+
+    def _apply_target(self, target: TargetMove, actions: list[Action], now_ms: int) -> None:
+        transfer = target.transfer
+        for action in actions:
+            match action:
+                case Tell():
+                    self._send(action.node, action.message)
+                case SetTimer():
+                    self._set_timer(("in", transfer), now_ms + action.delay_ms)
+                case GoLive():
+                    self._go_live(target, action, now_ms)
+                    self.port.perform(transfer, True, action)
+                case Release():
+                    self._release(target, action, now_ms)
+                    self.port.perform(transfer, True, action)
+                case DropCopy():
+                    self._drop_target(target, now_ms)
+                    self.port.perform(transfer, True, action)
+                case Finish():
+                    self.moves_in.pop(transfer, None)
+                    self.timers.cancel(("in", transfer))
+                    if self.arriving.get(target.server) == transfer:
+                        del self.arriving[target.server]
+                    self._turn_away(target.server)
+                    self.port.perform(transfer, True, action)
+                case _:
+                    self.port.perform(transfer, True, action)
+
+    def _turn_away(self, server: ServerId) -> None:
+        for env in self._knocking.pop(server, ()):
+            self._send(env.reply_to, NotHere(server, env.session))
+
+    def _go_live(self, target: TargetMove, action: GoLive, now_ms: int) -> None:
+        inc = self.copies.pop(target.transfer)
+        inc.row, inc.rev = action.row, action.rev
+        inc.sender.epoch = action.row.epoch
+        inc.phase = Phase.STARTING
+        self.hosted[inc.id] = inc
+        self.arriving.pop(inc.id, None)
+        self.forwarding.forget(inc.id)
+        self.tombstones.pop(inc.id, None)
+        for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
+            self.sending[session.id] = session
+            session.route.sessions[session.id] = session
+        self._come_home(inc, now_ms)
+        for env in self._knocking.pop(inc.id, ()):
+            self._arrive(inc, env, now_ms)
+
+    def _release(self, target: TargetMove, action: Release, now_ms: int) -> None:
+        inc = self.hosted.get(target.server)
+        if inc is None or not inc.holding:
+            return
+        if action.rev:
+            inc.rev = action.rev
+            inc.row = target.row if target.row is not None else inc.row
+        inc.holding = False
+        inc.sender.muted = False
+        held, inc.held = inc.held, []
+        for node, message in held:
+            self._send(node, message)
+        self._send_outstanding(inc, now_ms)
+
+    def _drop_target(self, target: TargetMove, now_ms: int) -> None:
+        inc = self.copies.pop(target.transfer, None)
+        if inc is not None:
+            return  # never live: nobody knew it
+        inc = self.hosted.get(target.server)
+        if inc is None or not inc.holding:
+            return
+        del self.hosted[target.server]
+        self._drop_timers(inc)
+        inc.held = []
+        self._forget_sender(inc)
+        route = self.routes.get(target.server)
+        if route is not None:
+            route.node = None
+            self._look_or_wait(route, now_ms)
