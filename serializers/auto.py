@@ -114,22 +114,26 @@ def _choose(kind: type) -> _Action:
     for base in kind.__mro__:
         reducer = REDUCERS.get(base)
         if reducer is not None:
-            return lambda obj, pickler: reducer(obj)
+            return _without_pickler(reducer)
         if base is not object and _reduces_itself(base):
             break
     reducer = TYPE_REDUCERS.get(kind)
     if reducer is not None:
-        return _code_action if kind in _CARRIES_CODE else lambda obj, pickler: reducer(obj)
+        return _code_action if kind in _CARRIES_CODE else _without_pickler(reducer)
     if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-        return lambda obj, pickler: reduce_ndarray(obj)
+        return _without_pickler(reduce_ndarray)
     if kind in _DILL_ONLY:
         return _dill_action
     if kind is object:
-        return lambda obj, pickler: reduce_bare_object(obj)
+        return _without_pickler(reduce_bare_object)
     singleton = singleton_reducer(kind)
     if singleton is not None:
-        return lambda obj, pickler: singleton(obj)
+        return _without_pickler(singleton)
     return _as_pickle_does
+
+
+def _without_pickler(reducer: Callable[[Any], Reduced]) -> _Action:
+    return lambda obj, pickler: reducer(obj)
 
 
 def _reduces_itself(base: type) -> bool:
@@ -163,10 +167,8 @@ def _class_action(obj: Any, pickler: _AutoPickler) -> Reduced:
     if special is not None:
         return special
     if obj.__module__ == "builtins" or not obj.__flags__ & _HEAP_TYPE:
-        found = getattr(types, _TYPES_NAMES.get(obj, ""), None)
-        if found is obj:
-            return module_attribute, ("types", _TYPES_NAMES[obj])
-        return NotImplemented
+        name = _TYPES_NAMES.get(obj)
+        return NotImplemented if name is None else (module_attribute, ("types", name))
     pickler.code_by_value = True
     return reduce_class(obj)
 
@@ -176,7 +178,7 @@ _SPECIAL_CLASSES: dict[Any, Any] = {
     type(...): (type, (...,)),
     type(NotImplemented): (type, (NotImplemented,)),
 }
-_TYPES_NAMES = {
+_TYPES_NAMES: dict[Any, str] = {
     value: name for name, value in vars(types).items() if isinstance(value, type)
 }
 
@@ -190,24 +192,31 @@ def _dill_action(obj: Any, pickler: _AutoPickler) -> Reduced:
     return dill.loads, (dill.dumps(obj, protocol=plain.PROTOCOL),)
 
 
+def _write(obj: object) -> tuple[plain.Sink, bool]:
+    """Pickle `obj` into a sink; also tell whether code went along by value."""
+    global _copyreg_size
+    if len(copyreg.dispatch_table) != _copyreg_size:
+        forget_decisions()
+        _copyreg_size = len(copyreg.dispatch_table)
+    sink = plain.Sink()
+    pickler = _AutoPickler(sink)
+    try:
+        pickler.dump(obj)
+        sink.assemble()
+    except MemoryError:
+        raise
+    except Exception as exc:
+        raise explain_dump(obj, exc, _AutoPickler(plain.Sink()).reducer_override) from exc
+    return sink, pickler.code_by_value
+
+
 class AutoSerializer:
     """The default; stateless, and safe to use from several threads."""
 
     def encode(self, obj: object) -> Snapshot:
         """Capture `obj` and all that it refers to; see `Serializer.encode`."""
-        global _copyreg_size
-        if len(copyreg.dispatch_table) != _copyreg_size:
-            forget_decisions()
-            _copyreg_size = len(copyreg.dispatch_table)
-        sink = plain.Sink()
-        pickler = _AutoPickler(sink)
-        try:
-            pickler.dump(obj)
-            return sink.snapshot(code_by_value=pickler.code_by_value)
-        except MemoryError:
-            raise
-        except Exception as exc:
-            raise explain_dump(obj, exc, _AutoPickler(plain.Sink()).reducer_override) from exc
+        sink, code_by_value = _write(obj)
+        return sink.snapshot(code_by_value=code_by_value)
 
     def decode(self, snapshot: Snapshot) -> object:
         """Rebuild what `encode` captured; see `Serializer.decode`."""
@@ -274,7 +283,10 @@ def dumps(obj: object) -> bytes:
     if _is_small_and_plain(obj):
         body = pickle.dumps(obj, plain.PROTOCOL)
         return PLAIN_PREFIX + len(body).to_bytes(8, "little") + body
-    return _auto.encode(obj).to_bytes()
+    sink, code_by_value = _write(obj)
+    if code_by_value or sink.found:
+        return sink.snapshot(code_by_value=code_by_value).to_bytes()
+    return b"".join((PLAIN_PREFIX, len(sink.body).to_bytes(8, "little"), sink.body))
 
 
 def loads(data: bytes | bytearray | memoryview) -> object:
@@ -295,7 +307,10 @@ def loads(data: bytes | bytearray | memoryview) -> object:
         and data.startswith(PLAIN_PREFIX)
         and len(data) - HEAD_SIZE_BYTES == int.from_bytes(data[16:HEAD_SIZE_BYTES], "little")
     ):
-        return plain.load(memoryview(data)[HEAD_SIZE_BYTES:], [])
+        if len(data) < plain.IN_BAND_BYTES_MAX:
+            # Copying this little costs less than making a view of it.
+            return plain.load(data[HEAD_SIZE_BYTES:], ())
+        return plain.load(memoryview(data)[HEAD_SIZE_BYTES:], ())
     return plain.decode(Snapshot.from_bytes(data))
 
 

@@ -202,21 +202,21 @@ _MADE_BY_TYPE = frozenset(
     ("__dict__", "__weakref__", "__module__", "__qualname__", "__slots__", "__annotate_func__")
 )
 _MADE_BY_ABC = frozenset(
-    ("_abc_impl", "_abc_cache", "_abc_registry", "_abc_negative_cache")
-    + ("_abc_negative_cache_version",)
+    "_abc_impl _abc_cache _abc_registry _abc_negative_cache _abc_negative_cache_version".split()
 )
 _MADE_BY_ENUM = frozenset(
-    ("_member_names_", "_member_map_", "_value2member_map_", "_member_type_", "_value_repr_")
-    + ("_use_args_", "_unhashable_values_", "_hashable_values_", "_unhashable_values_map_")
-    + ("_flag_mask_", "_singles_mask_", "_all_bits_", "_boundary_", "_inverted_", "_order_")
-    + ("_ignore_", "_new_member_", "__new__", "__new_member__")
+    """
+    _member_names_ _member_map_ _value2member_map_ _member_type_ _value_repr_ _use_args_
+    _unhashable_values_ _hashable_values_ _unhashable_values_map_ _flag_mask_ _singles_mask_
+    _all_bits_ _boundary_ _inverted_ _order_ _ignore_ _new_member_ __new__ __new_member__
+    """.split()
 )
 _MADE_BY_MEMBER = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
 
 
 def reduce_class(cls: type) -> Reduced:
     """Reduce a class that travels by value."""
-    head = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    head: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     tracker_id = machinery._get_or_create_tracker_id(cls)
     own = dict(vars(cls))
     skip = set(_MADE_BY_TYPE)
@@ -234,7 +234,7 @@ def reduce_class(cls: type) -> Reduced:
         )
     custom_dict = own.get("__dict__")
     if isinstance(custom_dict, property):
-        head["__dict__"] = custom_dict  # type: ignore[assignment]
+        head["__dict__"] = custom_dict
     state["attributes"] = {name: value for name, value in own.items() if name not in skip}
     bases = own.get("__orig_bases__", cls.__bases__)
     args = (type(cls), cls.__name__, bases, head, tracker_id)
@@ -287,8 +287,9 @@ def _reduce_enum(
 ) -> Reduced:
     members: dict[str, Any] = {}
     extras: dict[str, dict[str, Any]] = {}
-    for name, member in cls.__members__.items():
-        members[name] = member.value  # type: ignore[attr-defined]
+    by_name: dict[str, Any] = dict(cls.__members__)
+    for name, member in by_name.items():
+        members[name] = member.value
         extra = {k: v for k, v in vars(member).items() if k not in _MADE_BY_MEMBER}
         if extra:
             extras[name] = extra
@@ -339,7 +340,9 @@ def _reduce_new_type(obj: Any) -> Reduced:
 
 
 def _make_new_type(name: str, supertype: Any, module: str, qualname: str) -> Any:
-    made: Any = typing.NewType(name, supertype)  # type: ignore[valid-newtype]
+    # NB: under another name, for type checkers take a call of NewType for a declaration.
+    make: Any = typing.NewType
+    made = make(name, supertype)
     made.__module__, made.__qualname__ = module, qualname
     return made
 

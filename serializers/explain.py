@@ -68,9 +68,7 @@ def explain_dump(root: object, cause: BaseException, reduce: _Reduce) -> NotSeri
             walk.deepest_path, type_name(type(walk.deepest_object)), reason, _DEPTH_REMEDY
         )
     if isinstance(cause, NotSerializable):
-        return NotSerializable(
-            type_name(type(root)), cause.type_name, cause.reason, cause.remedy
-        )
+        return NotSerializable(type_name(type(root)), cause.type_name, cause.reason, cause.remedy)
     return NotSerializable(_root_name(root), type_name(type(root)), _reason_of(cause), _REMEDY)
 
 
@@ -178,13 +176,16 @@ def _dict_children(mapping: dict[Any, Any]) -> Iterator[_Child]:
 
 def _key(key: object) -> str:
     # Only types whose repr cannot run foreign code, nor fail.
-    if type(key) in _KEY_TYPES and (type(key) is not tuple or all(type(k) in _ATOMS for k in key)):  # type: ignore[attr-defined]
+    if type(key) in _KEY_TYPES and not (
+        isinstance(key, tuple) and any(type(item) not in _ATOMS for item in key)
+    ):
         return _KEY_REPR.repr(key)
     return f"<{type(key).__qualname__}>"
 
 
 def _reduced_children(obj: Any, reduced: tuple[Any, ...]) -> Iterator[_Child]:
-    function, args, state, items, pairs, setter = (*reduced, *(None,) * (6 - len(reduced)))
+    padding: tuple[Any, ...] = (None,) * (6 - len(reduced))
+    function, args, state, items, pairs, setter = reduced + padding
     if isinstance(obj, types.FunctionType):
         yield from _function_children(obj, args, state)
         return
@@ -291,7 +292,7 @@ def _join(steps: list[str]) -> str:
         return "".join(steps)
     head, tail = steps[: _PATH_STEPS_MAX // 2], steps[-4:]
     skipped = len(steps) - len(head) - len(tail)
-    return f"{''.join(head)}...({skipped} steps)...{''.join(tail)}"
+    return f"{''.join(head)} ...{skipped} steps... {''.join(tail)}"
 
 
 # --- loading -------------------------------------------------------------------------------------

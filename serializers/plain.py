@@ -13,8 +13,9 @@ from __future__ import annotations
 import gc
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from .base import BufferKind, Snapshot, pack_head, parse_head
 from .errors import LoadFailed, NotSerializable
@@ -35,12 +36,14 @@ _OPCODE_NEXT_BUFFER = b"\x97"
 class Sink:
     """A file for a C pickler that keeps the chunks as they come, and the buffers between them."""
 
-    __slots__ = ("buffers", "chunks", "write")
+    __slots__ = ("body", "buffers", "chunks", "found", "write")
 
     def __init__(self) -> None:
         self.chunks: list[bytes | bytearray | memoryview] = []
         self.write = self.chunks.append
         self.buffers: list[tuple[int, memoryview, BufferKind]] = []
+        self.body = b""
+        self.found: list[tuple[memoryview, BufferKind]] = []
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         """Buffer callback: True to keep it in the body.
@@ -56,9 +59,17 @@ class Sink:
         self.buffers.append((len(self.chunks), raw.toreadonly(), kind))
         return False
 
+    def assemble(self) -> None:
+        """Fill `body` and `found`, the buffers that it asks for in order; once all is written.
+
+        Raises:
+            BufferError: A bytearray changed its size in the meantime.
+        """
+        self.body, self.found = assemble(self.chunks, self.buffers)
+
     def snapshot(self, *, code_by_value: bool) -> Snapshot:
-        """What was written, as a snapshot."""
-        body, found = assemble(self.chunks, self.buffers)
+        """What was assembled, as a snapshot."""
+        body, found = self.body, self.found
         head = pack_head(
             code_by_value=code_by_value,
             body_size_bytes=len(body),
@@ -81,7 +92,9 @@ def assemble(
         The body, and all buffers in the order in which the body asks for them.
     """
     if len(chunks) == 1:
-        return bytes(chunks[0]), [(view, kind) for _, view, kind in taken]
+        whole = chunks[0]
+        body = whole if type(whole) is bytes else bytes(whole)
+        return body, [(view, kind) for _, view, kind in taken]
     pieces: list[bytes | bytearray | memoryview] = []
     buffers: list[tuple[memoryview, BufferKind]] = []
     at = 0
@@ -159,7 +172,7 @@ def collector_off() -> Iterator[None]:
                 gc.enable()
 
 
-def load(body: bytes | memoryview, buffers: list[object]) -> object:
+def load(body: bytes | memoryview, buffers: Sequence[object]) -> object:
     """Unpickle a body, naming what is missing if it fails.
 
     Raises:
@@ -190,9 +203,7 @@ def decode(snapshot: Snapshot) -> object:
     sizes = (head.body_size_bytes, *head.buffer_sizes_bytes)
     if sizes != (len(snapshot.body), *(b.nbytes for b in snapshot.buffers)):
         raise LoadFailed("damaged: the sizes of its parts are not those in its head")
-    buffers = [
-        _revive(view, kind) for view, kind in zip(snapshot.buffers, head.kinds, strict=True)
-    ]
+    buffers = [_revive(view, kind) for view, kind in zip(snapshot.buffers, head.kinds, strict=True)]
     return load(snapshot.body, buffers)
 
 
@@ -222,11 +233,12 @@ class PlainSerializer:
         pickler = _PlainPickler(sink, PROTOCOL, buffer_callback=sink.take_buffer)
         try:
             pickler.dump(obj)
-            return sink.snapshot(code_by_value=False)
+            sink.assemble()
         except MemoryError:
             raise
         except Exception as exc:
             raise explain_dump(obj, exc, pickler.reducer_override) from exc
+        return sink.snapshot(code_by_value=False)
 
     def decode(self, snapshot: Snapshot) -> object:
         """Rebuild it; see `decode`."""
@@ -234,7 +246,7 @@ class PlainSerializer:
 
 
 class _PlainPickler(pickle.Pickler):
-    def reducer_override(self, obj: object) -> object:
+    def reducer_override(self, obj: Any) -> Any:
         if getattr(obj, "__module__", None) == "__main__" and hasattr(obj, "__qualname__"):
             raise NotSerializable(
                 "",

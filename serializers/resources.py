@@ -90,7 +90,7 @@ def refuses(reason: str, remedy: str = REOPEN) -> Reducer:
     return reduce
 
 
-def _new(cls: type) -> Any:
+def _new(cls: Any) -> Any:
     return cls.__new__(cls)
 
 
@@ -117,13 +117,19 @@ def _by_value(module: str) -> bool:
 
 def reduce_bare_object(obj: object) -> Reduced:
     """Find the name of an `object()`: it is good for nothing but being compared with `is`."""
-    for module_name, module in list(sys.modules.items()):
-        if not isinstance(module, types.ModuleType) or _by_value(module_name):
-            continue
-        for name, value in list(vars(module).items()):
-            if value is obj:
-                return module_attribute, (module_name, name)
-    return NotImplemented
+    place = _module_level_place(obj)
+    return NotImplemented if place is None else (module_attribute, place)
+
+
+def _module_level_place(obj: object) -> tuple[str, str] | None:
+    """(module, name) of a global variable of an importable module that holds `obj`."""
+    modules: dict[str, Any] = dict(sys.modules)
+    for module_name, module in modules.items():
+        if isinstance(module, types.ModuleType) and not _by_value(module_name):
+            for name, value in list(vars(module).items()):
+                if value is obj:
+                    return module_name, name
+    return None
 
 
 def singleton_reducer(kind: type) -> Reducer | None:
@@ -132,12 +138,11 @@ def singleton_reducer(kind: type) -> Reducer | None:
     Such instances are compared with `is`, so each has to remain the one that its module holds.
     """
     module = sys.modules.get(kind.__module__)
+    ways = ("__reduce_ex__", "__reduce__", "__getstate__")
     if (
         module is None
         or _by_value(kind.__module__)
-        or kind.__reduce_ex__ is not object.__reduce_ex__
-        or kind.__reduce__ is not object.__reduce__
-        or kind.__getstate__ is not object.__getstate__  # type: ignore[attr-defined]
+        or any(getattr(kind, way) is not getattr(object, way) for way in ways)
         or kind.__itemsize__
         or any(vars(base).get("__slots__") for base in kind.__mro__)
         or not any(type(value) is kind for value in list(vars(module).values()))
@@ -189,7 +194,7 @@ def _make_rlock(count: int) -> Any:
 
 
 def _reduce_condition(condition: threading.Condition) -> Reduced:
-    waiters = len(condition._waiters)  # type: ignore[attr-defined]
+    waiters = len(vars(condition)["_waiters"])
     if waiters:
         refuse(
             condition,
@@ -279,7 +284,7 @@ def _works(thread: threading.Thread) -> bool:
     thread's loop does, in the local variable that holds the current work.
     """
     frame = sys._current_frames().get(thread.ident or 0)
-    while frame is not None and frame.f_code is not thread_pool._worker.__code__:  # type: ignore[attr-defined]
+    while frame is not None and frame.f_code is not thread_pool._worker.__code__:
         frame = frame.f_back
     if frame is None:
         return False
@@ -434,9 +439,7 @@ def _reduce_file(file: Any) -> Reduced:
     mode = file.mode if text else raw.mode
     if not text and raw.mode == "rb+" and getattr(file, "mode", "").startswith("w"):
         mode = file.mode
-    style = (
-        (file.encoding, file.errors, file.line_buffering, file.write_through) if text else None
-    )
+    style = (file.encoding, file.errors, file.line_buffering, file.write_through) if text else None
     buffered = not isinstance(file, io.FileIO)
     if file.closed:
         return _make_closed_file, (mode, raw.name, style, buffered)
@@ -484,7 +487,7 @@ def _open_as(path: str, mode: str, style: Any, buffered: bool, opener: Any) -> A
         mode = _binary(mode)
         return open(path, mode, buffering=-1 if buffered else 0, opener=opener)
     encoding, errors, line_buffering, write_through = style
-    file = open(path, mode.replace("b", ""), encoding=encoding, errors=errors, opener=opener)
+    file: Any = open(path, mode.replace("b", ""), encoding=encoding, errors=errors, opener=opener)
     if line_buffering or write_through:
         file.reconfigure(line_buffering=line_buffering, write_through=write_through)
     return file
@@ -672,17 +675,19 @@ def _reduce_memoryview(view: memoryview) -> Reduced:
         refuse(view, "it looks into memory that no object owns", "keep a copy of the bytes")
     if view.ndim != 1 and not view.c_contiguous:
         refuse(view, "it is a strided view of several dimensions", "view contiguous memory")
+    shape: tuple[int, ...] | None = tuple(view.shape or ())
     step = 1
     low = 0
     count = view.nbytes // view.itemsize if view.itemsize else 0
     if view.ndim == 1 and not view.c_contiguous:
-        stride = view.strides[0]
+        stride = (view.strides or (0,))[0]
         if stride % view.itemsize:
             refuse(view, "its stride is not a multiple of its items", "view contiguous memory")
         step = stride // view.itemsize
         low = min(0, (count - 1) * stride)
     offset = (_address(view) + low - _address(owner)) if view.nbytes else 0
-    shape = tuple(view.shape) if view.ndim != 1 else None
+    if view.ndim == 1:
+        shape = None
     return _make_memoryview, (owner, offset, count, step, view.format, shape, view.readonly)
 
 
@@ -700,11 +705,12 @@ def _make_memoryview(
     if not whole.c_contiguous:
         raise LoadFailed("a memoryview's owner came back with its memory out of order")
     span = ((count - 1) * abs(step) + 1) * size if count else 0
-    view = whole.cast("B")[offset : offset + span]
-    view = view.cast(form, shape) if shape is not None else view.cast(form)  # type: ignore[call-overload]
+    view: Any = whole.cast("B")[offset : offset + span]
+    view = view.cast(form, shape) if shape is not None else view.cast(form)
     if step != 1:
         view = view[::step]
-    return view.toreadonly() if read_only else view
+    made: memoryview = view.toreadonly() if read_only else view
+    return made
 
 
 def reduce_ndarray(array: Any) -> Reduced:
@@ -739,13 +745,11 @@ def _make_ndarray_view(
 
 # --- context variables ---------------------------------------------------------------------------
 
+
 def _reduce_context_variable(variable: contextvars.ContextVar[Any]) -> Reduced:
-    for module_name, module in list(sys.modules.items()):
-        if not isinstance(module, types.ModuleType) or _by_value(module_name):
-            continue
-        for name, value in list(vars(module).items()):
-            if value is variable:
-                return module_attribute, (module_name, name)
+    place = _module_level_place(variable)
+    if place is not None:
+        return module_attribute, place
     try:
         default = (contextvars.Context().run(variable.get),)
     except LookupError:
@@ -813,8 +817,11 @@ def _reduce_popen(process: subprocess.Popen[Any]) -> Reduced:
             f"process {process.pid} runs {process.args!r:.80} and is a child of this process",
             "end it in on_depart and start it again in on_arrive",
         )
-    refuse(process, f"a process that ended with {code} cannot be waited for elsewhere", "keep "
-           "its return code and output instead")
+    refuse(
+        process,
+        f"a process that ended with {code} cannot be waited for elsewhere",
+        "keep its return code and output instead",
+    )
 
 
 def _reduce_sqlite(connection: sqlite3.Connection) -> Reduced:
@@ -905,7 +912,7 @@ def _register_all() -> None:
         (struct.Struct, _reduce_struct),
         (super, _reduce_super),
     ):
-        REDUCERS[kind] = reducer  # type: ignore[index]
+        REDUCERS[kind] = reducer
 
 
 _register_all()
