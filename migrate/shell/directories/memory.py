@@ -69,6 +69,10 @@ class _Store:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
 
+    def now_s(self) -> float:
+        """The store's time, which never goes back."""
+        return time.monotonic()
+
     def commit(self, puts: Sequence[Put], deletes: Sequence[str]) -> int:
         """Apply the changes as one revision, if there is any; return the store's revision."""
         present = [key for key in deletes if key in self.entries]
@@ -113,7 +117,7 @@ class _Store:
         """End the leases that have run out, and see to it that the next one is ended in time."""
         if not self.leases:
             return
-        now_s = time.monotonic()
+        now_s = self.now_s()
         for lease in [number for number, it in self.leases.items() if it.deadline_s <= now_s]:
             self.end_lease(lease)
         if not self.leases:
@@ -265,7 +269,7 @@ class MemoryDirectory(Directory):
         check_ttl(ttl_s)
         store = await self._turn()
         store.leases_made += 1
-        store.leases[store.leases_made] = _Lease(ttl_s, time.monotonic() + ttl_s)
+        store.leases[store.leases_made] = _Lease(ttl_s, store.now_s() + ttl_s)
         store.expire()
         return store.leases_made
 
@@ -275,7 +279,7 @@ class MemoryDirectory(Directory):
         kept = store.leases.get(lease)
         if kept is None:
             return False
-        kept.deadline_s = time.monotonic() + kept.ttl_s
+        kept.deadline_s = store.now_s() + kept.ttl_s
         return True
 
     async def revoke(self, lease: int) -> None:

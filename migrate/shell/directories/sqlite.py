@@ -983,7 +983,7 @@ class _Engine:
     def _end_leases_due(self, state: _State) -> None:
         if state.lease_next_s is None or state.lease_next_s > state.now_s:
             return
-        for (lease,) in self._sql("SELECT id FROM lease WHERE deadline_s <= ?", state.now_s):
+        for (lease,) in self._sql("SELECT id FROM lease WHERE deadline_s <= ? ORDER BY id", state.now_s):
             self._end_lease(state, lease)
 
     def _end_lease(self, state: _State, lease: int) -> None:
