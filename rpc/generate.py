@@ -8,6 +8,7 @@ its generator.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import shutil
 import sys
@@ -46,7 +47,8 @@ def generate(root: Path, into: Path) -> list[Path]:
         raise FileNotFoundError(
             f"no .proto files in {root / 'proto' / 'rpc' / 'v1'}; run this in a checkout"
         )
-    from grpc_tools import protoc
+    # Only those who generate have it, and it has no types.
+    protoc = importlib.import_module("grpc_tools.protoc")
 
     release = importlib.metadata.version("grpcio-tools")
     if not release.startswith(TOOLS_RELEASE):
@@ -54,7 +56,7 @@ def generate(root: Path, into: Path) -> list[Path]:
             f"grpcio-tools {release} is installed, but the generated code is made with "
             f"{TOOLS_RELEASE}x; install 'grpcio-tools=={TOOLS_RELEASE}*'"
         )
-    bundled = Path(protoc.__file__).parent / "_proto"
+    bundled = Path(str(protoc.__file__)).parent / "_proto"
     package = into / "rpc" / "v1"
     package.mkdir(parents=True, exist_ok=True)
     status = protoc.main(
@@ -73,9 +75,7 @@ def generate(root: Path, into: Path) -> list[Path]:
     (package / "__init__.py").write_text(_MARKER, encoding="utf-8")
     for stub in package.glob("*_pb2_grpc.py"):
         # A file without a service still gets an empty module, which says nothing.
-        if "class " not in stub.read_text(
-            encoding="utf-8"
-        ):
+        if "class " not in stub.read_text(encoding="utf-8"):
             stub.unlink()
     return sorted(path.relative_to(into) for path in package.iterdir() if path.is_file())
 

@@ -52,14 +52,12 @@ class LinkPeer(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LinkHello(_message.Message):
-    __slots__ = ("nonce", "peer", "expected_id")
+    __slots__ = ("nonce", "peer")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
-    EXPECTED_ID_FIELD_NUMBER: _ClassVar[int]
     nonce: bytes
     peer: bytes
-    expected_id: str
-    def __init__(self, nonce: _Optional[bytes] = ..., peer: _Optional[bytes] = ..., expected_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, nonce: _Optional[bytes] = ..., peer: _Optional[bytes] = ...) -> None: ...
 
 class LinkChallenge(_message.Message):
     __slots__ = ("nonce", "peer", "proof")

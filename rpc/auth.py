@@ -1,0 +1,236 @@
+"""The cluster secret: where it is kept, and how two sides prove to hold it.
+
+The first node of a cluster makes a secret in a file that only its user can
+read; the user's other nodes find it there. It never crosses the wire. Each
+side sends a fresh nonce and proves the secret with an HMAC over its role, both
+nonces and both descriptions; from the same values both derive one key per
+direction for the MACs of the frames, so a frame recorded on one connection is
+worthless on any other, in the other direction too.
+
+Source: challenge and response in the manner of ISO/IEC 9798-4 mutual
+authentication; HMAC is RFC 2104, SHA-256 is FIPS 180-4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from rpc.errors import SecretFileError
+
+SECRET_BYTES = 32
+"""Size of a secret that we make."""
+
+SECRET_BYTES_MAX = 4096
+"""A larger file is not a secret."""
+
+NONCE_BYTES = 32
+"""Size of each side's nonce."""
+
+SECRET_FILE_VARIABLE = "LIVEMIGRATE_SECRET_FILE"
+"""Environment variable that names the file with the secret."""
+
+
+def default_secret_path() -> Path:
+    """Tell where this user's cluster secret is kept.
+
+    Returns:
+        The path in LIVEMIGRATE_SECRET_FILE, if that is set and not empty; else
+        `livemigrate/cluster.secret` in the user's configuration folder
+        (XDG_CONFIG_HOME, or `.config` in the home folder). It need not exist.
+    """
+    named = os.environ.get(SECRET_FILE_VARIABLE)
+    if named:
+        return Path(named)
+    # The XDG specification says that a relative value is to be ignored.
+    config = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(config) if os.path.isabs(config) else Path.home() / ".config"
+    return base / "livemigrate" / "cluster.secret"
+
+
+def load_or_create_secret(path: str | os.PathLike[str]) -> bytes:
+    """Read the cluster secret, making one if there is none.
+
+    Nodes that start at the same time agree: each writes its own candidate in
+    full, and one of them gets the name.
+
+    Args:
+        path: The file. Missing folders are made, open to this user only.
+
+    Returns:
+        The secret, 32 to 4096 bytes.
+
+    Raises:
+        SecretFileError: The file can be read or written by others, belongs to
+            another user, is not a regular file, has a wrong size, or cannot be
+            made or read. An existing file is never changed.
+    """
+    target = Path(path)
+    try:
+        return _read(target)
+    except FileNotFoundError:
+        pass
+    try:
+        _create(target)
+    except OSError as error:
+        raise SecretFileError(
+            f"cannot make a cluster secret in {target}: {error}; make the folder writable, or "
+            f"name another file in {SECRET_FILE_VARIABLE}",
+            path=str(target),
+        ) from error
+    try:
+        return _read(target)
+    except FileNotFoundError as error:
+        raise SecretFileError(
+            f"the cluster secret {target} vanished just after it was made; see what removes it",
+            path=str(target),
+        ) from error
+
+
+def _create(target: Path) -> None:
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    candidate = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}"
+    handle = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            # A hard link appears whole or not at all, and unlike a rename it
+            # never takes the name from whoever was first.
+            os.link(candidate, target)
+        except FileExistsError:
+            return
+    finally:
+        candidate.unlink()
+
+
+def _read(target: Path) -> bytes:
+    try:
+        with open(target, "rb") as file:
+            # The open file is examined, not the name, which may be replaced meanwhile.
+            status = os.fstat(file.fileno())
+            _check(target, status)
+            secret = file.read(SECRET_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SecretFileError(
+            f"cannot read the cluster secret {target}: {error}; run as the user who owns it, or "
+            f"name another file in {SECRET_FILE_VARIABLE}",
+            path=str(target),
+        ) from error
+    if not SECRET_BYTES <= len(secret) <= SECRET_BYTES_MAX:
+        raise SecretFileError(
+            f"the cluster secret {target} has {len(secret)} bytes instead of {SECRET_BYTES} to "
+            f"{SECRET_BYTES_MAX}; remove the file on all nodes and let the first node make it anew",
+            path=str(target),
+        )
+    return secret
+
+
+def _check(target: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise SecretFileError(
+            f"the cluster secret {target} is not a regular file; name a file in "
+            f"{SECRET_FILE_VARIABLE}",
+            path=str(target),
+        )
+    if not hasattr(os, "getuid"):
+        return  # Without POSIX owners and modes there is nothing to compare.
+    if status.st_uid != os.getuid():
+        raise SecretFileError(
+            f"the cluster secret {target} belongs to user {status.st_uid}, but this process runs "
+            f"as user {os.getuid()}; run as its owner, or copy it to a file of your own (mode 600) "
+            f"and name that in {SECRET_FILE_VARIABLE}",
+            path=str(target),
+        )
+    if status.st_mode & 0o077:
+        raise SecretFileError(
+            f"the cluster secret {target} is open to other users (mode "
+            f"{stat.S_IMODE(status.st_mode):o}); run 'chmod 600 {target}', and if others may have "
+            "read it, remove it on all nodes and let the first node make it anew",
+            path=str(target),
+        )
+
+
+class Transcript(NamedTuple):
+    """What both sides said in the open; proofs and keys cover all of it.
+
+    Attributes:
+        dialler_nonce: Fresh random bytes of the dialling side.
+        acceptor_nonce: Fresh random bytes of the accepting side.
+        dialler: The dialling side's description, as it crossed the wire.
+        acceptor: The accepting side's description, as it crossed the wire.
+    """
+
+    dialler_nonce: bytes
+    acceptor_nonce: bytes
+    dialler: bytes
+    acceptor: bytes
+
+
+class LinkKeys(NamedTuple):
+    """Keys of one connection.
+
+    Attributes:
+        from_dialler: MAC key of frames sent by the dialling side, 32 bytes.
+        from_acceptor: MAC key of frames sent by the accepting side, 32 bytes.
+        link_id: Names the connection, 16 bytes; not secret.
+    """
+
+    from_dialler: bytes
+    from_acceptor: bytes
+    link_id: bytes
+
+
+def new_nonce() -> bytes:
+    """Make a nonce: 32 fresh random bytes."""
+    return secrets.token_bytes(NONCE_BYTES)
+
+
+def _digest(secret: bytes, label: bytes, transcript: Transcript) -> bytes:
+    mac = hmac.new(secret, digestmod=hashlib.sha256)
+    for field in (label, *transcript):
+        # Lengths keep two different lists of fields from reading alike.
+        mac.update(len(field).to_bytes(4, "big"))
+        mac.update(field)
+    return mac.digest()
+
+
+def dialler_proof(secret: bytes, transcript: Transcript) -> bytes:
+    """Prove the secret as the dialling side: 32 bytes."""
+    return _digest(secret, b"livemigrate dialler proof 1", transcript)
+
+
+def acceptor_proof(secret: bytes, transcript: Transcript) -> bytes:
+    """Prove the secret as the accepting side: 32 bytes."""
+    return _digest(secret, b"livemigrate acceptor proof 1", transcript)
+
+
+def proves(proof: bytes, expected: bytes) -> bool:
+    """Compare a received proof with the right one, in constant time."""
+    return hmac.compare_digest(proof, expected)
+
+
+def link_keys(secret: bytes, transcript: Transcript) -> LinkKeys:
+    """Derive the keys of one connection.
+
+    Args:
+        secret: The cluster secret.
+        transcript: What both sides said; the same on both.
+
+    Returns:
+        The keys; both sides derive the same ones, no other connection does.
+    """
+    return LinkKeys(
+        _digest(secret, b"livemigrate frames from dialler 1", transcript),
+        _digest(secret, b"livemigrate frames from acceptor 1", transcript),
+        _digest(secret, b"livemigrate link id 1", transcript)[:16],
+    )

@@ -1,0 +1,118 @@
+"""Channel interface: ordered frames between two ends, with back-pressure.
+
+A channel carries frames and looks into none. Each end has at most one `write`
+and one `read` under way. It knows nothing of peers, secrets or reconnection;
+`rpc.links` does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Channel(ABC):
+    """One end of a connection.
+
+    Attributes:
+        address: The other end, for messages to people.
+    """
+
+    address: str
+
+    @abstractmethod
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        """Send one frame.
+
+        Args:
+            parts: The frame's bytes, one part after the other; at least one byte.
+
+        Returns:
+            Once the channel has room for another frame; the other end may not
+            have read this one.
+
+        Raises:
+            ChannelBroken: The connection has ended.
+        """
+
+    @abstractmethod
+    async def read(self) -> bytes | memoryview | None:
+        """Receive one frame.
+
+        Returns:
+            The next frame, or None once the other end has finished.
+
+        Raises:
+            ChannelBroken: The connection has ended otherwise.
+            FrameError: Something arrived that is no frame.
+        """
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """Send no more. The other end reads what was written, then None.
+
+        Does nothing on a connection that has ended.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """End the connection at once, in both directions.
+
+        Waiting reads and writes of both ends raise `ChannelBroken`, here soon
+        and there when the news arrives. Does nothing the second time.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Abort if need be, and release what the channel holds."""
+
+
+Accept: TypeAlias = Callable[[Channel], Awaitable[None]]
+"""Called with each connection that comes in; the channel ends when it returns."""
+
+
+class Listener(ABC):
+    """Takes connections at an address until it is closed.
+
+    Attributes:
+        address: Where it listens, with the port that was chosen.
+    """
+
+    address: str
+
+    @abstractmethod
+    async def close(self, grace_s: float) -> None:
+        """Take no more connections; end those that are left after `grace_s` seconds."""
+
+
+class Transport(ABC):
+    """A kind of channel: how to listen and how to dial."""
+
+    @abstractmethod
+    async def listen(self, address: str, accept: Accept) -> Listener:
+        """Take connections at an address.
+
+        Args:
+            address: In the transport's own notation.
+            accept: Runs once for each connection.
+
+        Returns:
+            The listener, already listening.
+
+        Raises:
+            ListenFailed: The address is not free, or not fit to listen on.
+        """
+
+    @abstractmethod
+    async def dial(self, address: str) -> Channel:
+        """Begin a connection.
+
+        Returns:
+            A channel. That nobody answers may show only when it is used.
+
+        Raises:
+            Unreachable: Nobody listens there.
+        """
