@@ -11,6 +11,9 @@ from .errors import LoadFailed, NotSerializable, SerializerError
 from .plain import PlainSerializer
 from .resources import refuse, register
 
+__livemigrate__ = True
+"""Tells this package from another one of the same name on the path."""
+
 __all__ = [
     "AutoSerializer",
     "LoadFailed",

@@ -1,0 +1,136 @@
+"""What the verbs return: frozen values that say what is, or what was done.
+
+Durations are seconds as float, sizes bytes as int. Fields are only ever added,
+at the end and with a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+__all__ = ["CheckpointInfo", "Event", "EventKind", "MoveReport", "NodeInfo", "ServerInfo"]
+
+EventKind: TypeAlias = Literal["moved", "promoted", "restored", "stopped", "lost"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """One node of the cluster.
+
+    Attributes:
+        name: Its name.
+        address: "host:port" of its links.
+        pid: Process id on its host.
+        host: Name of its host.
+        servers: How many servers it owns.
+        load: 0.0 for idle, 1.0 for a loop that is always busy; may exceed 1.
+        cordoned: It admits neither spawns nor moves.
+        draining: It is being emptied; implies `cordoned`.
+    """
+
+    name: str
+    address: str
+    pid: int
+    host: str
+    servers: int
+    load: float
+    cordoned: bool
+    draining: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """One server.
+
+    Attributes:
+        id: Its id; never reused.
+        name: Its name in the directory, or None.
+        cls: "module:Qualname" of its class.
+        node: Name of its owner.
+        epoch: Its epoch.
+        version: Version of its state.
+        mailbox: How many envelopes are not yet handled.
+        standbys: Names of the nodes that follow it.
+        mode: How they follow; None without standbys.
+        durable: Whether a journal is kept on disk.
+    """
+
+    id: str
+    name: str | None
+    cls: str
+    node: str
+    epoch: int
+    version: int
+    mailbox: int
+    standbys: tuple[str, ...] = ()
+    mode: Literal["sync", "async"] | None = None
+    durable: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MoveReport:
+    """One move that committed.
+
+    Attributes:
+        source: Name of the node it left.
+        target: Name of the node that owns it now.
+        epoch: Its epoch after the move.
+        downtime_s: Seconds from quiesced at the source until live at the target.
+        total_s: Seconds from the request until the source had forwarded everything.
+        bytes_sent: Bytes of state that crossed, all rounds together.
+        rounds: Snapshots and deltas sent; 1 for plain stop-and-copy, 0 if the
+            server was at the target already.
+    """
+
+    source: str
+    target: str
+    epoch: int
+    downtime_s: float
+    total_s: float
+    bytes_sent: int
+    rounds: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """One checkpoint.
+
+    Attributes:
+        url: Where it is.
+        server: Id of the server.
+        cls: "module:Qualname" of its class.
+        version: Version of its state.
+        epoch: Its epoch when the state was taken.
+        bytes: Size of the checkpoint.
+        digest: Digest of its content, as "algorithm:hex".
+    """
+
+    url: str
+    server: str
+    cls: str
+    version: int
+    epoch: int
+    bytes: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a monitored server.
+
+    Attributes:
+        kind: "moved": another node owns it. "promoted": a standby took over.
+            "restored": it came back from a checkpoint. "stopped" and "lost": there
+            will be no other event.
+        server: Id of the server.
+        node: Name of the owner after it; of the last one if stopped or lost.
+        epoch: The epoch after it.
+        cause: Why, in words; empty where the kind says it all.
+    """
+
+    kind: EventKind
+    server: str
+    node: str
+    epoch: int
+    cause: str = ""

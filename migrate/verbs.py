@@ -1,0 +1,207 @@
+"""The verbs that a node and a client have in common, as type checkers see them.
+
+A class that implements them repeats the overloads of `spawn`, `spawn_lb` and
+`call`; `tests/typing` checks both faces. How `spawn` is typed:
+
+PEP 612 allows no keyword between `*args: P.args` and `**kwargs: P.kwargs`, so
+one signature cannot have the constructor's parameters and `options` too. There
+are two overloads instead. With `options`, the constructor's arguments are given
+by position and checked through a `TypeVarTuple`, defaults included; without,
+`ParamSpec` checks positions and keywords. Both checkers report a wrong argument
+under either. What neither accepts is `options` together with the constructor's
+own arguments by keyword; it works at run time. (mypy doubts that any
+implementation accepts an unpacked tuple of types, hence the `type: ignore[misc]`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
+
+from migrate.options import NodeChoice, SpawnOptions
+from migrate.ref import Ref, RemoteMethod
+from migrate.reports import CheckpointInfo, Event, MoveReport, NodeInfo, ServerInfo
+
+__all__ = ["Verbs"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Verbs(Protocol):
+    """What can be done with servers from anywhere in the cluster.
+
+    Every verb may raise `UsageError` for arguments that cannot be, `AuthError`,
+    and `MigrateError` with the outcome *unknown* when the other side falls silent.
+    """
+
+    @overload
+    async def spawn(
+        self, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
+    ) -> Ref[T]: ...
+    @overload
+    async def spawn(self, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Ref[T]: ...
+    async def spawn(  # type: ignore[misc]
+        self, cls: Any, /, *args: Any, options: Any = None, **kwargs: Any
+    ) -> Any:
+        """Make a server and return its ref once it can be called.
+
+        Args:
+            cls: Its class.
+            *args: Arguments of the class's constructor.
+            options: Name and place, see `SpawnOptions`.
+            **kwargs: Arguments of the class's constructor.
+
+        Raises:
+            NameTaken: A server has the name; the error carries its ref.
+            NodeNotFound: No node has the name given by `on`.
+            TargetRefused: The node cannot import the class, or admits nothing.
+            Exception: What the constructor or `on_start` raised; no server is left.
+        """
+
+    @overload
+    async def spawn_lb(
+        self, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
+    ) -> Ref[T]: ...
+    @overload
+    async def spawn_lb(
+        self, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Ref[T]: ...
+    async def spawn_lb(  # type: ignore[misc]
+        self, cls: Any, /, *args: Any, options: Any = None, **kwargs: Any
+    ) -> Any:
+        """Make a server on the least loaded node; otherwise as `spawn`."""
+
+    @overload
+    async def call(
+        self, ref: Ref[T], method: RemoteMethod[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
+    async def call(
+        self,
+        ref: Ref[T],
+        method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+    @overload
+    async def call(
+        self,
+        ref: Ref[T],
+        method: Callable[Concatenate[T, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+    @overload
+    async def call(self, ref: Ref[Any], method: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    async def call(self, ref: Ref[Any], method: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of a server; typed also for methods without a decorator.
+
+        Args:
+            ref: The server.
+            method: The method as found on the class, as `Counter.incr` or
+                `Counter.incr.with_options(timeout=5.0)`, or its name.
+            *args: Its arguments.
+            **kwargs: Its arguments.
+
+        Returns:
+            The handler's result.
+
+        Raises:
+            CallError: It failed outside the handler; the outcome says how far it came.
+            Exception: What the handler raised, with the remote traceback.
+        """
+
+    async def migrate(self, ref: Ref[Any], *, to: NodeChoice) -> MoveReport:
+        """Move a server.
+
+        Raises:
+            MoveError: It was not moved, or that is not known; the outcome says which.
+                Unless it is unknown, the source serves as before.
+            NodeNotFound: No node has that name.
+        """
+        ...
+
+    async def replicate(
+        self, ref: Ref[Any], nodes: Sequence[str], *, mode: Literal["sync", "async"] = "sync"
+    ) -> ServerInfo:
+        """Keep hot standbys on these nodes, and on no other; none stops it.
+
+        Raises:
+            StandbyError: A standby could not be made; the former ones stay.
+        """
+        ...
+
+    async def checkpoint(self, ref: Ref[Any], url: str) -> CheckpointInfo:
+        """Write a server's state to a file or object store.
+
+        Raises:
+            CheckpointError: It could not be written; the server serves as before.
+            NotPicklable: The state cannot travel.
+        """
+        ...
+
+    async def restore(self, url: str, *, on: NodeChoice | None = None) -> Ref[Any]:
+        """Bring a server back from a checkpoint.
+
+        Raises:
+            CheckpointError: It is damaged, not ours, or the original still lives.
+        """
+        ...
+
+    async def fork(self, ref: Ref[T], *, on: NodeChoice | None = None) -> Ref[T]:
+        """Clone a server under a new identity: state and timers, no mailbox, no name."""
+        ...
+
+    async def whereis(self, name: str) -> Ref[Any]:
+        """Look a name up.
+
+        Raises:
+            ServerNotFound: No server has it.
+        """
+        ...
+
+    async def info(self, ref: Ref[Any]) -> ServerInfo:
+        """Tell what is known of a server.
+
+        Raises:
+            ServerNotFound: It was stopped, or never was.
+        """
+        ...
+
+    async def servers(self) -> list[ServerInfo]:
+        """Tell of every server of the cluster, sorted by id."""
+        ...
+
+    async def nodes(self) -> list[NodeInfo]:
+        """Tell of every node of the cluster, sorted by name."""
+        ...
+
+    async def stop(self, ref: Ref[Any]) -> None:
+        """Stop a server after the message that it handles; its name is free again.
+
+        Raises:
+            ServerNotFound: It was stopped already, or never was.
+        """
+        ...
+
+    async def drain(self, node: str) -> list[MoveReport]:
+        """Move every server off a node, which then admits nothing.
+
+        Raises:
+            MoveError: Some could not move; they serve where they were.
+            NodeNotFound: No node has that name.
+        """
+        ...
+
+    async def rebalance(self) -> list[MoveReport]:
+        """Move servers where the measured gain beats the cost of the move."""
+        ...
+
+    def monitor(self, ref: Ref[Any]) -> AsyncIterator[Event]:
+        """Yield what happens to a server, from now until it is stopped or lost."""
+        ...
