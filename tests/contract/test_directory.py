@@ -7,7 +7,7 @@ import itertools
 import pickle
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,6 +89,9 @@ class SkewedClock:
             patch.setattr(owner, name, lambda it, real=real: real(it) + self.ahead_s)
 
 
+_numbers = itertools.count()
+
+
 @dataclass
 class Home:
     """A store of its own, and any number of directories on it."""
@@ -101,9 +104,6 @@ class Home:
         if self.kind == "memory":
             return MemoryDirectory(self.store, **options)
         return SqliteDirectory(self.folder / f"{self.store}.db", **options)
-
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -196,7 +196,7 @@ def test_arguments_of_the_other_verbs_are_checked(home: Home) -> None:
 
 def test_every_verb_of_a_directory_that_is_not_open_says_that_nothing_was_done(home: Home) -> None:
     async def every_verb_refuses(directory: Directory, why: str) -> None:
-        for verb in (
+        verbs: list[Callable[[], Awaitable[object]]] = [
             lambda: directory.get("k"),
             lambda: directory.list(""),
             lambda: directory.txn([], [Put("k", b"")], []),
@@ -204,7 +204,8 @@ def test_every_verb_of_a_directory_that_is_not_open_says_that_nothing_was_done(h
             lambda: directory.keepalive(1),
             lambda: directory.revoke(1),
             lambda: anext(directory.watch("", 1)),
-        ):
+        ]
+        for verb in verbs:
             with pytest.raises(DirectoryUnavailable, match=why) as caught:
                 await verb()
             assert caught.value.outcome == "not done"
@@ -270,7 +271,11 @@ def test_use_from_another_event_loop_is_refused(home: Home) -> None:
         failures: list[BaseException] = []
 
         def elsewhere() -> None:
-            for verb in (lambda: directory.get("k"), directory.start):
+            verbs: list[Callable[[], Coroutine[Any, Any, object]]] = [
+                lambda: directory.get("k"),
+                directory.start,
+            ]
+            for verb in verbs:
                 try:
                     asyncio.run(verb())
                 except BaseException as error:

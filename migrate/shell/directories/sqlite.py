@@ -237,7 +237,7 @@ class _State:
 class _Engine:
     """The thread that owns the connection, and its inbox.
 
-    Methods up to `ask` and those named `in_loop_*` run in the event loop, all others in the
+    Methods of the first section run in the event loop, all others in the
     thread.
     """
 
@@ -254,6 +254,7 @@ class _Engine:
         self._waiting = 0
         self._look_sent = False
         self._ended = False
+        self._failure: BaseException | None = None
 
         # From here on the thread's own.
         self._connection: sqlite3.Connection | None = None
@@ -285,9 +286,7 @@ class _Engine:
     async def ask(self, request: _Request) -> Any:
         """Hand a request to the thread and wait for the answer."""
         if self._ended:
-            raise DirectoryUnavailable(
-                f"{self.url} has ended; nothing was done; open it again", url=self.url
-            )
+            raise self._refusal()
         if self._waiting >= REQUESTS_MAX:
             raise DirectoryUnavailable(
                 f"{self._waiting} requests wait for {self.url} already; nothing was done; "
@@ -316,18 +315,25 @@ class _Engine:
         if self.hints is not None:
             self.loop.remove_reader(self.hints.socket)
             self.hints.close()
-        closed = DirectoryUnavailable(f"{self.url} was closed; nothing was done", url=self.url)
         while True:
             try:
                 item = self.inbox.get_nowait()
             except queue.Empty:
                 break
             if isinstance(item, _Request) and not item.future.done():
-                item.future.set_exception(closed)
+                item.future.set_exception(self._refusal())
         if not self.started.done():
-            self.started.set_exception(error or closed)
+            self.started.set_exception(error or self._refusal())
         if not self.stopped.done():
             self.stopped.set_result(None)
+
+    def _refusal(self) -> DirectoryUnavailable:
+        why = "was closed" if self._failure is None else f"failed: {self._failure}"
+        refusal = DirectoryUnavailable(
+            f"{self.url} {why}; nothing was done; open another", url=self.url
+        )
+        refusal.__cause__ = self._failure
+        return refusal
 
     def _in_loop_settle(
         self, answers: Iterable[tuple[asyncio.Future[Any], object, BaseException | None]]
@@ -354,7 +360,7 @@ class _Engine:
             failure = error
         except BaseException as error:
             _log.exception("the thread of %s failed", self.url)
-            failure = DirectoryError(f"{self.url} failed: {error!r}; see the log", url=self.url)
+            failure = DirectoryError(f"its thread ended with {error!r}; see the log", url=self.url)
             failure.__cause__ = error
         finally:
             self._shut(failure)
@@ -364,9 +370,13 @@ class _Engine:
             # Releasing is safe: no transaction is open, or closing the connection ends it.
             self._close_connection()
             self._queue.close()
-        why = "was closed" if failure is None else f"failed: {failure}"
-        closed = DirectoryUnavailable(f"{self.url} {why}; nothing was done", url=self.url)
-        unknown = OutcomeUnknown(f"{self.url} {why} during a transaction", url=self.url)
+        self._failure = failure
+        closed = self._refusal()
+        unknown = OutcomeUnknown(
+            f"{self.url} failed in a transaction, which may or may not have taken effect: "
+            f"{failure}; open another and send it again, or read",
+            url=self.url,
+        )
         for watch_or_read in (*self._watches, *self._reads):
             self._fail(watch_or_read, closed)
         for write in self._writes:
@@ -983,7 +993,9 @@ class _Engine:
     def _end_leases_due(self, state: _State) -> None:
         if state.lease_next_s is None or state.lease_next_s > state.now_s:
             return
-        for (lease,) in self._sql("SELECT id FROM lease WHERE deadline_s <= ? ORDER BY id", state.now_s):
+        for (lease,) in self._sql(
+            "SELECT id FROM lease WHERE deadline_s <= ? ORDER BY id", state.now_s
+        ):
             self._end_lease(state, lease)
 
     def _end_lease(self, state: _State, lease: int) -> None:
