@@ -236,7 +236,10 @@ def reduce_class(cls: type) -> Reduced:
     if isinstance(custom_dict, property):
         head["__dict__"] = custom_dict
     state["attributes"] = {name: value for name, value in own.items() if name not in skip}
-    bases = own.get("__orig_bases__", cls.__bases__)
+    # Generic classes are made from what they were written with, unless that makes another class,
+    # as NamedTuple and TypedDict do.
+    written = own.get("__orig_bases__", cls.__bases__)
+    bases = written if types.resolve_bases(written) == cls.__bases__ else cls.__bases__
     args = (type(cls), cls.__name__, bases, head, tracker_id)
     return _begin_class, args, state, None, None, _fill_class
 

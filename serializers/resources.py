@@ -261,10 +261,11 @@ def _fill_simple_queue(simple: queue.SimpleQueue[Any], state: tuple[list[Any]]) 
 
 
 def _reduce_thread_pool(executor: Any) -> Reduced:
-    queued = executor._work_queue.qsize() if not executor._shutdown else 0
-    running = sum(1 for thread in executor._threads if _works(thread))
+    queued = executor._work_queue.qsize()
     if executor._shutdown:
-        queued = sum(item is not None for item in list(executor._work_queue.queue))
+        # The last item then is the sign to stop, which nobody executes.
+        queued = max(0, queued - 1)
+    running = sum(1 for thread in executor._threads if _works(thread))
     _refuse_work(executor, queued, running)
     initializer, initargs = _initializer_of(executor)
     return _make_thread_pool, (

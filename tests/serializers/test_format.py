@@ -66,9 +66,7 @@ def test_data_without_code_loads_from_another_python_minor() -> None:
 
 
 def test_a_count_of_buffers_beyond_the_bound_is_refused_without_reading_them() -> None:
-    head = struct.pack(
-        "<4sBBBBB3xIQ", base.MAGIC, 1, 0, 1, 3, 11, base.BUFFERS_MAX + 1, 1
-    )
+    head = struct.pack("<4sBBBBB3xIQ", base.MAGIC, 1, 0, 1, 3, 11, base.BUFFERS_MAX + 1, 1)
 
     with pytest.raises(LoadFailed, match="at most"):
         serializers.loads(head + b".")
