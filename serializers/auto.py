@@ -34,9 +34,10 @@ from .by_value import (
 from .explain import explain_dump
 from .resources import (
     REDUCERS,
+    Places,
     module_attribute,
     on_register,
-    reduce_bare_object,
+    reduce_by_place,
     reduce_ndarray,
     singleton_reducer,
 )
@@ -61,6 +62,7 @@ class _AutoPickler(pickle.Pickler):
     def __init__(self, sink: plain.Sink) -> None:
         super().__init__(sink, plain.PROTOCOL, buffer_callback=sink.take_buffer)
         self.namespaces = Namespaces()
+        self.places = Places()
         self.code_by_value = False
         self.plain_types: set[type] = set()
         self.actions: dict[type, _Action] = {}
@@ -124,8 +126,8 @@ def _choose(kind: type) -> _Action:
         return _without_pickler(reduce_ndarray)
     if kind in _DILL_ONLY:
         return _dill_action
-    if kind is object:
-        return _without_pickler(reduce_bare_object)
+    if kind in Places.kinds:
+        return lambda obj, pickler: reduce_by_place(obj, pickler.places)
     singleton = singleton_reducer(kind)
     if singleton is not None:
         return _without_pickler(singleton)

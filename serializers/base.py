@@ -29,7 +29,7 @@ FLAG_CODE_BY_VALUE = 1
 ALIGNMENT_BYTES = 64
 """Start of each buffer. Source: size of a cache line on x86-64; what Arrow's format asks for."""
 BUFFERS_MAX = 1 << 20
-"""Most buffers in one snapshot; arrays under `auto.IN_BAND_BYTES_MAX` do not count."""
+"""Most buffers in one snapshot; what is beyond that stays in the body."""
 
 _FIELDS = struct.Struct("<4sBBBBB3xIQ")
 HEAD_SIZE_BYTES = _FIELDS.size

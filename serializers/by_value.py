@@ -368,6 +368,18 @@ def _reduce_main_like(module: types.ModuleType) -> Reduced:
     return machinery._module_reduce(module)
 
 
+def _reduce_method(method: types.MethodType) -> Reduced:
+    function, owner = method.__func__, method.__self__
+    if isinstance(function, types.FunctionType) and not is_importable(function):
+        # Class methods, and decorated ones, are found by name in their class, if in anything.
+        name = function.__name__
+        cls = owner if isinstance(owner, type) else type(owner)
+        known = getattr(cls, name, None)
+        if is_importable(cls) and (known == method if cls is owner else known is function):
+            return getattr, (owner, name)
+    return types.MethodType, (function, owner)
+
+
 TYPE_REDUCERS: dict[type, Callable[[Any], Reduced]] = {
     kind: reducer
     for kind, reducer in machinery.Pickler._dispatch_table.items()
@@ -377,6 +389,7 @@ TYPE_REDUCERS: dict[type, Callable[[Any], Reduced]] = {
 TYPE_REDUCERS.update(
     {
         types.CellType: _reduce_cell,
+        types.MethodType: _reduce_method,
         types.ModuleType: _reduce_module,
         functools._lru_cache_wrapper: _reduce_lru_cache,
         typing.NewType: _reduce_new_type,

@@ -312,6 +312,8 @@ def explain_load(body: bytes | memoryview, cause: BaseException) -> LoadFailed:
             "install it here, or serializers.register_by_value it where it was written",
             cause.name,
         )
+    if isinstance(cause, MemoryError):
+        return LoadFailed("this process has not enough memory for it", "load it on a larger node")
     text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
     if isinstance(cause, pickle.UnpicklingError | EOFError | IndexError | OverflowError):
         return LoadFailed(f"the pickle is damaged or cut short ({text})")

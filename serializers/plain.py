@@ -13,11 +13,12 @@ from __future__ import annotations
 import gc
 import pickle
 import threading
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .base import BufferKind, Snapshot, pack_head, parse_head
+from .base import BUFFERS_MAX, BufferKind, Snapshot, pack_head, parse_head
 from .errors import LoadFailed, NotSerializable
 from .explain import explain_dump, explain_load
 
@@ -52,7 +53,7 @@ class Sink:
             BufferError: The memory is not contiguous.
         """
         raw = buffer.raw()
-        if raw.nbytes <= IN_BAND_BYTES_MAX:
+        if raw.nbytes <= IN_BAND_BYTES_MAX or len(self.buffers) >= BUFFERS_MAX // 2:
             return True
         kind = BufferKind.READ_ONLY if raw.readonly else BufferKind.WRITABLE
         # NB: read-only, so that no decoder in this process can make two objects share memory.
@@ -98,17 +99,19 @@ def assemble(
     pieces: list[bytes | bytearray | memoryview] = []
     buffers: list[tuple[memoryview, BufferKind]] = []
     at = 0
+    own = 0
     loose = b""
     for index, chunk in enumerate(chunks):
         # A buffer taken while this chunk was being filled comes before whatever follows it.
         while at < len(taken) and taken[at][0] < index:
             buffers.append(taken[at][1:])
             at += 1
-        kind = _payload_kind(chunk, loose) if loose else None
+        kind = _payload_kind(chunk, loose) if loose and own < BUFFERS_MAX // 2 else None
         if kind is not None:
             header = 9 if kind is BufferKind.BYTEARRAY or len(chunk) > 0xFFFFFFFF else 5
             pieces[-1] = b"".join((memoryview(pieces[-1])[:-header], _OPCODE_NEXT_BUFFER))
             buffers.append((memoryview(bytes(chunk)), kind))
+            own += 1
             loose = b""
         else:
             pieces.append(chunk)
@@ -183,8 +186,6 @@ def load(body: bytes | memoryview, buffers: Sequence[object]) -> object:
             return pickle.loads(body, buffers=buffers)
         with collector_off():
             return pickle.loads(body, buffers=buffers)
-    except MemoryError:
-        raise
     except Exception as exc:
         raise explain_load(body, exc) from exc
 
@@ -247,7 +248,7 @@ class PlainSerializer:
 
 class _PlainPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        if getattr(obj, "__module__", None) == "__main__" and hasattr(obj, "__qualname__"):
+        if isinstance(obj, type | types.FunctionType) and obj.__module__ == "__main__":
             raise NotSerializable(
                 "",
                 f"__main__.{obj.__qualname__}",

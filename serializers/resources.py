@@ -115,21 +115,37 @@ def _by_value(module: str) -> bool:
     return is_by_value_module(module)
 
 
-def reduce_bare_object(obj: object) -> Reduced:
-    """Find the name of an `object()`: it is good for nothing but being compared with `is`."""
-    place = _module_level_place(obj)
-    return NotImplemented if place is None else (module_attribute, place)
+class Places:
+    """Where importable modules keep things that are known by being the same: one per stream."""
+
+    kinds = (object, contextvars.ContextVar)
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, tuple[str, str]] | None = None
+
+    def find(self, obj: object) -> tuple[str, str] | None:
+        """(module, name) of a global variable that holds `obj`, an instance of one of `kinds`."""
+        if self._by_id is None:
+            self._by_id = {}
+            modules: dict[str, Any] = dict(sys.modules)
+            for module_name, module in modules.items():
+                if isinstance(module, types.ModuleType) and not _by_value(module_name):
+                    for name, value in list(vars(module).items()):
+                        if type(value) in self.kinds:
+                            self._by_id.setdefault(id(value), (module_name, name))
+        place = self._by_id.get(id(obj))
+        # The map may be older than the object, so look once more.
+        return (
+            place if place and getattr(sys.modules.get(place[0]), place[1], None) is obj else None
+        )
 
 
-def _module_level_place(obj: object) -> tuple[str, str] | None:
-    """(module, name) of a global variable of an importable module that holds `obj`."""
-    modules: dict[str, Any] = dict(sys.modules)
-    for module_name, module in modules.items():
-        if isinstance(module, types.ModuleType) and not _by_value(module_name):
-            for name, value in list(vars(module).items()):
-                if value is obj:
-                    return module_name, name
-    return None
+def reduce_by_place(obj: Any, places: Places) -> Reduced:
+    """Reduce an `object()`, good for nothing but being compared with `is`, or a ContextVar."""
+    place = places.find(obj)
+    if place is not None:
+        return module_attribute, place
+    return NotImplemented if type(obj) is object else _reduce_context_variable(obj)
 
 
 def singleton_reducer(kind: type) -> Reducer | None:
@@ -748,9 +764,6 @@ def _make_ndarray_view(
 
 
 def _reduce_context_variable(variable: contextvars.ContextVar[Any]) -> Reduced:
-    place = _module_level_place(variable)
-    if place is not None:
-        return module_attribute, place
     try:
         default = (contextvars.Context().run(variable.get),)
     except LookupError:
@@ -893,7 +906,6 @@ def _register_all() -> None:
         (type(collections.OrderedDict().values()), _reduce_dict_view("values")),
         (type(collections.OrderedDict().items()), _reduce_dict_view("items")),
         (memoryview, _reduce_memoryview),
-        (contextvars.ContextVar, _reduce_context_variable),
         (contextvars.Context, _reduce_context),
         (
             contextvars.Token,

@@ -177,6 +177,7 @@ def test_generators_of_random_numbers_go_on_where_they_were() -> None:
 
 def test_a_module_level_sentinel_stays_the_one_that_is_compared_with() -> None:
     assert serializers.loads(serializers.dumps([SENTINEL]))[0] is SENTINEL  # type: ignore[index]
+    assert serializers.loads(serializers.dumps([object()])) != [SENTINEL]
     missing = dataclasses.MISSING
     assert serializers.loads(serializers.dumps([missing]))[0] is missing  # type: ignore[index]
 
