@@ -395,7 +395,7 @@ class _Engine:
         self._receive()
         if self._look:
             self._look = False
-            self._look_for_changes()
+            self._look_for_changes(told=True)
         self._serve_reads()
         self._serve_watches()
         # Reads are answered before the writes that came with them wait for the disk.
@@ -481,7 +481,7 @@ class _Engine:
             raise self._not_opened(error) from error
         self._file = (found.st_dev, found.st_ino)
         try:
-            self._refresh()
+            self._read_state()
         except sqlite3.Error as error:
             raise self._not_opened(error) from error
         if self._options.hints:
@@ -680,19 +680,25 @@ class _Engine:
         [(last,)] = self._sql("SELECT coalesce(max(id), 0) FROM log")
         return int(last) >> _SEQ_BITS
 
-    def _refresh(self) -> None:
-        """Learn what other connections have committed."""
-        [(self._data_version,)] = self._sql("PRAGMA data_version")
+    def _read_state(self) -> None:
         [(clock_id, offset_s, self._lease_next_s, last, _)] = self._sql(_STATE_SQL)
         self._clock = (clock_id, offset_s)
         self._rev = last >> _SEQ_BITS
 
-    def _look_for_changes(self) -> None:
+    def _look_for_changes(self, told: bool = False) -> None:
+        """Learn what others have committed; `told` when there is reason to expect something."""
         try:
+            if told:
+                # Straight to the answer: somebody waits for it.
+                self._read_state()
+                return
             self._check_file()
             [(data_version,)] = self._sql("PRAGMA data_version")
             if data_version != self._data_version:
-                self._refresh()
+                # Only now, and the version of before: if the state cannot be read, or changes in
+                # between, the next poll reads it again.
+                self._read_state()
+                self._data_version = data_version
         except (sqlite3.Error, DirectoryError) as error:
             if isinstance(error, sqlite3.Error) and _is_code(error, sqlite3.SQLITE_BUSY):
                 # Another process recovers or closes the database; the next poll looks again.
