@@ -281,7 +281,7 @@ class Core:
         for route in [r for r in self.routes.values() if not r.sessions]:
             del self.routes[route.server]
         for sending in [s for s in self.sending.values() if s.idle()]:
-            if now_ms - sending.last_used_ms > expiry // 4:
+            if now_ms - sending.last_used_ms > self.options.session_expiry_ms // 4:
                 self._close_session(sending)
 
     def _silent_sessions(self, inc: Incarnation, now_ms: int) -> list[ReceiveSession]:
