@@ -14,9 +14,10 @@ Small values made of built-in types alone skip all of that.
 from __future__ import annotations
 
 import copyreg
+import functools
 import pickle
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import dill
@@ -57,15 +58,38 @@ pickle within a pickle would cut what they share with the rest of the state."""
 
 
 class _AutoPickler(pickle.Pickler):
-    """One stream; see the module."""
+    """One stream; see the module.
+
+    What most streams do not need is made when first used: a small stream takes microseconds.
+    """
+
+    code_by_value = False
+    # By type, for types that cannot be imported, as `_plain_types` and `_actions` for all others.
+    plain_types: Set[type] = frozenset()
+    actions: Mapping[type, _Action] = types.MappingProxyType({})
 
     def __init__(self, sink: plain.Sink) -> None:
         super().__init__(sink, plain.PROTOCOL, buffer_callback=sink.take_buffer)
-        self.namespaces = Namespaces()
-        self.places = Places()
-        self.code_by_value = False
-        self.plain_types: set[type] = set()
-        self.actions: dict[type, _Action] = {}
+
+    def remember_plain(self, kind: type) -> None:
+        """Leave instances of `kind` to pickle in this stream."""
+        if not isinstance(self.plain_types, set):
+            self.plain_types = set()
+        self.plain_types.add(kind)
+
+    def remember_action(self, kind: type, action: _Action) -> None:
+        """Reduce instances of `kind` by `action` in this stream."""
+        if not isinstance(self.actions, dict):
+            self.actions = {}
+        self.actions[kind] = action
+
+    @functools.cached_property
+    def namespaces(self) -> Namespaces:
+        return Namespaces()
+
+    @functools.cached_property
+    def places(self) -> Places:
+        return Places()
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
@@ -83,9 +107,9 @@ def _decide(kind: type, pickler: _AutoPickler) -> _Action:
     action = _choose(kind)
     if not is_importable(kind):
         if action is _as_pickle_does:
-            pickler.plain_types.add(kind)
+            pickler.remember_plain(kind)
         else:
-            pickler.actions[kind] = action
+            pickler.remember_action(kind, action)
     else:
         if len(_actions) + len(_plain_types) >= _DECISIONS_MAX:
             forget_decisions()

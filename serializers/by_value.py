@@ -252,7 +252,13 @@ def _begin_class(
         known = machinery._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)
         if known is not None:
             return typing.cast(type, known)
-        made = types.new_class(name, bases, {"metaclass": metaclass}, lambda ns: ns.update(head))
+        if metaclass.__name__ == "_TypedDictMeta":
+            # It takes no bases but other TypedDicts, though what it makes has dict for a base.
+            made: type = type.__new__(metaclass, name, bases, dict(head))
+        else:
+            made = types.new_class(
+                name, bases, {"metaclass": metaclass}, lambda ns: ns.update(head)
+            )
         return _track(made, tracker_id)
 
 
@@ -350,6 +356,24 @@ def _make_new_type(name: str, supertype: Any, module: str, qualname: str) -> Any
     return made
 
 
+def _reduce_type_parameter(obj: Any) -> Reduced:
+    place = machinery._lookup_module_and_qualname(obj, name=obj.__name__)
+    if place is not None and not is_by_value_module(place[0].__name__):
+        return obj.__reduce__()
+    # Tracked as classes are, so that the same one comes back home.
+    tracker_id = machinery._get_or_create_tracker_id(obj)
+    return _make_type_parameter, (type(obj), obj.__name__, obj.__module__, tracker_id)
+
+
+def _make_type_parameter(kind: Any, name: str, module: str, tracker_id: str) -> Any:
+    made = kind(name)
+    try:
+        made.__module__ = module
+    except AttributeError:
+        pass  # From Python 3.12 on it is read-only, and says where the object was made.
+    return machinery._lookup_class_or_track(tracker_id, made)
+
+
 def _reduce_module(module: types.ModuleType) -> Reduced:
     if is_by_value_module(module.__name__) and sys.modules.get(module.__name__) is module:
         return _reduce_main_like(module)
@@ -393,5 +417,7 @@ TYPE_REDUCERS.update(
         types.ModuleType: _reduce_module,
         functools._lru_cache_wrapper: _reduce_lru_cache,
         typing.NewType: _reduce_new_type,
+        typing.ParamSpec: _reduce_type_parameter,
+        typing.TypeVarTuple: _reduce_type_parameter,
     }
 )

@@ -401,18 +401,23 @@ def test_flags_and_mixed_enums_come_back() -> None:
     assert hello == "hello" and type(hello)(str(hello)) is hello
 
 
-def test_named_tuples_and_new_types_of_functions_come_back() -> None:
+def test_types_made_by_typing_in_functions_come_back() -> None:
     def make() -> Any:
         class Named(typing.NamedTuple):
             a: int
 
-        key = typing.NewType("key", int)
-        return Named(1), key
+        class Options(typing.TypedDict, total=False):
+            size: int
 
-    named, key = foreign(make)
+        parameters = typing.ParamSpec("parameters")
+        return Named(1), typing.NewType("key", int), Options, parameters
+
+    named, key, options, parameters = foreign(make)
 
     assert named == (1,) and named.a == 1 and named._replace(a=2).a == 2
     assert key(3) == 3 and key.__supertype__ is int
+    assert options(size=1) == {"size": 1} and options.__optional_keys__ == {"size"}
+    assert parameters.__name__ == "parameters" and trip(parameters) is parameters
 
 
 def test_a_failed_load_of_a_class_does_not_leave_it_half_made() -> None:
