@@ -438,6 +438,19 @@ def test_a_directory_can_be_closed_while_it_waits_behind_a_stopped_holder(
             assert not thread.is_alive()
 
 
+def test_closing_does_the_writes_that_were_asked_before(path: Path) -> None:
+    async def main() -> None:
+        directory = SqliteDirectory(path)
+        await directory.start()
+        # More than fit in one transaction.
+        tasks = [asyncio.create_task(put(directory, f"k{i}")) for i in range(1300)]
+        await asyncio.sleep(0)
+        await directory.close()
+        assert sorted(await asyncio.gather(*tasks)) == list(range(1, 1301))
+
+    run(main)
+
+
 def test_a_forked_child_does_not_keep_the_lock_of_its_killed_parent(
     path: Path, spawn: Spawn
 ) -> None:

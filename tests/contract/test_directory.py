@@ -590,6 +590,26 @@ def test_cancelling_a_wait_loses_nothing(home: Home) -> None:
     run(main)
 
 
+def test_tasks_that_share_a_watch_get_each_revision_once_between_them(home: Home) -> None:
+    async def main() -> None:
+        async with home.open() as directory:
+            watch = directory.watch("", 1)
+            seen: list[Changes] = []
+
+            async def follow() -> None:
+                while len(seen) < 100:
+                    seen.append(await anext(watch))
+
+            async with asyncio.TaskGroup() as tasks:
+                followers = [tasks.create_task(follow()) for _ in range(3)]
+                while not all(it.done() for it in followers):
+                    # More than is waited for, so that none of them is left waiting.
+                    await put(directory, "k")
+            assert sorted(revisions(seen)) == list(range(1, len(seen) + 1))
+
+    run(main)
+
+
 def test_a_watch_catches_up_on_twenty_thousand_revisions(home: Home) -> None:
     behind = 20_000
 
@@ -646,6 +666,22 @@ def test_the_log_is_bounded_in_bytes_but_always_has_the_last_revision(home: Home
             assert 1024 - 600 <= caught.value.rev < 1024
             [change] = await anext(directory.watch("", 1024))
             assert change.rev == 1024
+
+    run(main)
+
+
+def test_compaction_never_leaves_a_part_of_a_revision(home: Home) -> None:
+    async def main() -> None:
+        for log_bytes_max in range(3000, 3060, 7):
+            home.store = f"store-{next(_numbers)}"
+            async with home.open(log_bytes_max=log_bytes_max) as directory:
+                puts = [Put(key, b"x" * 20) for key in ("a", "b", "c")]
+                await asyncio.gather(*(directory.txn([], puts, []) for _ in range(256)))
+                with pytest.raises(Compacted) as caught:
+                    await anext(directory.watch("", 1))
+                seen = await take(directory, "", caught.value.rev + 1, 256)
+                assert revisions(seen) == list(range(caught.value.rev + 1, 257))
+                assert all(len(changes) == 3 for changes in seen)
 
     run(main)
 
