@@ -178,6 +178,15 @@ class NodeOptions:
     state_bytes_max: int = _option(64 << 30, 1 << 20)
     """Largest state that a target reserves room for; a larger one is refused."""
 
+    hook_timeout_s: float = _option(10.0, 0.001)
+    """Bound of one hook (`on_start`, `on_depart`, ...); one that takes longer is cancelled and
+    counts as failed, so that a hook that hangs cannot hold a move or a drain for ever."""
+
+    # Running handlers.
+
+    blocking_threads_max: int = _option(32, 1, 4096)
+    """Worker threads of one node for `@migrate.blocking` handlers; more wait in line."""
+
     # Membership.
 
     lease_s: float = _option(10.0, 0.5)

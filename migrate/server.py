@@ -21,7 +21,6 @@ import functools
 import inspect
 import typing
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextvars import ContextVar
 from typing import (
     Any,
     Concatenate,
@@ -37,6 +36,7 @@ from typing import (
 
 from migrate.errors import UsageError
 from migrate.ref import (
+    current_runtime,
     ClassInfo,
     Ref,
     RefObject,
@@ -799,20 +799,18 @@ class Current:
     request_id: str | None = None
 
 
-current_message: ContextVar[Current | None] = ContextVar("current_message", default=None)
-"""Set by the node around each handler and hook."""
-
-
 def current() -> Current:
     """Return the server's own ref, node, epoch, caller and request id.
 
     Raises:
         UsageError: The code does not run in a handler or hook.
     """
-    found = current_message.get()
-    if found is None:
+    scope = current_runtime.get()
+    describe = getattr(scope, "current", None)
+    if describe is None:
         raise UsageError(
             "migrate.current() was called outside a handler: only code that a server runs for a "
             "message has a current server"
         )
+    found: Current = describe()
     return found

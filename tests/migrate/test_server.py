@@ -25,7 +25,8 @@ import pytest
 import migrate
 from migrate.errors import UsageError
 from migrate.ref import Ref, RemoteMethod
-from migrate.server import HOOKS, Current, current_message, spec_of
+from migrate.ref import current_runtime
+from migrate.server import HOOKS, Current, spec_of
 
 T = TypeVar("T")
 
@@ -680,11 +681,16 @@ def test_all_hooks_are_found_in_parents_too():
     assert spec_of(child).methods == {}
 
 
-def test_current_gives_what_the_node_set():
+def test_current_gives_what_the_running_scope_tells():
     mine = Current(ref=Ref("s1", spec_of(Counter).class_info), node="a", epoch=3, caller="s2")
-    token = current_message.set(mine)
+
+    class Running:
+        def current(self):
+            return mine
+
+    token = current_runtime.set(Running())
     try:
         assert migrate.current() is mine
         assert migrate.current().epoch == 3
     finally:
-        current_message.reset(token)
+        current_runtime.reset(token)

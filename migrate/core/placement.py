@@ -1,0 +1,49 @@
+"""Choosing a node: the least loaded of those that admit servers.
+
+Theory of operation. CPU decides, then waiting messages, then memory: each is brought to a
+scale on which 1.0 means "full", and they are added with weights. Differences below STEP are
+noise, and the number of servers breaks ties, so that a burst of spawns between two samples is
+spread instead of piled on one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from migrate.core.ids import NodeId
+
+DEPTH_FULL = 1_000
+"""Waiting messages that weigh as much as a core that is always busy (some 5 ms of work)."""
+
+STEP = 0.1
+"""Scores are compared in steps of this size; a sample of one second is no finer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node and its figures: CPU in cores, memory as a share, messages waiting, servers."""
+
+    node: NodeId
+    cpu: float
+    memory: float
+    mailbox: int
+    servers: int
+    admits: bool
+
+
+def score(candidate: Candidate) -> float:
+    """How loaded a node is: 0.0 idle; above 1.0 something is full."""
+    return candidate.cpu + 0.5 * candidate.memory + candidate.mailbox / DEPTH_FULL
+
+
+def least_loaded(candidates: Iterable[Candidate]) -> NodeId | None:
+    """The least loaded node that admits servers; None if none does.
+
+    Of equals the one with the fewest servers, then the first by id, so that equal figures
+    give equal answers.
+    """
+    open_ones = [c for c in candidates if c.admits]
+    if not open_ones:
+        return None
+    return min(open_ones, key=lambda c: (int(score(c) / STEP), c.servers, c.node)).node

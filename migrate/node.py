@@ -1,0 +1,655 @@
+"""Node: one event loop's worth of servers. Wires everything; one method per verb."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from rpc.errors import RpcError
+from rpc.handshake import PeerInfo
+
+from migrate.core.directory import Row, RowState
+from migrate.core.ids import NodeId, ServerId, node_name
+from migrate.core.incarnation import Incarnation, Phase
+from migrate.core.messages import Load
+from migrate.core.placement import least_loaded
+from migrate.errors import (
+    MigrateError,
+    MoveError,
+    NameTaken,
+    NodeNotFound,
+    Outcome,
+    ServerNotFound,
+    TargetRefused,
+    UsageError,
+)
+from migrate.options import NodeOptions
+from migrate.peer import Elsewhere, Peer
+from migrate.ref import RefObject
+from migrate.reports import MoveReport, NodeInfo, ServerInfo
+from migrate.server import spec_of
+from migrate.shell import classes, wire
+from migrate.shell.directories import open_directory
+from migrate.shell.directories.base import (
+    Compacted,
+    Compare,
+    Directory,
+    DirectoryError,
+    OutcomeUnknown,
+    Put,
+)
+from migrate.shell.driver import NAME_KEY, SERVER_KEY, DirectoryRows
+from migrate.shell.host import Hosted
+from migrate.shell.load import INTERVAL_S, Meter
+from migrate.shell.membership import Membership, NodeRow, describe
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+log: Final = logging.getLogger("migrate")
+
+WATCH_S: Final = 20.0
+"""How long an ask for changes waits before it is answered with none."""
+
+RETRY_S: Final = 0.1
+
+
+class Node(Peer):
+    """One event loop's worth of servers; use it as an async context manager.
+
+    Args:
+        name: Unique among living nodes; None makes one up.
+        listen: host:port for links; port 0 for any. Loopback only without TLS.
+        directory: Who owns what: `sqlite:///path` shared by the nodes of a host, or
+            `memory://NAME` by those of a process; None: one of its own.
+        options: Tunables and limits.
+        secret_file: The cluster secret; None: the user's own, made if it is not there.
+
+    Closing it stops the servers that it still owns (`on_stop` runs); drain it first to keep
+    them. Leaving the context waits for that.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        listen: str = "127.0.0.1:0",
+        directory: str | os.PathLike[str] | Directory | None = None,
+        *,
+        options: NodeOptions | None = None,
+        secret_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__("node", name, options, secret_file)
+        try:
+            self._directory = open_directory(directory)
+        except ValueError as error:
+            raise UsageError(str(error), cause=str(error)) from error
+        self._own_directory = not isinstance(directory, Directory)
+        self._listen = listen
+        self._address = ""
+        self._membership: Membership
+        self._meter = Meter()
+        self._cordoned = False
+        self._draining = False
+        self._stops: dict[ServerId, asyncio.Future[None]] = {}
+        self._services: list[Callable[[grpc.aio.Server], None]] = []
+        self._spawned: dict[str, asyncio.Future[Row]] = {}
+
+    # ------------------------------------------------------------------ life
+
+    @property
+    def address(self) -> str:
+        """host:port of its links, once it is open."""
+        return self._address
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Open the node and join the cluster.
+
+        Raises:
+            UsageError: A living node has the name, or the address cannot be listened on.
+            AuthError: The cluster secret cannot be read.
+            MigrateError: The directory cannot be opened.
+        """
+        try:
+            await self._directory.start()
+        except DirectoryError as error:
+            raise MigrateError(
+                f"the directory cannot be opened: {error}",
+                node=self._name,
+                cause=str(error),
+                outcome=Outcome.NOT_DONE,
+            ) from error
+        me = PeerInfo(self._id, self._name, "node", "", os.getpid())
+        links = self._open(DirectoryRows(self._directory), me, self._link_options())
+        self._driver.on_stopped(self._finish_stop)
+        try:
+            self._address = await links.listen(self._listen, self._services)
+            row = describe(self._id, self._name, self._address)
+            self._membership = Membership(
+                self._directory, row, self, self._options.lease_s, self._driver.task
+            )
+            await self._membership.join()
+        except BaseException as error:
+            await self._close()
+            if self._own_directory:
+                await self._directory.close()
+            if isinstance(error, RpcError):
+                raise UsageError(str(error), node=self._name, cause=str(error)) from error
+            raise
+        self._driver.host.open()
+        self._driver.task(self._measure(), "load")
+
+    async def close(self) -> None:
+        """Stop what is still here, leave the cluster, release everything. Repeatable."""
+        if self._state != "open":
+            return
+        core = self._driver.core
+        core.refuse_moves = f"node {self._name} is closing"
+        self._draining = True
+        core.withdraw_moves(f"node {self._name} is closing", self._driver.now_ms())
+        self._flush()
+        stops = [self._stop_here(server) for server in list(core.hosted)]
+        results = await asyncio.gather(*stops, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, MigrateError):
+                log.error("a server could not be stopped", exc_info=result)
+        await self._membership.leave()
+        await self._close()
+        if self._own_directory:
+            await self._directory.close()
+
+    async def wait_closed(self) -> None:
+        """Wait for ever; for programs that are nothing but a node."""
+        await asyncio.get_running_loop().create_future()
+
+    # ------------------------------------------------------------------ the cluster
+
+    def joined(self, row: NodeRow) -> None:
+        """See `Watcher`."""
+        if self._links is not None and self._state == "open":
+            self._links.dial(row.address, row.id)
+
+    def gone(self, row: NodeRow, cause: str) -> None:
+        """See `Watcher`."""
+        self._meter.forget(row.id)
+        self._peers.gone(row.id)
+        if self._links is not None:
+            self._links.hang_up(row.id)
+        self._asks.dead(row.id)
+        self._driver.core.node_dead(row.id, self._driver.now_ms())
+        self._flush()
+
+    def may_bury(self, row: Row) -> bool:
+        """See `Watcher`."""
+        return self._driver.core.may_bury(row)
+
+    def _address_of(self, node: NodeId) -> str | None:
+        row = self._membership.nodes.get(node)
+        return row.address if row is not None else None
+
+    async def _node_rows(self) -> list[NodeRow]:
+        return list(self._membership.nodes.values())
+
+    async def _node_named(self, name: str) -> NodeId:
+        try:
+            return await super()._node_named(name)
+        except NodeNotFound:
+            # It may have joined an instant ago.
+            await self._membership._list()
+            return await super()._node_named(name)
+
+    def _home(self) -> NodeId:
+        return self._id
+
+    async def _measure(self) -> None:
+        while True:
+            self._tell_load()
+            await asyncio.sleep(INTERVAL_S)
+
+    def _tell_load(self) -> None:
+        core = self._driver.core
+        load = self._meter.sample(core.hosted.values(), self._draining, self._cordoned)
+        self._meter.hear(self._id, load)
+        for node in self._membership.nodes:
+            if node != self._id and self._links is not None and self._links.is_up(node):
+                self._peers.send(node, load)
+
+    def _heard(self, node: NodeId, load: Load) -> None:
+        self._meter.hear(node, load)
+
+    async def _least_loaded(self) -> NodeId:
+        self._tell_load()
+        candidates = [
+            candidate
+            for node in self._membership.nodes
+            if (candidate := self._meter.candidate(node)) is not None
+        ]
+        chosen = least_loaded(candidates)
+        if chosen is None:
+            raise TargetRefused("every node is cordoned or draining; none takes a server")
+        self._meter.spawned(chosen)
+        return chosen
+
+    async def _named(self, name: str) -> Row | None:
+        try:
+            entry = await self._directory.get(NAME_KEY + name)
+            if entry is None:
+                return None
+            row, _ = await self._driver.rows.read(entry.value.decode())
+        except DirectoryError as error:
+            raise _unreadable(error) from error
+        return row
+
+    async def _row_changes(self, server: ServerId, rev: int) -> tuple[list[Row | None], int]:
+        key = SERVER_KEY + server
+        try:
+            if not rev:
+                _, rev = await self._directory.list(key)
+            async with asyncio.timeout(WATCH_S):
+                async for changes in self._directory.watch(key, rev + 1):
+                    rows = [
+                        None if change.value is None else wire.decode_row(change.value)
+                        for change in changes
+                        if change.key == key
+                    ]
+                    return rows, changes[-1].rev
+        except TimeoutError:
+            pass
+        except Compacted:
+            row, _ = await self._driver.rows.read(server)
+            _, rev = await self._directory.list(key)
+            return [row], rev
+        except DirectoryError as error:
+            raise _unreadable(error) from error
+        return [], rev
+
+    # ------------------------------------------------------------------ asks of others
+
+    async def _serve(self, node: NodeId, verb: str, args: tuple[Any, ...]) -> Any:
+        match verb:
+            case "spawn":
+                return await self._spawn_here(*args)
+            case "move":
+                return await self._move_from_here(*args)
+            case "stop":
+                return await self._stop_here(*args)
+            case "info":
+                return self._server_info(self._owned(*args))
+            case "servers":
+                return [self._server_info(i) for i in self._driver.core.hosted.values()]
+            case "node":
+                return self._node_info()
+            case "cordon":
+                return self._cordon_here(*args)
+            case "drain":
+                return await self._drain_here()
+            case "row":
+                return await self._driver.rows.read(*args)
+            case "named":
+                return await self._named(*args)
+            case "least_loaded":
+                return await self._least_loaded()
+            case "nodes":
+                return await self._nodes_after(*args)
+            case "row_changes":
+                return await self._row_changes(*args)
+            case "failpoints":
+                return self._set_failpoints(*args)
+            case _:
+                raise UsageError(
+                    f"node {self._name} knows no verb {verb!r}; it is of another release",
+                    node=self._name,
+                )
+
+    async def _nodes_after(self, seen: tuple[str, ...] | None) -> list[tuple[Any, ...]]:
+        """The nodes, as soon as they are others than those that were `seen`."""
+        try:
+            async with asyncio.timeout(WATCH_S):
+                while seen is not None and set(seen) == set(self._membership.nodes):
+                    await self._membership.changed.wait()
+        except TimeoutError:
+            pass
+        rows = self._membership.nodes.values()
+        return [(r.id, r.name, r.address, r.pid, r.started, r.boot, r.host) for r in rows]
+
+    def _set_failpoints(self, text: str) -> None:
+        if self._driver.failpoints is None:
+            raise UsageError("fail points are for tests; this node was not started for one")
+        self._driver.failpoints.set(text)
+
+    def _owned(self, server: ServerId) -> Incarnation:
+        inc = self._driver.core.hosted.get(server)
+        if inc is None or (inc.phase is Phase.FROZEN and inc.forwarding_to is not None):
+            raise Elsewhere(f"node {self._name} does not own {server}", server=server)
+        return inc
+
+    def _server_info(self, inc: Incarnation) -> ServerInfo:
+        row = inc.row
+        return ServerInfo(
+            id=row.server,
+            name=row.name or None,
+            cls=row.cls,
+            node=self._name,
+            epoch=row.epoch,
+            version=row.version,
+            mailbox=len(inc.mailbox),
+        )
+
+    def _node_info(self) -> NodeInfo:
+        self._meter.hear(
+            self._id,
+            self._meter.sample(self._driver.core.hosted.values(), self._draining, self._cordoned),
+        )
+        return NodeInfo(
+            name=self._name,
+            address=self._address,
+            pid=os.getpid(),
+            host=self._membership.me.host,
+            servers=len(self._driver.core.hosted),
+            load=round(self._meter.cpu, 3),
+            cordoned=self._cordoned or self._draining,
+            draining=self._draining,
+        )
+
+    def _cordon_here(self, on: bool) -> None:
+        self._cordoned = on
+        if not on:
+            self._draining = False
+        self._driver.core.refuse_moves = f"node {self._name} is cordoned" if on else ""
+        self._tell_load()
+
+    def _check_admits(self) -> None:
+        refusal = self._driver.core.refuse_moves
+        if not refusal and len(self._driver.core.hosted) >= self._options.servers_max:
+            refusal = f"it holds its limit of {self._options.servers_max} servers"
+        if refusal:
+            raise TargetRefused(
+                f"node {self._name} takes no servers: {refusal}", node=self._name, cause=refusal
+            )
+
+    # ------------------------------------------------------------------ spawn
+
+    async def _spawn_here(
+        self, request: str, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
+    ) -> Any:
+        self._check_admits()
+        spec = spec_of(cls)
+        if name is not None:
+            await self._check_name_free(name)
+        server = f"{_slug(spec.cls.__name__)}-{secrets.token_hex(8)}"
+        obj = spec.cls(*args, **kwargs)
+        row = Row(
+            server=server,
+            epoch=1,
+            owner=self._id,
+            state=RowState.ACTIVE,
+            transfer=request,
+            name=name or "",
+            cls=spec.cls_name,
+            version=spec.version,
+            methods=tuple(spec.methods),
+        )
+        rev = await self._write_row(row)
+        driver = self._driver
+        ref = RefObject(server, spec.class_info, driver, self._id, 1)
+        host = Hosted(obj, spec, ref, driver)
+        host.by_value = classes.travels_by_value(spec.cls)
+        timers = [(timer.name, max(1, int(timer.seconds * 1000))) for timer in spec.timers]
+        inc = driver.core.host(
+            row, rev, spec.mailbox, spec.reentrant, host, timers, driver.now_ms()
+        )
+        if "on_start" in spec.hooks:
+            driver.core.background(inc, 1, driver.now_ms())
+            try:
+                await driver.host.hook(inc, "on_start", self._options.hook_timeout_s)
+            except BaseException:
+                await self._remove_row(row)
+                driver.core.removed(server, driver.now_ms())
+                raise
+            finally:
+                driver.core.background(inc, -1, driver.now_ms())
+        driver.core.started(server, driver.now_ms())
+        self._flush()
+        return ref
+
+    async def _check_name_free(self, name: str) -> None:
+        taken = await self._named(name)
+        if taken is not None and taken.state is not RowState.LOST:
+            raise NameTaken(
+                f"the name {name!r} belongs to server {taken.server} on "
+                f"{node_name(taken.owner)}; take that one, or another name",
+                server=name,
+                ref=self._ref(taken),
+            )
+
+    async def _write_row(self, row: Row) -> int:
+        """Write a new server's row, with its name if it has one; the revision."""
+        key = SERVER_KEY + row.server
+        compares = [Compare(key, 0)]
+        puts = [Put(key, wire.encode_row(row))]
+        if row.name:
+            compares.append(Compare(NAME_KEY + row.name, 0))
+            puts.append(Put(NAME_KEY + row.name, row.server.encode()))
+        while True:
+            try:
+                txn = await self._directory.txn(compares, puts, [])
+            except OutcomeUnknown:
+                # The same again: at most one of the copies can take effect.
+                await asyncio.sleep(RETRY_S)
+                continue
+            except DirectoryError as error:
+                raise _unreadable(error) from error
+            if txn.ok:
+                return txn.rev
+            entry = txn.entries.get(key)
+            if entry is not None:
+                return entry.rev
+            await self._check_name_free(row.name)
+            # The name was freed meanwhile.
+
+    async def _remove_row(self, row: Row) -> None:
+        """Remove a server's row and name, whatever it takes; only its owner does that."""
+        while True:
+            try:
+                deletes = [SERVER_KEY + row.server]
+                compares = []
+                if row.name:
+                    entry = await self._directory.get(NAME_KEY + row.name)
+                    if entry is not None and entry.value.decode() == row.server:
+                        compares.append(Compare(NAME_KEY + row.name, entry.rev))
+                        deletes.append(NAME_KEY + row.name)
+                txn = await self._directory.txn(compares, [], deletes)
+                if txn.ok:
+                    return
+            except OutcomeUnknown:
+                await asyncio.sleep(RETRY_S)
+
+    # ------------------------------------------------------------------ stop
+
+    async def _stop_here(self, server: ServerId) -> None:
+        inc = self._owned(server)
+        future = self._stops.get(server)
+        if future is None:
+            if server in self._driver.core.leaving:
+                raise MoveError(
+                    f"server {server} is moving; stop it when it has arrived",
+                    server=server,
+                    node=self._name,
+                    outcome=Outcome.NOT_DONE,
+                )
+            future = self._stops[server] = asyncio.get_running_loop().create_future()
+            if not self._driver.core.stop(server, self._driver.now_ms()):
+                del self._stops[server]
+                raise ServerNotFound(f"server {server} is stopping already", server=server)
+        try:
+            async with asyncio.timeout(self._options.quiesce_timeout_s):
+                await asyncio.shield(future)
+        except TimeoutError as error:
+            if inc.phase is Phase.STOPPING and not future.done():
+                self._stops.pop(server, None)
+                future.cancel()
+                self._driver.core.keep_serving(server, self._driver.now_ms())
+            raise MigrateError(
+                f"server {server} handled one message for more than "
+                f"{self._options.quiesce_timeout_s:g} s, so it was not stopped; it serves",
+                server=server,
+                node=self._name,
+                outcome=Outcome.NOT_DONE,
+            ) from error
+
+    async def _finish_stop(self, inc: Incarnation) -> None:
+        driver = self._driver
+        future = self._stops.get(inc.id)
+        try:
+            await driver.host.hook(inc, "on_stop", self._options.hook_timeout_s)
+        except Exception:  # noqa: BLE001 - whatever the hook raises; the stop goes on
+            log.exception("on_stop of server %s failed; it is stopped all the same", inc.id)
+        try:
+            await self._remove_row(inc.row)
+        except DirectoryError as error:
+            driver.core.keep_serving(inc.id, driver.now_ms())
+            self._stops.pop(inc.id, None)
+            if future is not None and not future.done():
+                future.set_exception(_unreadable(error))
+            return
+        driver.core.removed(inc.id, driver.now_ms())
+        self._flush()
+        self._stops.pop(inc.id, None)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    # ------------------------------------------------------------------ move and drain
+
+    async def _move_from_here(self, server: ServerId, target: NodeId) -> MoveReport:
+        inc = self._owned(server)
+        core = self._driver.core
+        host: Hosted = inc.host  # type: ignore[assignment]
+        source = self._name
+        if target == self._id:
+            raise TargetRefused(
+                f"server {server} is on node {source} already; nothing to move",
+                server=server,
+                node=source,
+                source=source,
+                target=source,
+            )
+        if not host.spec.movable:
+            raise MoveError(
+                f"{host.spec.cls_name} is declared @server(movable=False)",
+                server=server,
+                node=source,
+                source=source,
+                target=node_name(target),
+                outcome=Outcome.NOT_DONE,
+            )
+        if server in core.leaving:
+            raise MoveError(
+                f"a move of server {server} is under way; wait for it to end",
+                server=server,
+                node=source,
+                source=source,
+                target=node_name(target),
+                outcome=Outcome.NOT_DONE,
+            )
+        if inc.phase is Phase.STOPPING:
+            raise ServerNotFound(f"server {server} is being stopped", server=server)
+        if inc.phase is Phase.FROZEN or inc.holding:
+            raise Elsewhere(f"server {server} has only just arrived", server=server)
+        if target not in self._membership.nodes:
+            await self._membership._list()
+            if target not in self._membership.nodes:
+                raise NodeNotFound(f"node {node_name(target)} is gone", node=node_name(target))
+            if server in core.leaving or core.hosted.get(server) is not inc:
+                raise Elsewhere(f"server {server} has moved meanwhile", server=server)
+        return await self._driver.move(server, target)
+
+    async def _drain_here(self) -> list[MoveReport]:
+        others = [row.id for row in self._membership.nodes.values() if row.id != self._id]
+        open_others = [
+            node for node in others if (c := self._meter.candidate(node)) is None or c.admits
+        ]
+        core = self._driver.core
+        if not open_others and core.hosted:
+            raise MoveError(
+                f"node {self._name} cannot be drained: there is no other node that takes servers; "
+                "nothing was moved",
+                node=self._name,
+                outcome=Outcome.NOT_DONE,
+            )
+        self._draining = True
+        core.refuse_moves = f"node {self._name} is draining"
+        self._tell_load()
+        self._flush()
+        reports: list[MoveReport] = []
+        failures: list[MigrateError] = []
+        for _ in range(3):
+            failures = []
+            results = await asyncio.gather(
+                *(self._drain_one(server) for server in list(core.hosted)),
+                return_exceptions=True,
+            )
+            for result in results:
+                if isinstance(result, MoveReport):
+                    reports.append(result)
+                elif isinstance(result, MigrateError):
+                    failures.append(result)
+                elif isinstance(result, BaseException):
+                    raise result
+            if not core.hosted:
+                return reports
+        first = f"; the first: {failures[0]}" if failures else ""
+        raise MoveError(
+            f"{len(core.hosted)} servers of node {self._name} could not be moved{first}; they "
+            "serve where they were, and the node stays cordoned",
+            node=self._name,
+            cause=str(failures[0]) if failures else None,
+            outcome=Outcome.NOT_DONE,
+        )
+
+    async def _drain_one(self, server: ServerId) -> MoveReport | None:
+        try:
+            return await self._move_from_here(server, await self._drain_target())
+        except Elsewhere:
+            return None
+
+    async def _drain_target(self) -> NodeId:
+        candidates = [
+            candidate
+            for node in self._membership.nodes
+            if node != self._id and (candidate := self._meter.candidate(node)) is not None
+        ]
+        chosen = least_loaded(candidates)
+        if chosen is None:
+            raise TargetRefused("no other node takes servers", node=self._name)
+        self._meter.spawned(chosen)
+        return chosen
+
+
+def _slug(name: str) -> str:
+    text = "".join(c for c in name.lower() if c.isascii() and c.isalnum())
+    return text[:32] or "server"
+
+
+def _unreadable(error: DirectoryError) -> MigrateError:
+    return MigrateError(
+        f"the directory does not answer: {error}", cause=str(error), outcome=Outcome.NOT_DONE
+    )
+
+
+__all__: Sequence[str] = ["Node"]

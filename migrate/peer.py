@@ -1,0 +1,503 @@
+"""What a node and a client have in common: the links, the driver, and the verbs.
+
+A verb finds whose word is needed (the owner of a server, a node of some name), asks there, and
+follows the server if it has moved meanwhile. Subclasses say where rows are read and which nodes
+there are.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rpc import auth
+from rpc.errors import RpcError
+from rpc.handshake import PeerInfo
+from rpc.links import LinkOptions, Links
+from serializers.errors import SerializerError
+
+from migrate.core.directory import Row, RowState
+from migrate.core.ids import NodeId, ServerId, node_name
+from migrate.core.messages import Load
+from migrate.errors import (
+    AuthError,
+    MigrateError,
+    NodeNotFound,
+    Outcome,
+    PeerError,
+    ServerLost,
+    ServerNotFound,
+    UsageError,
+)
+from migrate.options import LEAST_LOADED, NodeChoice, NodeOptions, Placement, SpawnOptions
+from migrate.ref import RefObject, class_info, runtime_closed, runtime_opened
+from migrate.reports import CheckpointInfo, Event, MoveReport, NodeInfo, ServerInfo
+from migrate.shell import wire
+from migrate.shell.asks import Asks
+from migrate.shell.directories.base import DirectoryError
+from migrate.shell.driver import Driver, FailPoints, Rows
+from migrate.shell.membership import NodeRow
+from migrate.shell.pending import Pending
+from migrate.shell.peers import Peers
+
+log: Final = logging.getLogger("migrate")
+
+FIND_S: Final = 15.0
+"""How long a verb follows a server that is never where the directory says."""
+
+NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+class Elsewhere(MigrateError):
+    """Internal: the asked node does not own the server (any more)."""
+
+    default_outcome = Outcome.NOT_DONE
+
+
+def checked_name(name: str | None, default: str) -> str:
+    """A node's or client's name, made up if there is none.
+
+    Raises:
+        UsageError: It is empty, too long, or has characters beyond letters, digits, `-_.`.
+    """
+    if name is None:
+        return f"{default}-{secrets.token_hex(3)}"
+    if not 1 <= len(name) <= 64 or not NAME_CHARS.issuperset(name):
+        raise UsageError(
+            f"{name!r} cannot name a node: 1 to 64 letters, digits and the signs - _ . are allowed"
+        )
+    return name
+
+
+class Peer(abc.ABC):
+    """Base of `Node` and `Client`."""
+
+    def __init__(
+        self,
+        kind: Literal["node", "client"],
+        name: str | None,
+        options: NodeOptions | None,
+        secret_file: str | os.PathLike[str] | None,
+    ) -> None:
+        self._kind = kind
+        self._name = checked_name(name, kind)
+        self._id: NodeId = f"{self._name}@{secrets.token_hex(8)}"
+        self._options = options or NodeOptions()
+        self._secret_file = Path(secret_file) if secret_file else auth.default_secret_path()
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._links: Links | None = None
+        self._peers: Peers
+        self._asks: Asks
+        self._driver: Driver
+        self._was_up: set[NodeId] = set()
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def name(self) -> str:
+        """Its name; unique among living nodes."""
+        return self._name
+
+    @property
+    def id(self) -> str:
+        """Names this incarnation; never reused."""
+        return self._id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name} ({self._state})>"
+
+    # ------------------------------------------------------------------ opening
+
+    def _open(self, rows: Rows, links_me: PeerInfo, link_options: LinkOptions) -> Links:
+        """Make links and driver; nothing is connected yet."""
+        if self._state != "new":
+            raise UsageError(f"{self!r} cannot be opened twice; make a new one")
+        try:
+            secret = auth.load_or_create_secret(self._secret_file)
+        except RpcError as error:
+            raise AuthError(str(error), cause=str(error)) from error
+        links = self._links = Links(links_me, secret, self, link_options)
+        loop = asyncio.get_running_loop()
+        self._driver = Driver(
+            node=self._id,
+            options=self._options,
+            send=self._send,
+            flush=self._flush,
+            rows=rows,
+            failpoints=FailPoints.from_environment() if self._kind == "node" else None,
+        )
+        self._peers = Peers(links, loop, self._driver.context, self._dial)
+        self._asks = Asks(
+            self._id, self._driver, self._peers.send, self._serve, loop, self._driver.context
+        )
+        self._state = "open"
+        runtime_opened(self._driver)
+        return links
+
+    def _send(self, node: NodeId, message: Any) -> None:
+        self._peers.send(node, message)
+
+    def _flush(self) -> None:
+        self._peers.flush()
+
+    async def _close(self) -> None:
+        if self._state != "open":
+            return
+        self._state = "closed"
+        runtime_closed(self._driver)
+        await self._asks.close()
+        await self._driver.close()
+        self._peers.flush()
+        if self._links is not None:
+            await self._links.close()
+
+    def _link_options(self) -> LinkOptions:
+        return LinkOptions()
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            what = "is not open yet: use `async with`" if self._state == "new" else "is closed"
+            raise UsageError(f"{self!r} {what}")
+
+    # ------------------------------------------------------------------ links
+
+    @abc.abstractmethod
+    def _address_of(self, node: NodeId) -> str | None:
+        """Where a node can be dialled; None if it is not known (any more)."""
+
+    def _dial(self, node: NodeId) -> None:
+        address = self._address_of(node)
+        if address is None:
+            self._peers.gone(node)
+            return
+        if self._links is not None and self._state == "open":
+            self._links.dial(address, node)
+
+    def link_up(self, peer: PeerInfo) -> None:
+        """See `LinkHandler`."""
+        node = peer.id
+        again = node in self._was_up
+        self._was_up.add(node)
+        self._peers.up(node)
+        if again:
+            # What was under way when the former link broke may be lost.
+            self._driver.core.peer_up(node, self._driver.now_ms())
+            self._asks.up(node)
+            self._flush()
+
+    def link_down(self, peer: PeerInfo, cause: str) -> None:
+        """See `LinkHandler`."""
+        log.debug("%s: link with %s down: %s", self._name, peer.name, cause)
+
+    def received(self, peer_id: str, data: bytes | bytearray | memoryview) -> None:
+        """See `LinkHandler`."""
+        try:
+            messages = wire.decode_messages(data)
+        except PeerError as error:
+            log.error("%s hangs up on %s: %s", self._name, node_name(peer_id), error)
+            if self._links is not None:
+                self._links.hang_up(peer_id)
+            return
+        for message in self._driver.received(peer_id, messages):
+            if not self._asks.take(peer_id, message) and isinstance(message, Load):
+                self._heard(peer_id, message)
+
+    def dial_failed(self, address: str, expected_id: str | None, error: RpcError) -> None:
+        """See `LinkHandler`."""
+        log.debug("%s: dialling %s failed: %s", self._name, address, error)
+        if expected_id is not None:
+            self._peers.gone(expected_id)
+
+    def accept_failed(self, address: str, error: RpcError) -> None:
+        """See `LinkHandler`."""
+        log.warning("%s refused a connection from %s: %s", self._name, address, error)
+
+    def _heard(self, node: NodeId, load: Load) -> None:
+        """A node told its load figures."""
+
+    @abc.abstractmethod
+    async def _serve(self, node: NodeId, verb: str, args: tuple[Any, ...]) -> Any:
+        """Answer an ask of another node."""
+
+    # ------------------------------------------------------------------ who and where
+
+    @abc.abstractmethod
+    async def _node_rows(self) -> list[NodeRow]:
+        """The nodes there are, in no order."""
+
+    @abc.abstractmethod
+    def _home(self) -> NodeId:
+        """The node that does what no node was named for."""
+
+    async def _node_named(self, name: str) -> NodeId:
+        rows = await self._node_rows()
+        for row in rows:
+            if row.name == name or row.id == name:
+                return row.id
+        known = ", ".join(sorted(row.name for row in rows)) or "none"
+        raise NodeNotFound(f"there is no node named {name!r}; known are: {known}", node=str(name))
+
+    async def _read(self, server: ServerId) -> Row:
+        """A server's row.
+
+        Raises:
+            ServerNotFound, ServerLost: It is not there (any more).
+            MigrateError: The directory cannot be read now.
+        """
+        try:
+            row, _ = await self._driver.rows.read(server)
+        except DirectoryError as error:
+            raise MigrateError(
+                f"the directory cannot be read: {error}",
+                server=server,
+                cause=str(error),
+                outcome=Outcome.NOT_DONE,
+            ) from error
+        if row is None:
+            raise ServerNotFound(
+                f"there is no server {server}; it was stopped, or never was", server=server
+            )
+        if row.state is RowState.LOST:
+            raise ServerLost(
+                f"server {server} is lost: {row.cause}",
+                server=server,
+                cause=row.cause,
+                outcome=Outcome.NOT_DONE,
+            )
+        return row
+
+    async def _at_owner(self, ref: Any, verb: str, *args: Any) -> Any:
+        """Ask whoever owns the server, wherever it is by then."""
+        self._check_open()
+        server = _server_id(ref)
+        until = time.monotonic() + FIND_S
+        wait_s = 0.002
+        while True:
+            row = await self._read(server)
+            try:
+                return await self._asks.ask(row.owner, verb, server, *args)
+            except (Elsewhere, NodeNotFound) as error:
+                if isinstance(error, NodeNotFound) and error.node != node_name(row.owner):
+                    raise
+                if time.monotonic() > until:
+                    raise MigrateError(
+                        f"server {server} was never where the directory said for {FIND_S:g} s; "
+                        f"last: {node_name(row.owner)} at epoch {row.epoch}",
+                        server=server,
+                        node=node_name(row.owner),
+                        outcome=Outcome.NOT_DONE,
+                    ) from error
+            await asyncio.sleep(wait_s)
+            wait_s = min(0.2, wait_s * 2)
+
+    def _ref(self, row: Row) -> Any:
+        info = class_info(row.cls, row.methods)
+        return RefObject(row.server, info, self._driver, row.owner, row.epoch)
+
+    # ------------------------------------------------------------------ verbs
+
+    async def spawn(
+        self,
+        cls: Callable[..., Any],
+        /,
+        *args: Any,
+        options: SpawnOptions | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See `Verbs.spawn`."""
+        self._check_open()
+        options = options or SpawnOptions()
+        if not isinstance(options, SpawnOptions):
+            raise UsageError(f"options= takes a migrate.SpawnOptions, not {options!r}")
+        if options.near is not None:
+            target = (await self._read(_server_id(options.near))).owner
+        elif options.on is None:
+            target = self._home()
+        else:
+            target = await self._choose(options.on)
+        request = f"spawn/{secrets.token_hex(12)}"
+        try:
+            return await self._asks.ask(target, "spawn", request, cls, args, kwargs, options.name)
+        except SerializerError as error:
+            raise wire.unpackable(
+                "the class or a constructor's argument", error, Outcome.NOT_DONE
+            ) from error
+
+    async def spawn_lb(
+        self,
+        cls: Callable[..., Any],
+        /,
+        *args: Any,
+        options: SpawnOptions | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See `Verbs.spawn_lb`."""
+        name = None
+        if options is not None:
+            if options.on not in (None, LEAST_LOADED) or options.near is not None:
+                raise UsageError("spawn_lb chooses the node itself; use spawn with on= or near=")
+            name = options.name
+        chosen = SpawnOptions(name=name, on=LEAST_LOADED)
+        return await self.spawn(cls, *args, options=chosen, **kwargs)
+
+    async def _choose(self, choice: NodeChoice) -> NodeId:
+        if isinstance(choice, Placement):
+            return await self._least_loaded()
+        return await self._node_named(choice)
+
+    @abc.abstractmethod
+    async def _least_loaded(self) -> NodeId:
+        """The least loaded node."""
+
+    def call(self, ref: Any, method: Any, /, *args: Any, **kwargs: Any) -> Pending:
+        """See `Verbs.call`."""
+        self._check_open()
+        name = method if isinstance(method, str) else getattr(method, "__name__", None)
+        if name is None:
+            name = getattr(method, "_name", None)
+        if not isinstance(name, str):
+            raise UsageError(
+                f"{method!r} is no method: give Class.method as found on the class, or its name"
+            )
+        if not isinstance(ref, RefObject):
+            raise UsageError(f"a ref is needed, not {type(ref).__name__}")
+        timeout_s = getattr(method, "_timeout_s", None)
+        return self._driver.call(ref, name, args, kwargs, timeout_s)
+
+    async def migrate(self, ref: Any, *, to: NodeChoice) -> MoveReport:
+        """See `Verbs.migrate`."""
+        self._check_open()
+        target = await self._choose(to)
+        report: MoveReport = await self._at_owner(ref, "move", target)
+        return report
+
+    async def stop(self, ref: Any) -> None:
+        """See `Verbs.stop`."""
+        await self._at_owner(ref, "stop")
+
+    async def info(self, ref: Any) -> ServerInfo:
+        """See `Verbs.info`."""
+        info: ServerInfo = await self._at_owner(ref, "info")
+        return info
+
+    async def whereis(self, name: str) -> Any:
+        """See `Verbs.whereis`."""
+        self._check_open()
+        row = await self._named(name)
+        if row is None or row.state is RowState.LOST:
+            raise ServerNotFound(f"no server has the name {name!r}", server=name)
+        return self._ref(row)
+
+    @abc.abstractmethod
+    async def _named(self, name: str) -> Row | None:
+        """The row of the server that has a name."""
+
+    async def _ask_all(self, verb: str, *args: Any) -> list[Any]:
+        """Ask every node; those that are gone by then are left out."""
+        self._check_open()
+        rows = await self._node_rows()
+        answers = await asyncio.gather(
+            *(self._asks.ask(row.id, verb, *args, timeout_s=10.0) for row in rows),
+            return_exceptions=True,
+        )
+        found = []
+        for row, answer in zip(rows, answers, strict=True):
+            if isinstance(answer, MigrateError):
+                log.debug("%s of node %s: %s", verb, row.name, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                found.append(answer)
+        return found
+
+    async def servers(self) -> list[ServerInfo]:
+        """See `Verbs.servers`."""
+        infos: list[ServerInfo] = [i for part in await self._ask_all("servers") for i in part]
+        return sorted(infos, key=lambda info: info.id)
+
+    async def nodes(self) -> list[NodeInfo]:
+        """See `Verbs.nodes`."""
+        infos: list[NodeInfo] = await self._ask_all("node")
+        return sorted(infos, key=lambda info: info.name)
+
+    async def cordon(self, node: str, on: bool = True) -> None:
+        """Let a node take in no servers (or, with `on` False, take them in again).
+
+        Raises:
+            NodeNotFound: No node has that name.
+        """
+        self._check_open()
+        await self._asks.ask(await self._node_named(node), "cordon", bool(on), timeout_s=10.0)
+
+    async def drain(self, node: str) -> list[MoveReport]:
+        """See `Verbs.drain`."""
+        self._check_open()
+        target = await self._node_named(node)
+        reports: list[MoveReport] = await self._asks.ask(target, "drain")
+        return reports
+
+    async def monitor(self, ref: Any) -> AsyncIterator[Event]:
+        """See `Verbs.monitor`."""
+        self._check_open()
+        server = _server_id(ref)
+        row = await self._read(server)
+        rev = 0
+        while True:
+            changes, rev = await self._row_changes(server, rev)
+            for now in changes:
+                if now is None:
+                    yield Event("stopped", server, node_name(row.owner), row.epoch, "")
+                    return
+                if now.state is RowState.LOST:
+                    yield Event("lost", server, node_name(now.owner), now.epoch, now.cause)
+                    return
+                if now.owner != row.owner and now.epoch > row.epoch:
+                    yield Event("moved", server, node_name(now.owner), now.epoch, "")
+                row = now
+
+    @abc.abstractmethod
+    async def _row_changes(self, server: ServerId, rev: int) -> tuple[list[Row | None], int]:
+        """Wait for changes of a row after `rev` (0: from now on); may be empty after a while."""
+
+    async def replicate(
+        self, ref: Any, nodes: Sequence[str], *, mode: Literal["sync", "async"] = "sync"
+    ) -> ServerInfo:
+        """See `Verbs.replicate`; not in this release."""
+        raise _later("replicate")
+
+    async def checkpoint(self, ref: Any, url: str) -> CheckpointInfo:
+        """See `Verbs.checkpoint`; not in this release."""
+        raise _later("checkpoint")
+
+    async def restore(self, url: str, *, on: NodeChoice | None = None) -> Any:
+        """See `Verbs.restore`; not in this release."""
+        raise _later("restore")
+
+    async def fork(self, ref: Any, *, on: NodeChoice | None = None) -> Any:
+        """See `Verbs.fork`; not in this release."""
+        raise _later("fork")
+
+    async def rebalance(self) -> list[MoveReport]:
+        """See `Verbs.rebalance`; not in this release."""
+        raise _later("rebalance")
+
+
+def _later(verb: str) -> UsageError:
+    return UsageError(f"{verb} is not supported in this release; nothing was done")
+
+
+def _server_id(ref: Any) -> ServerId:
+    if not isinstance(ref, RefObject):
+        raise UsageError(
+            f"a ref is needed (what spawn or whereis returned), not {type(ref).__name__}"
+        )
+    return ref._server_id
+
+

@@ -1,0 +1,96 @@
+"""Classes by name, their versions, and the bytes of a captured server."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Final
+
+from serializers.by_value import is_importable
+
+from migrate.errors import PeerError, UsageError
+from migrate.server import ServerSpec, spec_of
+
+_specs: dict[str, ServerSpec] = {}
+_HEAD_BYTES: Final = 8
+
+
+def travels_by_value(cls: type) -> bool:
+    """Whether other processes cannot import the class, so that it is shipped with the state."""
+    return not is_importable(cls)
+
+
+def known(name: str) -> ServerSpec | None:
+    """The spec of a class that was found before, or whose module is imported; else None."""
+    spec = _specs.get(name)
+    if spec is not None:
+        return spec
+    module = name.partition(":")[0]
+    if module in sys.modules:
+        try:
+            return find(name)
+        except UsageError:
+            return None
+    return None
+
+
+def find(name: str) -> ServerSpec:
+    """Import a class by "module:Qualname".
+
+    Raises:
+        UsageError: The name is malformed, or what it names is no class.
+        Exception: Whatever importing the module raises.
+    """
+    module_name, _, qualname = name.partition(":")
+    if not module_name or not qualname:
+        raise UsageError(f"{name!r} names no class; write module:Class")
+    obj: Any = importlib.import_module(module_name)
+    for part in qualname.split("."):
+        try:
+            obj = getattr(obj, part)
+        except AttributeError as error:
+            raise UsageError(f"module {module_name!r} has no class {qualname!r}") from error
+    spec = spec_of(obj)
+    _specs[name] = spec
+    return spec
+
+
+def upgraded(cls: Any, state: Any, from_version: int) -> Any:
+    """An object of a newer class from the state of an older one.
+
+    Uses the class's `upgrade(state, from_version)` hook, which returns the new state; a class
+    without it takes the old state as it is.
+    """
+    obj = cls.__new__(cls)
+    upgrade = getattr(obj, "upgrade", None)
+    if upgrade is not None:
+        state = upgrade(state, from_version)
+    if hasattr(obj, "__setstate__"):
+        obj.__setstate__(state)
+        return obj
+    slots = None
+    if isinstance(state, tuple) and len(state) == 2:
+        state, slots = state
+    if state is not None:
+        obj.__dict__.update(state)
+    for name, value in (slots or {}).items():
+        setattr(obj, name, value)
+    return obj
+
+
+def join(record: bytes, body: bytes) -> bytes:
+    """One byte string of a server's record and its object."""
+    return b"".join((len(record).to_bytes(_HEAD_BYTES, "big"), record, body))
+
+
+def split(state: bytes) -> tuple[memoryview, memoryview]:
+    """The two parts that `join` joined.
+
+    Raises:
+        PeerError: It is something else.
+    """
+    view = memoryview(state)
+    size = int.from_bytes(view[:_HEAD_BYTES], "big")
+    if len(view) < _HEAD_BYTES + size:
+        raise PeerError("the state stream is cut off")
+    return view[_HEAD_BYTES : _HEAD_BYTES + size], view[_HEAD_BYTES + size :]

@@ -1,0 +1,954 @@
+"""The one loop between the core and the world.
+
+Everything that happens (a frame, a result, a due time, a death) is turned into a call of the core
+with the time; everything the core asks for is performed here, and its result goes back in. No
+decision about the protocol is taken here.
+
+All work of a node runs in the context it was opened in, never in that of a handler that happened
+to cause it: otherwise a handler's context would leak into timers and tasks of the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import serializers
+from serializers.errors import NotSerializable, SerializerError
+
+from migrate.core import incarnation
+from migrate.core.actions import (
+    Action,
+    CheckClass,
+    DecodeState,
+    DropCopy,
+    EncodeState,
+    Finish,
+    GoLive,
+    Point,
+    Reach,
+    ReadRow,
+    Result,
+    Resume,
+    SwapRow,
+)
+from migrate.core.delivery import Entry, Outgoing, SendSession
+from migrate.core.directory import Row
+from migrate.core.events import (
+    Checked,
+    Decoded,
+    DecodeFailed,
+    EncodeFailed,
+    Encoded,
+    RowRead,
+    SwapOutcome,
+    SwapResult,
+)
+from migrate.core.ids import NodeId, ServerId, TransferId, node_name
+from migrate.core.incarnation import Incarnation
+from migrate.core.messages import (
+    CALL,
+    CAST,
+    CLOSED,
+    CYCLE,
+    ERROR,
+    EXPIRED,
+    FORGOTTEN,
+    FULL,
+    LOST,
+    NOT_FOUND,
+    OK,
+    REFUSED,
+    ROLLED_BACK,
+    STOPPED,
+    TIMED_OUT,
+    Message,
+    MoveMessage,
+)
+from migrate.core.move import MoveTimes
+from migrate.core.node import Core, CoreOptions
+from migrate.errors import (
+    CallCycle,
+    CallError,
+    CallTimeout,
+    Fenced,
+    MailboxFull,
+    MigrateError,
+    MoveRolledBack,
+    NotPicklable,
+    Outcome,
+    PeerError,
+    ResultForgotten,
+    RolledBack,
+    ServerLost,
+    ServerNotFound,
+    TargetRefused,
+)
+from migrate.options import NodeOptions
+from migrate.ref import RefObject
+from migrate.reports import MoveReport
+from migrate.server import ServerSpec, spec_of
+from migrate.shell import classes, wire
+from migrate.shell.directories.base import (
+    Compare,
+    Directory,
+    DirectoryError,
+    DirectoryUnavailable,
+    OutcomeUnknown,
+    Put,
+)
+from migrate.shell.host import Host, Hosted
+from migrate.shell.pending import Pending
+from migrate.shell.scope import Scope
+from migrate.ref import current_runtime
+
+log: Final = logging.getLogger("migrate")
+
+PYTHON: Final = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
+
+SMALL_STATE_BYTES: Final = 64 << 10
+"""States known to be smaller are captured on the loop (well under a millisecond); a larger or
+unknown one in a thread. Source: pickling runs at about 67 MiB/s here."""
+
+SERVER_KEY: Final = "server/"
+NAME_KEY: Final = "name/"
+
+
+class Rows(Protocol):
+    """Reading a server's row: from the directory, or for a client through a node."""
+
+    async def read(self, server: ServerId) -> tuple[Row | None, int]:
+        """The row and its revision; raises DirectoryError where it cannot be known."""
+
+    async def swap(self, row: Row, rev: int) -> SwapResult:
+        """Compare-and-swap; never raises but for cancellation."""
+
+
+class DirectoryRows:
+    """Rows in a directory of this process."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+
+    async def read(self, server: ServerId) -> tuple[Row | None, int]:
+        """See `Rows`."""
+        entry = await self.directory.get(SERVER_KEY + server)
+        if entry is None:
+            return None, 0
+        return wire.decode_row(entry.value), entry.rev
+
+    async def swap(self, row: Row, rev: int) -> SwapResult:
+        """See `Rows`."""
+        key = SERVER_KEY + row.server
+        try:
+            txn = await self.directory.txn([Compare(key, rev)], [Put(key, wire.encode_row(row))], [])
+        except OutcomeUnknown as error:
+            return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
+        except DirectoryUnavailable as error:
+            return SwapResult(SwapOutcome.NOT_DONE, None, 0, str(error))
+        except DirectoryError as error:
+            return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
+        if txn.ok:
+            return SwapResult(SwapOutcome.DONE, row, txn.rev)
+        entry = txn.entries.get(key)
+        if entry is None:
+            return SwapResult(SwapOutcome.REFUSED, None, 0)
+        return SwapResult(SwapOutcome.REFUSED, wire.decode_row(entry.value), entry.rev)
+
+
+@dataclass(slots=True)
+class MoveWatch:
+    """What the shell keeps of an outgoing move: who waits, and the measured times."""
+
+    future: asyncio.Future[MoveReport]
+    server: ServerId
+    target: NodeId
+    started_s: float
+    quiesced_s: float = 0.0
+    bytes_sent: int = 0
+    error: BaseException | None = None
+    copy: Incarnation | None = None
+
+
+class Driver:
+    """Runs one core. See the module's text; `Port` for the methods the core calls."""
+
+    def __init__(
+        self,
+        *,
+        node: NodeId,
+        options: NodeOptions,
+        send: Callable[[NodeId, Message], None],
+        flush: Callable[[], None],
+        rows: Rows,
+        failpoints: FailPoints | None = None,
+    ) -> None:
+        self.node = node
+        self.options = options
+        self.loop = asyncio.get_running_loop()
+        self.context = contextvars.copy_context()
+        self.context.run(current_runtime.set, None)
+        self.rows = rows
+        self.send = send
+        self.flush = flush
+        self.failpoints = failpoints
+        self.closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._todo: deque[Callable[[], None]] = deque()
+        self._todo_scheduled = False
+        self._wake: asyncio.TimerHandle | None = None
+        self._moves: dict[TransferId, MoveWatch] = {}
+        self._on_stopped: Callable[[Incarnation], Coroutine[Any, Any, None]] | None = None
+        self._default_ms = (
+            0 if options.call_timeout_s is None else int(options.call_timeout_s * 1000)
+        )
+        self._warn_s = options.hold_warn_ms / 1000
+        self.host = Host(self, options.blocking_threads_max)
+        self.core = Core(node, self, core_options(options), self.now_ms())
+
+    # ------------------------------------------------------------------ time and tasks
+
+    @staticmethod
+    def now_ms() -> int:
+        """Milliseconds of the machine's monotonic clock, which its processes share."""
+        return time.monotonic_ns() // 1_000_000
+
+    def task(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a piece of the node's own work until the driver closes."""
+        task = asyncio.Task(work, loop=self.loop, context=self.context.copy(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended, context=self.context)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed; please report this", task.get_name(), exc_info=task.exception())
+
+    def _soon(self, do: Callable[[], None]) -> None:
+        """Do something after the core's present call has returned."""
+        self._todo.append(do)
+        if not self._todo_scheduled:
+            self._todo_scheduled = True
+            self.loop.call_soon(self._do_all, context=self.context)
+
+    def _do_all(self) -> None:
+        self._todo_scheduled = False
+        while self._todo:
+            self._todo.popleft()()
+        self.flush()
+
+    async def close(self) -> None:
+        """Stop everything; whoever waits on this node is told."""
+        self.closed = True
+        if self._wake is not None:
+            self._wake.cancel()
+        self.core.close(self.now_ms())
+        for watch in self._moves.values():
+            if not watch.future.done():
+                watch.future.cancel()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.host.close()
+
+    # ------------------------------------------------------------------ calls
+
+    def call(
+        self,
+        ref: RefObject,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> Pending:
+        """See `migrate.ref.Runtime`."""
+        return self._request(CALL, ref, method, args, kwargs, timeout_s)
+
+    def cast(
+        self,
+        ref: RefObject,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> Pending:
+        """See `migrate.ref.Runtime`."""
+        return self._request(CAST, ref, method, args, kwargs, timeout_s)
+
+    def _request(
+        self,
+        kind: int,
+        ref: RefObject,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> Pending:
+        pending = Pending(loop=self.loop)
+        pending.driver = self
+        pending.session = pending.out = None
+        server = pending.server = ref._server_id
+        pending.method = method
+        pending.timeout_s = timeout_s
+        core = self.core
+        now_ms = time.monotonic_ns() // 1_000_000
+        if timeout_s is None:
+            deadline = now_ms + self._default_ms if self._default_ms else 0
+        elif timeout_s == math.inf:
+            deadline = 0
+        else:
+            deadline = now_ms + max(1, int(timeout_s * 1000))
+        scope = current_runtime.get()
+        wait = True
+        chain: tuple[str, ...] = ()
+        run = ""
+        sender = core.own
+        if scope is not None and type(scope) is Scope and scope.driver is self:
+            sender = scope.inc.sender
+            if kind == CALL:
+                chain = scope.chain()
+                run = scope.run_id()
+            else:
+                # A handler that waited for room in a mailbox could wait for itself.
+                wait = False
+        payload: bytes | None = None
+        live: Any = None
+        try:
+            if server in core.hosted:
+                live = (args, kwargs)
+                if not wire.is_plain(args, kwargs):
+                    live = wire.isolate(live, self)
+            else:
+                payload = wire.pack_args(args, kwargs)
+                if server not in core.routes and ref._node_hint and "@" in ref._node_hint:
+                    core.route_hint(server, ref._node_hint, ref._epoch_hint)
+        except SerializerError as error:
+            what = f"an argument of {method!r}"
+            pending.set_exception(wire.unpackable(what, error, Outcome.NOT_DONE))
+            return pending
+        if self.closed:
+            pending.set_exception(self._error(CLOSED, b"", False, pending))
+            return pending
+        out = pending.out = Outgoing(kind, method, payload, live, chain, deadline, pending, run)
+        session = pending.session = core.request(sender, server, out, now_ms, wait=wait)
+        if session is None:
+            pending.set_exception(self._error(FULL, b"", False, pending))
+        return pending
+
+    def cancelled(self, session: SendSession, out: Outgoing) -> None:
+        """Nobody waits for a request any more."""
+        self.core.cancel(session, out, self.now_ms())
+
+    # ------------------------------------------------------------------ Port
+
+    def run(self, inc: Incarnation, entry: Entry) -> tuple[int, bytes | None, object] | None:
+        """See `Port.run`; a plain handler that holds the loop for long is named."""
+        begun = time.monotonic()
+        done = self.host.run(inc, entry)
+        took = time.monotonic() - begun
+        if took > self._warn_s:
+            log.warning(
+                "%s.%s held the loop of node %s for %.0f ms; everything on it waited. Make it "
+                "`async def`, or `@migrate.blocking`",
+                inc.row.cls,
+                entry.method,
+                node_name(self.node),
+                took * 1000,
+            )
+        return done
+
+    def resolve(self, token: object, status: int, payload: bytes | None, value: object) -> None:
+        """See `Port.resolve`."""
+        pending: Pending = token  # type: ignore[assignment]
+        if pending.done():
+            return
+        if status == OK:
+            try:
+                if payload is not None:
+                    value = wire.unpack(payload, self) if payload else None
+                elif type(value) not in wire.PLAIN:
+                    value = wire.isolate(value, self)
+            except SerializerError as error:
+                what = f"the result of {pending.method!r}"
+                pending.set_exception(wire.unpackable(what, error, Outcome.DONE))
+            except Exception as error:  # noqa: BLE001 - whatever the class does when rebuilt
+                failed = CallError(
+                    f"the result of {pending.method!r} cannot be rebuilt here: {error}",
+                    server=pending.server,
+                    cause=str(error),
+                    outcome=Outcome.DONE,
+                )
+                failed.__cause__ = error
+                pending.set_exception(failed)
+            else:
+                pending.set_result(value)
+        elif status == ERROR and payload is None:
+            _raise_in(pending, value)  # type: ignore[arg-type]
+        else:
+            _raise_in(pending, self._error(status, payload or b"", value, pending))
+
+    def _error(self, status: int, payload: bytes, sent: object, pending: Pending) -> BaseException:
+        """The exception for a reply's status. `sent`: whether it ever left this sender."""
+        server, method = pending.server, pending.method
+        if status == ERROR:
+            return wire.unpack_error(payload, self, server)
+        text = payload.decode("utf-8", "replace")
+        what = f"{method!r} of server {server}"
+        unsure = Outcome.UNKNOWN if sent else Outcome.NOT_DONE
+        match status:
+            case _ if status == TIMED_OUT:
+                timeout_s = pending.timeout_s or self.options.call_timeout_s
+                return CallTimeout(
+                    f"no reply to {what} within {timeout_s:g} s; it may have run, or may yet",
+                    server=server,
+                    timeout_s=timeout_s,
+                    outcome=unsure,
+                )
+            case _ if status == EXPIRED:
+                return CallTimeout(
+                    f"{what} was still in the mailbox when its time was over, and was not run",
+                    server=server,
+                    timeout_s=pending.timeout_s,
+                    outcome=Outcome.NOT_DONE,
+                )
+            case _ if status == FULL:
+                return MailboxFull(
+                    f"the mailbox has no room for {what}; nothing was done, try again later",
+                    server=server,
+                )
+            case _ if status == CYCLE:
+                chain = tuple(run.rpartition("/")[0] or run for run in text.split("\n"))
+                return CallCycle(
+                    f"{what} would wait for itself: {' -> '.join(chain)}; make one of the calls a "
+                    "cast, or the class @server(reentrant=True)",
+                    server=server,
+                    chain=chain,
+                )
+            case _ if status == NOT_FOUND or status == STOPPED:
+                return ServerNotFound(
+                    f"{what}: there is no such server; it was stopped, or never was",
+                    server=server,
+                    outcome=unsure if status == NOT_FOUND else Outcome.NOT_DONE,
+                )
+            case _ if status == LOST:
+                return ServerLost(
+                    f"{what}: the server is lost: {text}",
+                    server=server,
+                    cause=text,
+                    outcome=unsure,
+                )
+            case _ if status == FORGOTTEN:
+                return ResultForgotten(
+                    f"{what}: its completion record is no longer kept, so its result cannot be "
+                    "told",
+                    server=server,
+                )
+            case _ if status == ROLLED_BACK:
+                return RolledBack(f"{what}: the server went back in time", server=server)
+            case _ if status == REFUSED:
+                return CallError(
+                    f"{what} was refused: {text}",
+                    server=server,
+                    cause=text,
+                    outcome=Outcome.NOT_DONE,
+                )
+            case _ if status == CLOSED:
+                return CallError(
+                    f"{what}: node or client {node_name(self.node)} was closed before a reply came",
+                    server=server,
+                    node=node_name(self.node),
+                    cause="closed",
+                    outcome=Outcome.UNKNOWN if sent is not False else Outcome.NOT_DONE,
+                )
+        return PeerError(f"{what}: a peer answered with the unknown status {status}", server=server)
+
+    def pack(self, args: object) -> bytes:
+        """See `Port.pack`."""
+        live: Any = args
+        return wire.pack_args(live[0], live[1])
+
+    def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
+        """See `Port.pack_result`."""
+        return self.host.pack_result(status, value)
+
+    def look_up(self, server: ServerId) -> None:
+        """See `Port.look_up`."""
+        self.task(self._look_up(server), f"look-up of {server}")
+
+    async def _look_up(self, server: ServerId) -> None:
+        row: Row | None = None
+        known = True
+        try:
+            row, _ = await self.rows.read(server)
+        except (DirectoryError, MigrateError) as error:
+            log.debug("look-up of %s failed: %s", server, error)
+            known = False
+        self.core.located(server, known, row, self.now_ms())
+        self.flush()
+
+    def look_up_senders(self, servers: list[ServerId]) -> None:
+        """See `Port.look_up_senders`."""
+        self.task(self._look_up_senders(servers), "look-up of senders")
+
+    async def _look_up_senders(self, servers: list[ServerId]) -> None:
+        gone = []
+        for server in servers:
+            try:
+                row, _ = await self.rows.read(server)
+            except (DirectoryError, MigrateError):
+                continue
+            if row is None:
+                gone.append(server)
+        self.core.senders_gone(gone, self.now_ms())
+
+    def wake_at(self, due_ms: int) -> None:
+        """See `Port.wake_at`."""
+        if self.closed:
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+        # NB: half a millisecond late rather than early, or it would fire twice.
+        self._wake = self.loop.call_at(due_ms / 1000 + 0.0005, self._tick, context=self.context)
+
+    def _tick(self) -> None:
+        self._wake = None
+        self.core.tick(self.now_ms())
+        self.flush()
+
+    def pump_later(self, inc: Incarnation) -> None:
+        """See `Port.pump_later`."""
+        self.loop.call_soon(self._pump, inc, context=self.context)
+
+    def _pump(self, inc: Incarnation) -> None:
+        self.core.pump(inc, self.now_ms())
+        self.flush()
+
+    def received(self, node: NodeId, messages: list[Message]) -> list[Message]:
+        """Take the messages of one frame; returns those that are not the core's."""
+        rest = self.core.receive(node, messages, self.now_ms())
+        self.flush()
+        return rest
+
+    def stopped(self, inc: Incarnation) -> None:
+        """See `Port.stopped`."""
+        if self._on_stopped is not None:
+            self.task(self._on_stopped(inc), f"stop of {inc.id}")
+
+    def on_stopped(self, do: Callable[[Incarnation], Coroutine[Any, Any, None]]) -> None:
+        """Set what is done when a server that was asked to stop is quiet."""
+        self._on_stopped = do
+
+    # ------------------------------------------------------------------ moves
+
+    async def move(self, server: ServerId, target: NodeId) -> MoveReport:
+        """Move a server hosted here, and wait for the outcome.
+
+        The caller has checked the request (see `Core.move`). Cancelling the wait does not
+        cancel the move.
+        """
+        inc = self.core.hosted[server]
+        host: Hosted = inc.host  # type: ignore[assignment]
+        transfer = f"{server}/{uuid.uuid4().hex[:16]}"
+        watch = self._moves[transfer] = MoveWatch(
+            self.loop.create_future(), server, target, time.monotonic(), copy=inc
+        )
+        self.core.move(server, target, transfer, host.by_value, PYTHON, self.now_ms())
+        self.flush()
+        return await asyncio.shield(watch.future)
+
+    def perform(self, transfer: TransferId, incoming: bool, action: Action) -> None:
+        """See `Port.perform`."""
+        match action:
+            case Reach():
+                self.reach(action.point)
+            case EncodeState():
+                watch = self._moves.get(transfer)
+                if watch is not None:
+                    watch.quiesced_s = time.monotonic()
+                self._soon(lambda: self._encode(transfer, action.version))
+            case DecodeState():
+                self._soon(lambda: self._decode(transfer, action.state))
+            case SwapRow():
+                self.task(self._swap(transfer, incoming, action), f"swap of {transfer}")
+            case ReadRow():
+                self.task(self._read_row(transfer, incoming), f"row of {transfer}")
+            case CheckClass():
+                self._soon(lambda: self._check_class(transfer, action))
+            case GoLive():
+                target = self.core.moves_in[transfer]
+                self._begin_serving(self.core.hosted[target.server], "on_arrive")
+            case Resume():
+                watch = self._moves.get(transfer)
+                inc = self.core.hosted.get(watch.server) if watch is not None else None
+                if inc is not None:
+                    host: Hosted = inc.host  # type: ignore[assignment]
+                    self._begin_serving(inc, "on_stay" if host.departed else "")
+                    host.departed = False
+            case Finish():
+                if not incoming:
+                    self._finished(transfer, action)
+            case DropCopy():
+                pass  # the core has forgotten it; the object goes with its last reference
+            case _:
+                pass  # Release: the core has let everything out
+
+    def _event(self, transfer: TransferId, incoming: bool, event: Any) -> None:
+        self.core.move_event(transfer, incoming, event, self.now_ms())
+        self.flush()
+
+    def _begin_serving(self, inc: Incarnation, hook: str) -> None:
+        """Run the hook that comes before the first message, then serve."""
+        host: Hosted = inc.host  # type: ignore[assignment]
+        if hook and hook in host.spec.hooks:
+            self.task(self._hook_then_serve(inc, hook), f"{hook} of {inc.id}")
+        else:
+            self._soon(lambda: self.core.started(inc.id, self.now_ms()))
+
+    async def _hook_then_serve(self, inc: Incarnation, hook: str) -> None:
+        try:
+            await self.host.hook(inc, hook, self.options.hook_timeout_s)
+        except Exception:  # noqa: BLE001 - DESIGN: its failure is logged and the server serves
+            log.exception("%s of server %s failed; the server serves", hook, inc.id)
+        self.core.started(inc.id, self.now_ms())
+        self.flush()
+
+    # -- source
+
+    def _encode(self, transfer: TransferId, version: int) -> None:
+        source = self.core.moves_out.get(transfer)
+        inc = self.core.hosted.get(source.server) if source is not None else None
+        if inc is None:
+            return
+        host: Hosted = inc.host  # type: ignore[assignment]
+        if "on_depart" in host.spec.hooks or not 0 <= host.state_bytes < SMALL_STATE_BYTES:
+            self.task(self._encode_slowly(transfer, inc, version), f"capture of {inc.id}")
+            return
+        self._event(transfer, False, self._captured(transfer, self._capture, version))
+
+    async def _encode_slowly(self, transfer: TransferId, inc: Incarnation, version: int) -> None:
+        host: Hosted = inc.host  # type: ignore[assignment]
+        if "on_depart" in host.spec.hooks:
+            host.departed = True
+            try:
+                await self.host.hook(inc, "on_depart", self.options.hook_timeout_s)
+            except Exception as error:  # noqa: BLE001 - whatever the hook raises
+                self._keep_error(transfer, error)
+                failed = EncodeFailed(f"on_depart failed: {wire.exception_name(error)}: {error}")
+                self._event(transfer, False, failed)
+                return
+        event = self._captured(transfer, self._freeze, version)
+        if isinstance(event, tuple):
+            obj, record = event
+            event = await asyncio.to_thread(
+                self._captured, transfer, self._encode_object, host, obj, record, version
+            )
+        self._event(transfer, False, event)
+
+    def _captured(self, transfer: TransferId, capture: Callable[..., Any], *args: Any) -> Any:
+        """Run a step of the capture; a failure becomes the event that says so."""
+        try:
+            return capture(transfer, *args)
+        except NotSerializable as error:
+            self._keep_error(transfer, error)
+            return EncodeFailed(str(error), error.path or "?")
+        except Exception as error:  # noqa: BLE001 - whatever the user's class raises
+            self._keep_error(transfer, error)
+            return EncodeFailed(f"{wire.exception_name(error)}: {error}", "?")
+
+    def _keep_error(self, transfer: TransferId, error: BaseException) -> None:
+        watch = self._moves.get(transfer)
+        if watch is not None:
+            watch.error = error
+
+    def _freeze(self, transfer: TransferId, version: int) -> Any:
+        inc = self.core.freeze(transfer, self.now_ms())
+        if inc is None:
+            return EncodeFailed("the move ended before the server was frozen")
+        host: Hosted = inc.host  # type: ignore[assignment]
+        return host.obj, self.core.export(inc, self.now_ms())
+
+    def _capture(self, transfer: TransferId, version: int) -> Any:
+        frozen = self._freeze(transfer, version)
+        if isinstance(frozen, EncodeFailed):
+            return frozen
+        obj, record = frozen
+        host: Any = self.core.hosted[self.core.moves_out[transfer].server].host
+        return self._encode_object(transfer, host, obj, record, version)
+
+    def _encode_object(
+        self,
+        transfer: TransferId,
+        host: Hosted,
+        obj: Any,
+        record: incarnation.StateRecord,
+        version: int,
+    ) -> Encoded:
+        if version == host.spec.version:
+            body = serializers.dumps((None, obj))
+        else:
+            # The target has a newer class: it gets the bare state, for its `upgrade`.
+            body = serializers.dumps((type(obj), obj.__getstate__()))
+        state = classes.join(wire.encode_state(record), body)
+        host.state_bytes = len(state)
+        watch = self._moves.get(transfer)
+        if watch is not None:
+            watch.bytes_sent = len(state)
+        return Encoded(state)
+
+    def _finished(self, transfer: TransferId, action: Finish) -> None:
+        watch = self._moves.pop(transfer, None)
+        if watch is None or watch.future.done():
+            return
+        source, target = node_name(self.node), node_name(watch.target)
+        where: dict[str, Any] = {
+            "server": watch.server,
+            "node": source,
+            "source": source,
+            "target": target,
+            "cause": action.reason or None,
+        }
+        error: MigrateError
+        match action.result:
+            case Result.MOVED:
+                now = time.monotonic()
+                copy = watch.copy
+                to = copy.forwarding_to if copy is not None else None
+                watch.future.set_result(
+                    MoveReport(
+                        source=source,
+                        target=target,
+                        epoch=to[1] if to is not None else 0,
+                        downtime_s=now - watch.quiesced_s,
+                        total_s=now - watch.started_s,
+                        bytes_sent=watch.bytes_sent,
+                        rounds=1,
+                    )
+                )
+                return
+            case Result.REFUSED:
+                error = TargetRefused(
+                    f"node {target} does not take the server: {action.reason}; it goes on serving "
+                    f"at {source}",
+                    **where,
+                )
+            case Result.NOT_PICKLABLE:
+                path = getattr(watch.error, "path", "") or ""
+                error = NotPicklable(
+                    f"the state cannot travel: {action.reason}; the server goes on serving at "
+                    f"{source}",
+                    path=path,
+                    **where,
+                )
+            case Result.FENCED:
+                error = Fenced(
+                    f"another owner or a newer epoch stands in the directory: {action.reason}",
+                    server=watch.server,
+                    node=source,
+                    cause=action.reason,
+                )
+            case _:
+                error = MoveRolledBack(
+                    f"the move to {target} was rolled back: {action.reason}; the server serves at "
+                    f"{source}",
+                    **where,
+                )
+        error.__cause__ = watch.error
+        watch.future.set_exception(error)
+        # Whoever asked may be gone; the failure was told to the log then.
+        watch.future.exception()
+
+    # -- target
+
+    def _check_class(self, transfer: TransferId, action: CheckClass) -> None:
+        if action.by_value:
+            refusal = ""
+            if action.python != PYTHON:
+                refusal = (
+                    f"the class travels by value from {action.python}, and this node runs {PYTHON}; "
+                    "put the class into a module that both can import"
+                )
+            version = self.core.moves_in[transfer].prepare.version
+            self._event(transfer, True, Checked(version, refusal))
+            return
+        spec = classes.known(action.cls)
+        if spec is not None:
+            self._event(transfer, True, self._checked(action.cls, spec))
+            return
+        self.task(self._import_class(transfer, action.cls), f"import of {action.cls}")
+
+    async def _import_class(self, transfer: TransferId, name: str) -> None:
+        try:
+            spec = await asyncio.to_thread(classes.find, name)
+        except Exception as error:  # noqa: BLE001 - whatever importing the module raises
+            reason = f"class {name} cannot be had there: {wire.exception_name(error)}: {error}"
+            self._event(transfer, True, Checked(0, reason))
+            return
+        self._event(transfer, True, self._checked(name, spec))
+
+    def _checked(self, name: str, spec: ServerSpec) -> Checked:
+        if len(self.core.hosted) >= self.options.servers_max:
+            return Checked(0, f"it holds its limit of {self.options.servers_max} servers")
+        return Checked(spec.version)
+
+    def _decode(self, transfer: TransferId, state: bytes) -> None:
+        if len(state) < SMALL_STATE_BYTES:
+            self._event(transfer, True, self._install(transfer, self._load_caught(transfer, state)))
+        else:
+            self.task(self._decode_slowly(transfer, state), f"load of {transfer}")
+
+    async def _decode_slowly(self, transfer: TransferId, state: bytes) -> None:
+        loaded = await asyncio.to_thread(self._load_caught, transfer, state)
+        self._event(transfer, True, self._install(transfer, loaded))
+
+    def _load_caught(self, transfer: TransferId, state: bytes) -> Any:
+        try:
+            return self._load(transfer, state)
+        except Exception as error:  # noqa: BLE001 - whatever rebuilding the object raises
+            log.debug("load of %s failed", transfer, exc_info=error)
+            return DecodeFailed(f"{wire.exception_name(error)}: {error}")
+
+    def _load(self, transfer: TransferId, state: bytes) -> Any:
+        head, body = classes.split(state)
+        record = wire.decode_state(head)
+        cls, value = wire.unpack(body, self)
+        obj = value
+        if cls is not None:
+            target = self.core.moves_in.get(transfer)
+            from_version = target.prepare.version if target is not None else 0
+            obj = classes.upgraded(cls, value, from_version)
+        return obj, record
+
+    def _install(self, transfer: TransferId, loaded: Any) -> Any:
+        if isinstance(loaded, DecodeFailed):
+            return loaded
+        obj, record = loaded
+        target = self.core.moves_in.get(transfer)
+        if target is None:
+            return DecodeFailed("the move ended while its state was loaded")
+        spec = spec_of(type(obj))
+        ref = RefObject(target.server, spec.class_info, self)
+        host = Hosted(obj, spec, ref, self)
+        host.by_value = target.prepare.by_value
+        self.core.install(transfer, record, host, self.now_ms())
+        return Decoded()
+
+    # -- rows
+
+    async def _swap(self, transfer: TransferId, incoming: bool, action: SwapRow) -> None:
+        result = await self.rows.swap(action.row, action.rev)
+        if result.outcome is SwapOutcome.DONE and not incoming:
+            self.reach(Point.SWAP_DONE)
+        self._event(transfer, incoming, result)
+
+    async def _read_row(self, transfer: TransferId, incoming: bool) -> None:
+        moves: Any = self.core.moves_in if incoming else self.core.moves_out
+        move = moves.get(transfer)
+        if move is None:
+            return
+        try:
+            row, rev = await self.rows.read(move.server)
+        except (DirectoryError, MigrateError) as error:
+            log.debug("reading the row of %s failed: %s", move.server, error)
+            self._event(transfer, incoming, RowRead(False, None, 0))
+            return
+        self._event(transfer, incoming, RowRead(True, row, rev))
+
+    # ------------------------------------------------------------------ fail points
+
+    def reach(self, point: Point) -> None:
+        """A step of a move was reached; tests may end or stop the process here."""
+        if self.failpoints is not None:
+            self.flush()
+            self.failpoints.reach(point.value)
+
+
+class FailPoints:
+    """Named steps at which a test ends or stops this process; read from the environment.
+
+    `LIVEMIGRATE_FAILPOINTS="ready=kill,swap_done=stop"`: at the first time the point is reached
+    the process gets SIGKILL or SIGSTOP from itself. Only nodes that tests start have it set.
+    """
+
+    VARIABLE: Final = "LIVEMIGRATE_FAILPOINTS"
+
+    def __init__(self, text: str) -> None:
+        self.actions: dict[str, str] = {}
+        self.set(text)
+
+    def set(self, text: str) -> None:
+        """Replace what is set; "" clears.
+
+        Raises:
+            ValueError: An unknown point or action.
+        """
+        actions = {}
+        for part in filter(None, text.split(",")):
+            point, _, action = part.partition("=")
+            if point not in {p.value for p in Point} or action not in ("kill", "stop"):
+                raise ValueError(f"{part!r} is no fail point; write POINT=kill or POINT=stop")
+            actions[point] = action
+        self.actions = actions
+
+    @classmethod
+    def from_environment(cls) -> FailPoints | None:
+        """The fail points of this process, or None: then there are none and cannot be any."""
+        text = os.environ.get(cls.VARIABLE)
+        return None if text is None else cls(text)
+
+    def reach(self, point: str) -> None:
+        """Do what is set for `point`, once."""
+        action = self.actions.pop(point, None)
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _raise_in(pending: Pending, error: BaseException) -> None:
+    if isinstance(error, StopIteration):
+        # A future refuses it; so does a coroutine.
+        wrapped = RuntimeError("the handler raised StopIteration")
+        wrapped.__cause__ = error
+        error = wrapped
+    if isinstance(error, asyncio.CancelledError):
+        error = CallError("the handler was cancelled", server=pending.server, outcome=Outcome.DONE)
+    pending.set_exception(error)
+
+
+def core_options(options: NodeOptions) -> CoreOptions:
+    """The core's share of a node's options, in milliseconds."""
+    step_ms = int(options.move_step_timeout_s * 1000)
+    return CoreOptions(
+        window=options.window,
+        repeat_first_ms=int(options.repeat_first_s * 1000),
+        repeat_max_ms=int(options.repeat_max_s * 1000),
+        ack_idle_ms=int(options.ack_idle_s * 1000),
+        session_expiry_ms=int(options.session_expiry_s * 1000),
+        sessions_max=options.sessions_max,
+        records_max=options.records_max,
+        record_bytes_max=options.record_bytes_max,
+        tombstone_ms=int(options.tombstone_s * 1000),
+        forwarding_expiry_ms=int(options.forwarding_expiry_s * 1000),
+        forwarding_max=options.forwarding_max,
+        probe_ms=options.deadlock_probe_ms,
+        moves_max=options.moves_max,
+        move=MoveTimes(
+            step_ms=step_ms,
+            quiesce_ms=int(options.quiesce_timeout_s * 1000),
+            reclaim_ms=step_ms,
+        ),
+    )

@@ -1,0 +1,271 @@
+"""Runs handlers and hooks of the servers on this node, one message at a time each.
+
+A plain `def` handler runs at once, on the stack of whoever delivered the message. An `async def`
+handler gets a task of its own. A `@blocking` one runs in a worker thread. Tasks that a handler
+starts are counted, because a server with one of them running is at no quiescent point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from serializers.errors import SerializerError
+
+from migrate.core.delivery import Entry
+from migrate.core.incarnation import Incarnation
+from migrate.core.messages import ERROR, OK
+from migrate.errors import Outcome, UsageError
+from migrate.ref import current_runtime
+from migrate.shell import wire
+from migrate.shell.scope import Scope, current_scope
+
+if TYPE_CHECKING:
+    from migrate.ref import RefObject
+    from migrate.server import ServerSpec
+    from migrate.shell.driver import Driver
+
+log: Final = logging.getLogger("migrate")
+
+PLAIN_DEF: Final = 0
+ASYNC: Final = 1
+BLOCKING: Final = 2
+
+NO_ARGS: Final[tuple[tuple[Any, ...], dict[str, Any]]] = ((), {})
+
+
+class Hosted:
+    """A server's live object on this node, and how to run it."""
+
+    __slots__ = (
+        "by_value",
+        "departed",
+        "driver",
+        "handlers",
+        "hook_task",
+        "obj",
+        "ref",
+        "spec",
+        "state_bytes",
+        "tasks",
+    )
+
+    def __init__(self, obj: Any, spec: ServerSpec, ref: RefObject, driver: Driver) -> None:
+        self.obj = obj
+        self.spec = spec
+        self.ref = ref
+        self.driver = driver
+        self.handlers: dict[str, tuple[int, Callable[..., Any]]] = {}
+        self.departed = False  # on_depart has run; on_stay is due if the move is rolled back
+        self.hook_task: asyncio.Task[None] | None = None
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.state_bytes = -1  # size of the last capture; -1: not known
+        self.by_value = False
+
+    def handler(self, name: str) -> tuple[int, Callable[..., Any]]:
+        """(kind, bound method) of a method that can be called.
+
+        Raises:
+            AttributeError: The class has no such method, or it cannot be called.
+        """
+        method = self.spec.methods.get(name)
+        if method is None:
+            timers = {timer.name for timer in self.spec.timers}
+            if name not in timers:
+                known = ", ".join(sorted(self.spec.methods))
+                raise AttributeError(
+                    f"{self.spec.cls_name} has no method {name!r} that can be called; "
+                    f"it has: {known}"
+                )
+            function = getattr(self.obj, name)
+            kind = ASYNC if inspect.iscoroutinefunction(function) else PLAIN_DEF
+        else:
+            function = getattr(self.obj, name)
+            kind = BLOCKING if method.is_blocking else ASYNC if method.is_async else PLAIN_DEF
+        found = self.handlers[name] = (kind, function)
+        return found
+
+
+class Host:
+    """All hosted servers of one node."""
+
+    def __init__(self, driver: Driver, threads_max: int) -> None:
+        self.driver = driver
+        self.loop = driver.loop
+        self.threads = ThreadPoolExecutor(threads_max, thread_name_prefix="migrate-blocking")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._factory: Any = None
+
+    # -- tasks of handlers
+
+    def open(self) -> None:
+        """Count the tasks that handlers start, from now on."""
+        previous = self.loop.get_task_factory()
+
+        def factory(
+            loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
+        ) -> asyncio.Task[Any]:
+            if previous is None:
+                task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **kwargs)
+            else:
+                task = previous(loop, coro, **kwargs)  # type: ignore[assignment]
+            scope = current_scope()
+            if scope is not None and scope.driver is self.driver:
+                self._count(scope, task)
+            return task
+
+        self._factory = factory
+        self._previous = previous
+        self.loop.set_task_factory(factory)  # type: ignore[arg-type]
+
+    def _count(self, scope: Scope, task: asyncio.Task[Any]) -> None:
+        inc, host = scope.inc, scope.host
+        if task.done():
+            return
+        host.tasks.add(task)
+        self.driver.core.background(inc, 1, self.driver.now_ms())
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            host.tasks.discard(task)
+            self.driver.core.background(inc, -1, self.driver.now_ms())
+            self.driver.flush()
+
+        task.add_done_callback(ended, context=self.driver.context)
+
+    async def close(self) -> None:
+        """Cancel what still runs, and wait until it has ended."""
+        if self._factory is not None and self.loop.get_task_factory() is self._factory:
+            self.loop.set_task_factory(self._previous)
+        running = [*self._tasks]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- handlers
+
+    def run(self, inc: Incarnation, entry: Entry) -> tuple[int, bytes | None, object] | None:
+        """See `Port.run`."""
+        host: Hosted = inc.host  # type: ignore[assignment]
+        scope = Scope(self.driver, host, inc, entry)
+        token = current_runtime.set(scope)
+        try:
+            kind, function = host.handlers.get(entry.method) or host.handler(entry.method)
+            args: Any = entry.args
+            if args is None:
+                args = wire.unpack(entry.payload, self.driver) if entry.payload else NO_ARGS
+            if kind == PLAIN_DEF:
+                value = function(*args[0], **args[1])
+                if type(value) in wire.PLAIN or not isinstance(value, Awaitable):
+                    return OK, None, value
+                # A plain handler that returns a call to somebody else: await it for the caller.
+                work = _forward(value)
+            elif kind == ASYNC:
+                work = function(*args[0], **args[1])
+            else:
+                self._run_in_thread(scope, entry, function, args)
+                return None
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
+            return self._failed(entry, error)
+        except (SystemExit, asyncio.CancelledError) as error:
+            return self._failed(entry, error)
+        finally:
+            current_runtime.reset(token)
+        self._start(scope, entry, work)
+        return None
+
+    def _failed(self, entry: Entry, error: BaseException) -> tuple[int, bytes | None, object]:
+        if entry.session is None or entry.kind != 0:
+            # Nobody waits for it: the log is all that hears of it.
+            log.error("handler %s failed", entry.method, exc_info=error)
+        return ERROR, None, error
+
+    def _start(self, scope: Scope, entry: Entry, work: Any) -> None:
+        context = self.driver.context.copy()
+        context.run(current_runtime.set, scope)
+        # NB: not by the loop's factory: the handler's own task is not one it has started.
+        task = asyncio.Task(self._finish(scope, entry, work), loop=self.loop, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard, context=self.driver.context)
+
+    async def _finish(self, scope: Scope, entry: Entry, work: Any) -> None:
+        status, value = OK, None
+        try:
+            value = await work
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
+            status, _, value = self._failed(entry, error)
+        except (SystemExit, asyncio.CancelledError) as error:
+            status, _, value = self._failed(entry, error)
+        driver = self.driver
+        driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
+        driver.flush()
+
+    def _run_in_thread(
+        self, scope: Scope, entry: Entry, function: Callable[..., Any], args: Any
+    ) -> None:
+        context = self.driver.context.copy()
+        context.run(current_runtime.set, scope)
+        future = self.threads.submit(context.run, function, *args[0], **args[1])
+        self._start(scope, entry, asyncio.wrap_future(future, loop=self.loop))
+
+    # -- hooks
+
+    async def hook(self, inc: Incarnation, name: str, timeout_s: float, *args: Any) -> None:
+        """Run a hook of the server, if its class defines it, as part of its life.
+
+        Raises:
+            TimeoutError: It took longer than `timeout_s`; it was cancelled.
+            Exception: Whatever it raises.
+        """
+        host: Hosted = inc.host  # type: ignore[assignment]
+        if name not in host.spec.hooks:
+            return
+        context = self.driver.context.copy()
+        context.run(current_runtime.set, Scope(self.driver, host, inc, None))
+        function = getattr(host.obj, name)
+        task = asyncio.Task(_call(function, args), loop=self.loop, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard, context=self.driver.context)
+        async with asyncio.timeout(timeout_s):
+            try:
+                await task
+            finally:
+                if not task.done():
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await task
+
+    # -- results
+
+    def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
+        """See `Port.pack_result`."""
+        if status == OK:
+            try:
+                return OK, wire.pack_value(value)
+            except (SerializerError, Exception) as error:  # noqa: BLE001 - a class's __reduce__
+                value = _unpackable_result(error)
+        assert isinstance(value, BaseException)
+        return ERROR, wire.pack_error(value)
+
+
+def _unpackable_result(error: BaseException) -> UsageError:
+    return UsageError(
+        f"the handler ran, but its result cannot travel: {error}",
+        cause=str(error),
+        outcome=Outcome.DONE,
+    )
+
+
+async def _forward(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+async def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    value = function(*args)
+    if inspect.isawaitable(value):
+        await value

@@ -1,0 +1,380 @@
+"""Which nodes there are, and which of them have died.
+
+Every node has a row `node/<id>` that hangs on no lease (address, process), a row
+`nodename/<name>` that keeps names unique, and a key `alive/<id>` under its lease. On one host a
+process's death is seen at once by its pidfd; whoever sees it marks the servers of the dead
+node as lost, where the core's rules allow it, and removes its rows. An expired lease alone means
+unreachable, never dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+import psutil
+
+from migrate.core import directory as rules
+from migrate.core.directory import Row, RowState
+from migrate.core.ids import NodeId
+from migrate.errors import UsageError
+from migrate.shell import wire
+from migrate.shell.directories.base import (
+    Compacted,
+    Compare,
+    Directory,
+    DirectoryError,
+    OutcomeUnknown,
+    Put,
+)
+
+log: Final = logging.getLogger("migrate")
+
+NODE_KEY: Final = "node/"
+NODE_NAME_KEY: Final = "nodename/"
+ALIVE_KEY: Final = "alive/"
+SERVER_KEY: Final = "server/"
+NAME_KEY: Final = "name/"
+
+RETRY_S: Final = 0.2
+POLL_S: Final = 0.5
+"""How often a process is looked at where the system has no pidfd."""
+
+
+class NodeRow(msgspec.Struct, frozen=True, array_like=True):
+    """A node's registration. `started` and `boot` tell a process from a later one of its pid."""
+
+    id: NodeId
+    name: str
+    address: str
+    pid: int
+    started: float
+    boot: str
+    host: str
+
+
+_node_row: Final = msgspec.msgpack.Decoder(NodeRow)
+
+
+@functools.cache
+def boot_id() -> str:
+    """Names this boot of this machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{psutil.boot_time():.0f}"
+
+
+def process_started(pid: int) -> float:
+    """When a process was started, by the system's clock; 0.0 if there is none."""
+    try:
+        return psutil.Process(pid).create_time()
+    except (psutil.Error, OSError):
+        return 0.0
+
+
+def describe(node: NodeId, name: str, address: str) -> NodeRow:
+    """The row of a node in this process."""
+    pid = os.getpid()
+    return NodeRow(
+        node, name, address, pid, process_started(pid), boot_id(), socket.gethostname()
+    )
+
+
+def seen_dead(row: NodeRow) -> bool:
+    """Whether the process of a node certainly does not exist any more.
+
+    True only where this can be known: on this host, or if this host was booted since.
+    """
+    if row.host != socket.gethostname():
+        return False
+    if row.boot != boot_id():
+        return True
+    try:
+        process = psutil.Process(row.pid)
+        # NB: create_time is rounded differently by different versions of the kernel's clock.
+        return abs(process.create_time() - row.started) > 2.0 or (
+            process.status() == psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+class Watcher(Protocol):
+    """Who is told of changes."""
+
+    def joined(self, row: NodeRow) -> None:
+        """A node has registered (or was there already)."""
+
+    def gone(self, row: NodeRow, cause: str) -> None:
+        """A node was seen dead, or has left in order."""
+
+    def may_bury(self, row: Row) -> bool:
+        """Whether this node may mark the server's row as lost."""
+
+
+class Membership:
+    """This node's part in the cluster; see the module's text."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        me: NodeRow,
+        watcher: Watcher,
+        lease_s: float,
+        run: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+    ) -> None:
+        self.directory = directory
+        self.me = me
+        self.nodes: dict[NodeId, NodeRow] = {}
+        self.changed = asyncio.Event()
+        self.rev = 0
+        self._watcher = watcher
+        self._lease_s = lease_s
+        self._lease = 0
+        self._run = run
+        self._pidfds: dict[NodeId, int] = {}
+        self._polled: dict[NodeId, NodeRow] = {}
+        self._loop = asyncio.get_running_loop()
+
+    # -- joining and leaving
+
+    async def join(self) -> None:
+        """Register this node, then follow the others.
+
+        Raises:
+            UsageError: A living node has the name.
+            DirectoryError: The directory cannot be reached.
+        """
+        me = self.me
+        name_key = NODE_NAME_KEY + me.name
+        row = msgspec.msgpack.encode(me)
+        self._lease = await self.directory.lease(self._lease_s)
+        rev = 0
+        while True:
+            try:
+                txn = await self.directory.txn(
+                    [Compare(name_key, rev), Compare(NODE_KEY + me.id, 0)],
+                    [
+                        Put(name_key, me.id.encode()),
+                        Put(NODE_KEY + me.id, row),
+                        Put(ALIVE_KEY + me.id, b"", self._lease),
+                    ],
+                    [],
+                )
+            except OutcomeUnknown:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if txn.ok:
+                break
+            if txn.entries.get(NODE_KEY + me.id) is not None:
+                break  # an attempt whose outcome was unknown had succeeded
+            taken = txn.entries.get(name_key)
+            rev = 0 if taken is None else taken.rev
+            if taken is not None:
+                await self._take_over_name(taken.value.decode())
+        await self._list()
+        self._run(self._follow(), "membership")
+        self._run(self._stay_alive(), "lease")
+
+    async def _take_over_name(self, holder: NodeId) -> None:
+        entry = await self.directory.get(NODE_KEY + holder)
+        if entry is None:
+            return
+        row = _node_row.decode(entry.value)
+        if not seen_dead(row):
+            raise UsageError(
+                f"a node named {row.name!r} is alive at {row.address} (pid {row.pid}); choose "
+                "another name",
+                node=row.name,
+            )
+
+    async def leave(self) -> None:
+        """Unregister; the others treat this node as gone for good."""
+        for fd in self._pidfds.values():
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        self._pidfds.clear()
+        self._polled.clear()
+        try:
+            await self._remove(self.me)
+            await self.directory.revoke(self._lease)
+        except DirectoryError as error:
+            log.warning("node %s could not unregister: %s", self.me.name, error)
+
+    async def _remove(self, row: NodeRow) -> None:
+        """Remove a node's rows; its name only if it is still its own."""
+        name_key = NODE_NAME_KEY + row.name
+        entry = await self.directory.get(name_key)
+        deletes = [NODE_KEY + row.id, ALIVE_KEY + row.id]
+        if entry is None or entry.value.decode() != row.id:
+            await self.directory.txn([], [], deletes)
+        else:
+            await self.directory.txn([Compare(name_key, entry.rev)], [], [*deletes, name_key])
+
+    async def _stay_alive(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                if not await self.directory.keepalive(self._lease):
+                    # We were paused for longer than the lease: others thought us unreachable.
+                    self._lease = await self.directory.lease(self._lease_s)
+                    await self.directory.txn(
+                        [], [Put(ALIVE_KEY + self.me.id, b"", self._lease)], []
+                    )
+            except DirectoryError as error:
+                log.debug("lease of node %s: %s", self.me.name, error)
+
+    # -- following the others
+
+    async def _list(self) -> None:
+        entries, rev = await self.directory.list(NODE_KEY)
+        present = {}
+        for entry in entries:
+            row = _node_row.decode(entry.value)
+            present[row.id] = row
+        for gone in [n for n in self.nodes if n not in present]:
+            self._left(gone)
+        for row in present.values():
+            self._joined(row)
+        self.rev = rev
+        self._notify()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for changes in self.directory.watch(NODE_KEY, self.rev + 1):
+                    for change in changes:
+                        self.rev = change.rev
+                        if change.value is None:
+                            self._left(change.key.removeprefix(NODE_KEY))
+                        else:
+                            self._joined(_node_row.decode(change.value))
+                    self._notify()
+            except Compacted:
+                pass
+            except DirectoryError as error:
+                log.debug("watching the nodes: %s", error)
+                await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(DirectoryError):
+                await self._list()
+
+    def _notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def _joined(self, row: NodeRow) -> None:
+        if row.id in self.nodes:
+            return
+        self.nodes[row.id] = row
+        if row.id == self.me.id:
+            return
+        if seen_dead(row):
+            self._dead(row)
+            return
+        if row.host == self.me.host and row.pid != self.me.pid:
+            self._watch_process(row)
+        self._watcher.joined(row)
+
+    def _left(self, node: NodeId) -> None:
+        row = self.nodes.pop(node, None)
+        if row is None:
+            return
+        self._unwatch(node)
+        cause = "its process died" if seen_dead(row) else "it has left"
+        self._watcher.gone(row, f"node {row.name} is gone: {cause}")
+        self._run(self._bury(row), f"burial of {row.name}")
+
+    # -- deaths
+
+    def _watch_process(self, row: NodeRow) -> None:
+        try:
+            fd = os.pidfd_open(row.pid)
+        except (AttributeError, OSError):
+            if seen_dead(row):
+                self._dead(row)
+            else:
+                if not self._polled:
+                    self._run(self._poll(), "processes")
+                self._polled[row.id] = row
+            return
+        if seen_dead(row):
+            # The pid belonged to somebody else by the time it was opened.
+            os.close(fd)
+            self._dead(row)
+            return
+        self._pidfds[row.id] = fd
+        self._loop.add_reader(fd, self._process_ended, row)
+
+    def _process_ended(self, row: NodeRow) -> None:
+        self._dead(row)
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            for row in [r for r in self._polled.values() if seen_dead(r)]:
+                self._dead(row)
+
+    def _unwatch(self, node: NodeId) -> None:
+        fd = self._pidfds.pop(node, None)
+        if fd is not None:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        self._polled.pop(node, None)
+
+    def _dead(self, row: NodeRow) -> None:
+        self._unwatch(row.id)
+        if self.nodes.pop(row.id, None) is None:
+            return
+        log.info("node %s (pid %d) died", row.name, row.pid)
+        self._watcher.gone(row, f"node {row.name} died (pid {row.pid})")
+        self._notify()
+        self._run(self._bury(row), f"burial of {row.name}")
+
+    async def _bury(self, node: NodeRow) -> None:
+        """Mark what the dead node owned as lost, then remove its rows."""
+        cause = f"its node {node.name} died (pid {node.pid}), and nothing could take over"
+        while True:
+            try:
+                entries, _ = await self.directory.list(SERVER_KEY)
+                rows = [(wire.decode_row(entry.value), entry.rev) for entry in entries]
+                owned = [(r, rev) for r, rev in rows if r.owner == node.id]
+                await asyncio.gather(
+                    *(self._bury_server(r, v, cause) for r, v in owned if self._watcher.may_bury(r))
+                )
+                await self._remove(node)
+                return
+            except DirectoryError as error:
+                log.debug("burial of %s: %s", node.name, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def bury_later(self, row: Row, rev: int) -> None:
+        """Bury one row whose owner is dead, now that the core's rules allow it."""
+        with contextlib.suppress(DirectoryError):
+            await self._bury_server(row, rev, "its node died, and nothing could take over")
+
+    async def _bury_server(self, row: Row, rev: int, cause: str) -> None:
+        if row.state is RowState.LOST:
+            return
+        key = SERVER_KEY + row.server
+        compares = [Compare(key, rev)]
+        deletes = []
+        if row.name:
+            name_key = NAME_KEY + row.name
+            entry = await self.directory.get(name_key)
+            if entry is not None and entry.value.decode() == row.server:
+                compares.append(Compare(name_key, entry.rev))
+                deletes.append(name_key)
+        lost = wire.encode_row(rules.buried(row, cause))
+        # Refused: somebody else was quicker, or the row has another owner by now.
+        await self.directory.txn(compares, [Put(key, lost)], deletes)

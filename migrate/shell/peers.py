@@ -1,0 +1,106 @@
+"""Frames in, messages out of them; messages in, frames out of them.
+
+What is sent in the same turn of the loop to the same peer leaves in one frame. Large messages go
+as bulk, which the link cuts into chunks and lets small ones pass. What is sent to a node without
+a link waits, bounded, while the link is being dialled; losing it is harmless, because requests
+are repeated end to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from migrate.core.ids import NodeId
+from migrate.core.messages import Envelope, Final as FinalMessage, Message, Reply
+from migrate.shell import wire
+
+if TYPE_CHECKING:
+    from rpc.links import Links
+
+BULK_BYTES: Final = 64 << 10
+"""A message with a payload this large goes as bulk: about a quarter of a chunk, so that small
+messages behind it never wait for more than a chunk."""
+
+WAITING_MAX: Final = 10_000
+"""Messages kept for a peer that is being dialled; more are dropped and repeated later."""
+
+FRAME_MESSAGES_MAX: Final = 1_000
+
+
+class Peers:
+    """Outgoing side of all links of one node or client.
+
+    `dial` is asked for a link when there is something to send and none is up.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+        dial: Callable[[NodeId], None],
+    ) -> None:
+        self.links = links
+        self._loop = loop
+        self._context = context
+        self._dial = dial
+        self._boxes: dict[NodeId, list[Message]] = {}
+        self._dirty: list[NodeId] = []
+        self._waiting: dict[NodeId, list[Message]] = {}
+        self._scheduled = False
+
+    def send(self, node: NodeId, message: Message) -> None:
+        """Queue a message; it leaves at the end of this turn of the loop."""
+        box = self._boxes.get(node)
+        if box is None:
+            box = self._boxes[node] = []
+        if not box:
+            self._dirty.append(node)
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self.flush, context=self._context)
+        box.append(message)
+
+    def flush(self) -> None:
+        """Send what is queued now."""
+        self._scheduled = False
+        if not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, []
+        for node in dirty:
+            box = self._boxes[node]
+            self._boxes[node] = []
+            if not self.links.is_up(node):
+                waiting = self._waiting.setdefault(node, [])
+                waiting.extend(box[: WAITING_MAX - len(waiting)])
+                self._dial(node)
+            else:
+                self._send_now(node, box)
+
+    def _send_now(self, node: NodeId, box: list[Message]) -> None:
+        small = []
+        for message in box:
+            if (
+                isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES
+            ) or isinstance(message, FinalMessage):
+                self.links.send(node, wire.encode_messages([message]), bulk=True)
+            else:
+                small.append(message)
+        for start in range(0, len(small), FRAME_MESSAGES_MAX):
+            part = small[start : start + FRAME_MESSAGES_MAX]
+            self.links.send(node, wire.encode_messages(part))
+
+    def up(self, node: NodeId) -> None:
+        """A link came up: send what waited for it."""
+        waiting = self._waiting.pop(node, None)
+        if waiting:
+            self._send_now(node, waiting)
+
+    def gone(self, node: NodeId) -> None:
+        """The node will not come (back): drop what waits for it."""
+        self._waiting.pop(node, None)
+        if not self._boxes.get(node):
+            self._boxes.pop(node, None)

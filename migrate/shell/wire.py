@@ -1,0 +1,214 @@
+"""Messages, rows and values as bytes; nowhere else.
+
+Messages between authenticated peers are msgpack arrays, many in one frame. Arguments, results
+and exceptions inside them are opaque to everybody but the two ends: small plain values are
+bare pickles (protocol 5, which begin with 0x80), everything else is what `serializers` makes.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from typing import Any, Final
+
+import msgspec
+import serializers
+from serializers.errors import SerializerError
+
+from migrate.core.directory import Row
+from migrate.core.incarnation import StateRecord
+from migrate.core.messages import Message
+from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
+from migrate.ref import Runtime, loading_runtime
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_messages: Final = msgspec.msgpack.Decoder(list[Message])
+_row: Final = msgspec.msgpack.Decoder(Row)
+_state: Final = msgspec.msgpack.Decoder(StateRecord)
+_error: Final = msgspec.msgpack.Decoder(tuple[str, str, str, bytes])
+
+PLAIN: Final = frozenset({int, str, float, bool, bytes, type(None)})
+"""Immutable types whose values are passed on a node as they are and pickled bare."""
+
+TRACEBACK_CHARS_MAX: Final = 20_000
+
+encode_messages = _encoder.encode
+encode_row = _encoder.encode
+encode_state = _encoder.encode
+
+
+def decode_messages(data: bytes | bytearray | memoryview) -> list[Message]:
+    """Messages of one frame, in order.
+
+    Raises:
+        PeerError: The bytes are not messages of this release.
+    """
+    try:
+        return _messages.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError(f"a frame holds no messages of this release: {error}") from error
+
+
+def decode_row(data: bytes) -> Row:
+    """A server's row.
+
+    Raises:
+        PeerError: The directory holds something else under a server's key.
+    """
+    try:
+        return _row.decode(data)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise PeerError(f"the directory holds a malformed row: {error}") from error
+
+
+def decode_state(data: bytes | memoryview) -> StateRecord:
+    """What travels with a server besides its object.
+
+    Raises:
+        PeerError: The bytes are something else.
+    """
+    try:
+        return _state.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError(f"the state stream is malformed: {error}") from error
+
+
+def is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether all arguments are immutable values of the plainest kind."""
+    for value in args:
+        if type(value) not in PLAIN:
+            return False
+    if kwargs:
+        for value in kwargs.values():
+            if type(value) not in PLAIN:
+                return False
+    return True
+
+
+def pack_value(value: object) -> bytes:
+    """A value as bytes; None is empty.
+
+    Raises:
+        SerializerError: Something in it cannot travel.
+    """
+    if value is None:
+        return b""
+    if type(value) in PLAIN:
+        return pickle.dumps(value, 5)
+    return serializers.dumps(value)
+
+
+def pack_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Arguments as bytes.
+
+    Raises:
+        SerializerError: Something in them cannot travel.
+    """
+    if is_plain(args, kwargs):
+        return pickle.dumps((args, kwargs), 5)
+    return serializers.dumps((args, kwargs))
+
+
+def unpack(payload: bytes | memoryview, runtime: Runtime) -> Any:
+    """The value that `pack_value` or `pack_args` packed; refs in it are bound to `runtime`.
+
+    Raises:
+        SerializerError: It cannot be built here.
+        Exception: Whatever a class of the user's raises while it is rebuilt.
+    """
+    if not payload:
+        return None
+    if payload[0] == 0x80:
+        return pickle.loads(payload)
+    token = loading_runtime.set(runtime)
+    try:
+        return serializers.loads(payload)
+    finally:
+        loading_runtime.reset(token)
+
+
+def isolate(value: Any, runtime: Runtime) -> Any:
+    """A private copy of a value, as if it had travelled; plain values as they are.
+
+    Raises:
+        SerializerError: Something in it cannot travel.
+    """
+    if type(value) in PLAIN:
+        return value
+    return unpack(serializers.dumps(value), runtime)
+
+
+def exception_name(error: BaseException) -> str:
+    """`module.Qualname` of an exception's class; builtins without their module."""
+    cls = type(error)
+    if cls.__module__ == "builtins":
+        return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback as Python prints it, without the frames of the node itself."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) > TRACEBACK_CHARS_MAX:
+        half = TRACEBACK_CHARS_MAX // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
+    return text
+
+
+def pack_error(error: BaseException) -> bytes:
+    """An exception as bytes; one that cannot be pickled travels as its name and text."""
+    try:
+        pickled = serializers.dumps(error)
+    except (SerializerError, Exception):  # noqa: BLE001 - whatever its __reduce__ raises
+        pickled = b""
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
+        message = "(its text cannot be had)"
+    return _encoder.encode((exception_name(error), message, traceback_text(error), pickled))
+
+
+def unpack_error(payload: bytes, runtime: Runtime, server: str) -> BaseException:
+    """The exception of a handler, as itself where it can be built here.
+
+    Returns:
+        The exception, with the remote traceback as `remote_traceback` and as a note; or
+        `HandlerFailed` with the same facts.
+    """
+    try:
+        name, message, text, pickled = _error.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return PeerError(f"a peer sent a malformed exception: {error}", server=server)
+    why = "it cannot be pickled"
+    if pickled:
+        try:
+            rebuilt = unpack(pickled, runtime)
+        except Exception as failure:  # noqa: BLE001 - whatever the class does when rebuilt
+            why = f"it cannot be rebuilt here: {failure}"
+        else:
+            if isinstance(rebuilt, BaseException):
+                attach_traceback(rebuilt, text)
+                return rebuilt
+            why = "what arrived is no exception"
+    return HandlerFailed(
+        f"the handler raised {name}: {message} ({why})",
+        server=server,
+        cause=name,
+        exception_type=name,
+        remote_traceback=text,
+        outcome=Outcome.DONE,
+    )
+
+
+def attach_traceback(error: BaseException, text: str) -> None:
+    """Hang a remote traceback on an exception: a note, and the attribute `remote_traceback`."""
+    try:
+        error.remote_traceback = text  # type: ignore[attr-defined]
+    except AttributeError:
+        pass  # a class with slots; the note is enough
+    error.add_note(f"Remote traceback:\n{text.rstrip()}")
+
+
+def unpackable(what: str, error: SerializerError, outcome: Outcome) -> UsageError:
+    """The error a caller gets for arguments or a result that cannot travel."""
+    return UsageError(f"{what} cannot travel: {error}", cause=str(error), outcome=outcome)
