@@ -17,7 +17,7 @@ FORBIDDEN = {
     "a virtual environment of one machine": r"/tm[p]/\w*ven[v]|\bpyen[v]\b",
     "the host of a package registry": r"\b(?:pyp[i]\.org|pythonhoste[d]|npmj[s]\.|golan[g]\.org)",
     "a trailer that names an author": r"(?im)^\s*(?:co-authored|signed-of[f])-b[y]:",
-    "how a text was made": r"(?i)\b(?:made|generated|written) (?:by|with) (?:an? )?(?:A[I]\b|LL[M])",
+    "how a text was made": r"(?i)\b(?:generated|written) (?:by|with) (?:an? )?(?:A[I]|LL[M])\b",
     "unfinished work": r"\b(?:TOD[O]|FIXM[E]|XX[X])\b",
     "a conflict left in the text": r"(?m)^(?:<{7}|>{7}) ",
 }
