@@ -1,0 +1,366 @@
+"""The guarantees of DESIGN section 4, each with a checker outside the system.
+
+A request has a name: who makes it, to which server, and its number. A server's state is the
+list of the names it applied, and a call returns the place its name took in that list. So an
+acknowledged call can be checked for ever after: its name stands at that place, once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from migrate.core.actions import Finish, Result
+from migrate.core.directory import Row, RowState
+from migrate.core.forwarding import HOPS_MAX
+from migrate.core.ids import ServerId, TransferId, session_sender
+from migrate.core.incarnation import Incarnation, Phase
+from migrate.core.messages import (
+    CALL,
+    CAST,
+    CYCLE,
+    EXPIRED,
+    FORGOTTEN,
+    FULL,
+    LOST,
+    NOT_FOUND,
+    OK,
+    STOPPED,
+    TIMED_OUT,
+    Envelope,
+    Message,
+    Receipt,
+    Reply,
+)
+
+from tests.sim.host import Copy, Settled
+
+if TYPE_CHECKING:
+    from tests.sim.host import SimNode
+    from tests.sim.world import World
+
+NOT_DONE = (EXPIRED, FULL, STOPPED)
+"""Statuses that promise that nothing was executed."""
+
+
+class Invariants:
+    """All checkers of one world; each violation ends the run with the checker's name."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.places: dict[ServerId, dict[int, str]] = {}  # acknowledged: place -> name
+        self.acked: dict[ServerId, dict[str, int]] = {}  # name -> place, 0 for a cast
+        self.refused: dict[ServerId, dict[str, int]] = {}  # promised not to be executed
+        self.owners: dict[tuple[ServerId, int], str] = {}
+        self.servers_of: dict[str, ServerId] = {}  # session -> server
+        self.made_n = 0
+
+    # -- requests
+
+    def made(self, server: ServerId, uid: str) -> None:
+        """A request is about to be made."""
+        self.made_n += 1
+
+    def answered(
+        self,
+        server: ServerId,
+        uid: str,
+        kind: int,
+        status: int,
+        value: object,
+        result: Settled | None,
+        deadline: bool,
+    ) -> None:
+        """The maker of a request got its result."""
+        world = self.world
+        world.counts[f"status {status}"] += 1
+        if status == OK:
+            if kind == CAST:
+                self.acked.setdefault(server, {}).setdefault(uid, 0)
+                return
+            if result is None or result.uid != uid:
+                world.fail("own answer", f"{uid} of {server} was answered with {result}")
+            places = self.places.setdefault(server, {})
+            before = places.setdefault(result.place, uid)
+            if before != uid:
+                world.fail(
+                    "one history",
+                    f"place {result.place} of {server} was acknowledged to {before} and to {uid}",
+                )
+            acked = self.acked.setdefault(server, {})
+            if acked.setdefault(uid, result.place) != result.place:
+                world.fail("exactly once", f"{uid} of {server} took two places")
+        elif status == TIMED_OUT:
+            if not deadline:
+                world.fail("statuses", f"{uid} of {server} timed out without a deadline")
+        elif status == LOST:
+            self._lost(server, uid)
+        elif status in (NOT_FOUND, STOPPED):
+            if server not in world.mover.stopped:
+                world.fail("statuses", f"{uid} of {server} got {status}; nobody stopped it")
+            if status == STOPPED:
+                self.refused.setdefault(server, {})[uid] = status
+        elif status == FORGOTTEN:
+            # A record may be forgotten only where sessions expire, or with a stopped server.
+            if "short expiry" not in world.plan.kinds and server not in world.mover.stopped:
+                world.fail("statuses", f"{uid} of {server} is forgotten; nothing expires here")
+        elif status == CYCLE:
+            # Refused by its chain it was not done; a knot is broken while the call may run.
+            if "~" in uid:
+                self.refused.setdefault(server, {})[uid] = status
+        elif status in NOT_DONE:
+            self.refused.setdefault(server, {})[uid] = status
+        else:
+            world.fail("statuses", f"{uid} of {server} ended with status {status}")
+
+    def _lost(self, server: ServerId, uid: str) -> None:
+        row = self.world.directory.rows[server][0]
+        if row.state is not RowState.LOST:
+            self.world.fail("lost", f"{uid} was told that {server} is lost; its row is {row}")
+
+    # -- owners
+
+    def swapped(self, before: Row | None, row: Row) -> None:
+        """A row changes. A server is lost only with its owner; epochs only rise."""
+        world = self.world
+        if before is None:
+            return
+        if row.epoch < before.epoch or (row.epoch == before.epoch and row.owner != before.owner):
+            world.fail("epochs rise", f"{before} was followed by {row}")
+        if row.state is RowState.LOST:
+            if before.owner in world.by_id:
+                world.fail("lost", f"{row.server} was buried while its owner lives: {before}")
+            if before.state is RowState.COMMITTED:
+                source = world.by_id.get(before.previous)
+                inc = source.core.hosted.get(row.server) if source is not None else None
+                if inc is not None:
+                    world.fail("lost", f"{row.server} was buried; {before.previous} has a copy")
+            world.counts["lost"] += 1
+
+    def _owns(self, node: SimNode, inc: Incarnation, what: str) -> None:
+        """A copy makes itself seen: it must be the owner, released, and not frozen."""
+        world = self.world
+        known = world.directory.rows.get(inc.id)
+        if known is None:
+            if inc.id not in world.mover.stopped:
+                world.fail("one owner", f"{node.id} let out {what} of {inc.id}, which has no row")
+            return
+        row = known[0]
+        if row.owner != node.id or row.epoch != inc.row.epoch:
+            world.fail(
+                "one owner",
+                f"{node.id} let out {what} of {inc.id} at epoch {inc.row.epoch}; the row is {row}",
+            )
+        if inc.holding:
+            world.fail("held back", f"{node.id} let out {what} of {inc.id} before its release")
+        if inc.phase is Phase.FROZEN:
+            world.fail("frozen", f"{node.id} let out {what} of {inc.id} after the freeze")
+        owner = self.owners.setdefault((inc.id, inc.row.epoch), node.id)
+        if owner != node.id:
+            world.fail("one owner", f"{owner} and {node.id} are seen at one epoch of {inc.id}")
+
+    def sent(self, node: SimNode, message: Message) -> None:
+        """A node lets a message out."""
+        kind = type(message)
+        if kind is Envelope:
+            assert isinstance(message, Envelope)
+            self.servers_of[message.session] = message.server
+            self._hops(node, message.hops)
+            if message.hops == 0:
+                inc = node.core.hosted.get(session_sender(message.session))
+                if inc is not None:
+                    self._owns(node, inc, f"request {message.seq}")
+        elif kind is Reply or kind is Receipt:
+            assert isinstance(message, Reply | Receipt)
+            self._hops(node, message.hops)
+            if message.hops == 0:
+                server = self.servers_of.get(message.session, "")
+                inc = node.core.hosted.get(server)
+                if inc is not None:
+                    self._owns(node, inc, "an answer")
+
+    def _hops(self, node: SimNode, hops: int) -> None:
+        if hops > HOPS_MAX:
+            self.world.fail("hops", f"{node.id} passed a message on for the {hops}th time")
+
+    def ran(self, node: SimNode, inc: Incarnation) -> None:
+        """A handler is about to be run; one that holds nothing back must be the owner's."""
+        if not inc.holding:
+            self._owns(node, inc, "a handler")
+
+    def move_ended(self, node: SimNode, transfer: TransferId, action: Finish) -> None:
+        """A move ended for its source: after a roll-back it serves."""
+        if action.result in (Result.ROLLED_BACK, Result.REFUSED, Result.NOT_PICKLABLE):
+            for inc in node.core.hosted.values():
+                if inc.id in node.core.leaving or inc.phase is not Phase.FROZEN:
+                    continue
+                if node.core.arriving.get(inc.id) is None:
+                    self.world.fail(
+                        "source serves", f"{inc.id} stays frozen at {node.id} after {transfer}"
+                    )
+        elif action.result is Result.FENCED:
+            self.world.fail("source serves", f"{transfer} was fenced: {action.reason}")
+
+    # -- bounds
+
+    def bounded(self, node: SimNode) -> None:
+        """What a node keeps is within its limits, and its counters are right."""
+        world = self.world
+        core = node.core
+        options = core.options
+        for inc in core.hosted.values():
+            early = records = size = 0
+            pending: dict[str, int] = {}
+            for session in inc.sessions.values():
+                early += len(session.early)
+                records += len(session.records)
+                for record in session.records.values():
+                    size += len(record.payload)
+            if (early, records, size) != (inc.early, inc.records, inc.record_bytes):
+                world.fail(
+                    "counters",
+                    f"{inc.id} at {node.id}: early, records, bytes are {early}, {records}, {size}; "
+                    f"counted are {inc.early}, {inc.records}, {inc.record_bytes}",
+                )
+            for entry in [*inc.mailbox, *inc.running.values()]:
+                if entry.session is not None and entry.kind == CALL:
+                    pending[entry.session.id] = pending.get(entry.session.id, 0) + 1
+            for session in inc.sessions.values():
+                if session.pending != pending.get(session.id, 0):
+                    world.fail(
+                        "counters",
+                        f"{inc.id} at {node.id}: {session.id} has {session.pending} pending, "
+                        f"not {pending.get(session.id, 0)}",
+                    )
+            if len(inc.mailbox) + early > inc.limit + len(inc.timers):
+                world.fail("bounded", f"{inc.id} holds {len(inc.mailbox)} and {early} early")
+            # Each message admitted below the limit may still leave a record.
+            if records > options.records_max + inc.limit + 8:
+                world.fail("bounded", f"{inc.id} keeps {records} completion records")
+        if len(core.forwarding) > options.forwarding_max:
+            world.fail("bounded", f"{node.id} keeps {len(core.forwarding)} forwarding entries")
+        if len(core.moves_out) > options.moves_max:
+            world.fail("bounded", f"{node.id} has {len(core.moves_out)} moves out")
+
+    # -- the end
+
+    def pending(self, stage: int) -> str:
+        """What has not come to its end; empty if nothing is left.
+
+        Args:
+            stage: 0 and 1: requests and moves; 2: also what only a sweep or an idle
+                acknowledgement ends.
+        """
+        world = self.world
+        for client in world.clients:
+            if client.open:
+                return f"{client.name} waits for {next(iter(client.open))}"
+        for node in world.by_id.values():
+            text = self._busy(node, stage)
+            if text:
+                return f"{node.id}: {text}"
+        for server, (row, _) in world.directory.rows.items():
+            if row.state is not RowState.LOST and row.owner not in world.by_id:
+                return f"{server} is not buried; its row is {row}"
+        return ""
+
+    def _busy(self, node: SimNode, stage: int) -> str:
+        core = node.core
+        for source in core.moves_out.values():
+            return f"{source.transfer} in {source.phase.name}"
+        if core._queue:
+            return f"{len(core._queue)} moves wait for their turn"
+        for inc in core.hosted.values():
+            if inc.running or inc.held or inc.late or inc.early or inc.holding:
+                return (
+                    f"{inc.id} running={len(inc.running)} held={len(inc.held)} "
+                    f"late={len(inc.late)} early={inc.early} holding={inc.holding}"
+                )
+            if inc.phase is not Phase.RUNNING:
+                return f"{inc.id} in {inc.phase.name}"
+            if any(entry.session is not None for entry in inc.mailbox):
+                return f"{inc.id} has {len(inc.mailbox)} in its mailbox"
+        for session in core.sending.values():
+            if session.outstanding or session.waiting:
+                return (
+                    f"{session.id} to {session.server}: outstanding "
+                    f"{list(session.outstanding)[:3]}, waiting {len(session.waiting)}"
+                )
+        if core.leaving:
+            return f"leaving {core.leaving}"
+        if stage == 2:
+            if core.moves_in or core.arriving or core.copies or core._knocking:
+                return (
+                    f"moves in {list(core.moves_in)}, arriving {list(core.arriving)}, "
+                    f"copies {list(core.copies)}, knocking {list(core._knocking)}"
+                )
+            if core.waits or core._receipts or core._loopback:
+                return f"waits {list(core.waits)}"
+        return ""
+
+    def final(self) -> None:
+        """The histories of all servers that live, against everything that was promised."""
+        world = self.world
+        copies: dict[ServerId, Copy] = {}
+        for server in world.servers:
+            known = world.directory.rows.get(server)
+            if known is None:
+                if server not in world.mover.stopped:
+                    world.fail("lost", f"{server} has no row")
+                continue
+            row = known[0]
+            if row.state is RowState.LOST:
+                continue
+            inc = world.by_id[row.owner].core.hosted.get(server)
+            if inc is None:
+                world.fail("liveness", f"{row.owner} owns {server} and has no copy of it")
+            assert isinstance(inc.host, Copy)
+            copies[server] = inc.host
+        for node in world.by_id.values():
+            self.bounded(node)
+            for server, inc in node.core.hosted.items():
+                if inc.host is not copies.get(server):
+                    world.fail("one owner", f"{node.id} has a second copy of {server}")
+        for server, copy in copies.items():
+            self._history(server, copy.items)
+        if "short expiry" not in world.plan.kinds:
+            for server, copy in copies.items():
+                for target, uid in copy.told:
+                    if target in copies and uid not in copies[target].items:
+                        world.fail("casts", f"{uid}, a cast of {server} to {target}, is lost")
+        self._records(copies)
+
+    def _history(self, server: ServerId, items: list[str]) -> None:
+        world = self.world
+        last: dict[str, int] = {}
+        seen: dict[str, None] = {}
+        for uid in items:
+            if uid in seen:
+                world.fail("at most once", f"{server} applied {uid} twice")
+            seen[uid] = None
+            sender, _, number = uid.partition("#")
+            if not sender.endswith("~"):
+                if int(number) < last.get(sender, 0):
+                    world.fail("order", f"{server} applied {uid} after #{last[sender]}")
+                last[sender] = int(number)
+        for uid, place in self.acked.get(server, {}).items():
+            if place:
+                if place > len(items) or items[place - 1] != uid:
+                    world.fail("nothing lost", f"{server} has not {uid} at place {place}")
+            elif uid not in seen:
+                world.fail("nothing lost", f"{server} never applied the cast {uid}")
+        for uid, status in self.refused.get(server, {}).items():
+            if uid in seen:
+                world.fail("outcome", f"{server} applied {uid}, reported as not done ({status})")
+
+    def _records(self, copies: dict[ServerId, Copy]) -> None:
+        """Completion records are bounded by what is outstanding, not by history."""
+        world = self.world
+        if world.plan.loss or world.plan.kinds.keys() & {"break", "partition", "one way"}:
+            return  # the last acknowledgement of an idle sender may have been lost
+        if world.plan.crashes_max:
+            return
+        left = sum(
+            inc.records for node in world.by_id.values() for inc in node.core.hosted.values()
+        )
+        if left > 4 * len(world.servers) + 20:
+            world.fail("bounded", f"{left} completion records are left when all is answered")

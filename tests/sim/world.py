@@ -1,0 +1,219 @@
+"""One simulated cluster: virtual time, one event queue, one source of chance.
+
+Everything that happens is an entry of one heap, so a seed decides all of it. Time is counted
+in whole microseconds and stands still while an event is handled. Nothing here iterates a set
+or looks at the identity of an object; that is what makes a transcript repeat byte for byte.
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable
+from random import Random
+from typing import Any, NoReturn
+
+from migrate.core.ids import NodeId
+
+from tests.sim.clients import Client, Mover
+from tests.sim.directory import Directory
+from tests.sim.faults import Faults, Plan
+from tests.sim.host import SimNode
+from tests.sim.invariants import Invariants
+from tests.sim.network import Network
+
+EPOCH_MS = 1_000_000_000
+"""What the clock of every node shows at the start; sessions older than the cluster are refused."""
+
+TAIL = 400
+"""Lines of the transcript that are kept when nobody asked for all of it."""
+
+LIVENESS_US = 120_000_000
+"""Everything must have ended this long after the last fault: far above every wait of the core."""
+
+
+class Violation(AssertionError):
+    """A guarantee is broken.
+
+    Attributes:
+        checker: Name of the checker that found it.
+        seed: Seed of the schedule.
+        tail: Last lines of the transcript.
+    """
+
+    def __init__(self, checker: str, text: str, seed: int, at_us: int, tail: list[str]) -> None:
+        super().__init__(f"[{checker}] seed {seed} at {at_us} us: {text}")
+        self.checker = checker
+        self.seed = seed
+        self.tail = tail
+
+
+class World:
+    """The cluster of one seed; `run` carries it to its end.
+
+    Args:
+        seed: Decides everything.
+        keep: Whether all of the transcript is kept, not only its tail.
+        plan: Overrides what the seed would draw.
+        node_class: Class of the nodes; controls give one with a mechanism switched off.
+        directory_class: Likewise.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        keep: bool = False,
+        plan: Plan | None = None,
+        node_class: type[SimNode] = SimNode,
+        directory_class: type[Directory] = Directory,
+    ) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.now_us = 0
+        self.events = 0
+        self.digest = 0
+        self.lines: deque[str] = deque(maxlen=None if keep else TAIL)
+        self.counts: Counter[str] = Counter()
+        self.over = False
+        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._n = 0
+        self.plan = plan if plan is not None else Plan.draw(self.rng)
+        self.node_class = node_class
+        self.network = Network(self)
+        self.directory = directory_class(self)
+        self.invariants = Invariants(self)
+        self.faults = Faults(self)
+        self.by_id: dict[NodeId, SimNode] = {}
+        self.dead: dict[NodeId, None] = {}
+        self.places: list[str] = []
+        self.clients: list[Client] = []
+        self.servers: list[str] = []
+        self.mover = Mover(self)
+        self.calm_us = -1  # when the faults stopped
+        self._build()
+
+    # -- time and chance
+
+    def at(self, delay_us: int, what: Callable[..., None], *args: Any) -> None:
+        """Let `what(*args)` happen in `delay_us` (0: next, after what is due already)."""
+        self._n += 1
+        heapq.heappush(self._heap, (self.now_us + delay_us, self._n, what, args))
+
+    def chance(self, probability: float) -> bool:
+        """Draw; False without using up chance where the probability is 0."""
+        return probability > 0 and self.rng.random() < probability
+
+    def between(self, low: int, high: int) -> int:
+        """A whole number from `low` to `high`, both included; faster than `randint`."""
+        return low + int(self.rng.random() * (high - low + 1))
+
+    # -- what is written down
+
+    def note(self, line: str) -> None:
+        """Add a line to the transcript."""
+        line = f"{self.now_us} {line}"
+        self.digest = zlib.crc32(line.encode(), self.digest)
+        self.lines.append(line)
+
+    def fail(self, checker: str, text: str) -> NoReturn:
+        """End the run: `checker` saw a guarantee broken.
+
+        Raises:
+            Violation: Always.
+        """
+        raise Violation(checker, text, self.seed, self.now_us, list(self.lines))
+
+    # -- the run
+
+    def _build(self) -> None:
+        plan = self.plan
+        for i in range(plan.nodes):
+            self.places.append(f"n{i}")
+            self.start_node(f"n{i}", 1)
+        for i in range(plan.clients):
+            node = self.start_node(f"c{i}", 1)
+            self.clients.append(Client(self, node, i))
+        for i in range(plan.servers):
+            self.servers.append(f"s{i}")
+            self.alive_nodes()[self.between(0, plan.nodes - 1)].spawn(f"s{i}", i)
+        for client in self.clients:
+            client.start()
+        self.mover.start()
+        self.faults.start()
+        self.at(plan.busy_us, self._calm)
+
+    def start_node(self, name: str, incarnation: int) -> SimNode:
+        """Start a node process; it is told of every death so far."""
+        node = self.node_class(self, name, incarnation, hosts=name.startswith("n"))
+        self.by_id[node.id] = node
+        self.note(f"{node.id} starts")
+        for dead in self.dead:
+            node.input(node.saw_death, dead)
+        return node
+
+    def alive_nodes(self) -> list[SimNode]:
+        """Nodes that can host, in order of start."""
+        return [node for node in self.by_id.values() if node.hosts]
+
+    def node_died(self, node: SimNode) -> None:
+        """A node process has ended; the others see it a little later."""
+        del self.by_id[node.id]
+        self.dead[node.id] = None
+        self.note(f"{node.id} dies")
+        self.network.node_gone(node.id)
+        for other in self.by_id.values():
+            other.later(self.between(200, self.plan.death_seen_us), other.saw_death, node.id)
+
+    def _calm(self) -> None:
+        """The faults stop. From here on everything must come to its end."""
+        self.note("calm")
+        self.calm_us = self.now_us
+        self.faults.stop()
+        self.at(50_000, self._look_for_the_end, 0)
+
+    def _look_for_the_end(self, stage: int) -> None:
+        pending = self.invariants.pending(stage)
+        if pending:
+            if self.now_us - self.calm_us > LIVENESS_US:
+                self.fail("liveness", f"still pending in stage {stage}: {pending}")
+            self.at(50_000, self._look_for_the_end, stage)
+        elif stage == 0:
+            # All is answered. Every server that is not lost must answer once more.
+            for server in self.servers:
+                self.clients[0].audit(server)
+            self.at(50_000, self._look_for_the_end, 1)
+        elif stage == 1:
+            self.at(50_000, self._look_for_the_end, 2)
+        else:
+            self.over = True
+
+    def run(self) -> World:
+        """Carry the schedule to its end.
+
+        Returns:
+            Itself.
+
+        Raises:
+            Violation: A checker saw a guarantee broken.
+        """
+        heap = self._heap
+        pop = heapq.heappop
+        try:
+            while not self.over:
+                if not heap:
+                    self.fail("liveness", "nothing is left to happen, and the run is not over")
+                self.now_us, _, what, args = pop(heap)
+                self.events += 1
+                what(*args)
+        except Violation:
+            raise
+        except Exception as error:
+            error.add_note(f"seed {self.seed} at {self.now_us} us")
+            self.note(f"raised {error!r}")
+            raise Violation(
+                "no exception", repr(error), self.seed, self.now_us, list(self.lines)
+            ) from error
+        self.invariants.final()
+        return self
