@@ -9,9 +9,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
-from rpc.errors import AuthFailed, RpcError
-from rpc.handshake import PeerInfo
-
 from migrate.core.directory import Row
 from migrate.core.events import SwapOutcome, SwapResult
 from migrate.core.ids import NodeId, ServerId
@@ -21,6 +18,8 @@ from migrate.peer import Peer
 from migrate.ref import RefObject, runtime_closed, runtime_opened
 from migrate.reports import Event
 from migrate.shell.membership import NodeRow
+from rpc.errors import AuthFailed, RpcError
+from rpc.handshake import PeerInfo
 
 CONNECT_S: Final = 10.0
 LOOK_UP_S: Final = 5.0
@@ -315,7 +314,8 @@ class SyncClient:
         timeout_s: float | None,
     ) -> Any:
         """See `migrate.ref.Runtime`."""
-        return self._run(self._await(self._opened()._driver.cast, ref, method, args, kwargs, timeout_s))
+        cast = self._opened()._driver.cast
+        return self._run(self._await(cast, ref, method, args, kwargs, timeout_s))
 
     @staticmethod
     async def _await(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

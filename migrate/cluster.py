@@ -184,7 +184,7 @@ class LocalCluster:
             **(env or {}),
             "LIVEMIGRATE_SECRET_FILE": str(self._secret),
             # The nodes import what this process can import, from the same places.
-            "PYTHONPATH": os.pathsep.join(os.path.abspath(p) if p else os.getcwd() for p in sys.path),
+            "PYTHONPATH": _import_path(),
         }
         command = [
             *(sys.executable, "-m", "migrate", "node", "--name", name),
@@ -233,6 +233,10 @@ async def _announced(process: asyncio.subprocess.Process) -> str:
             if isinstance(announced, dict) and "address" in announced:
                 return str(announced["address"])
     return ""
+
+
+def _import_path() -> str:
+    return os.pathsep.join(os.path.abspath(place) for place in sys.path)
 
 
 def _changed(options: NodeOptions) -> dict[str, Any]:

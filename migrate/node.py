@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from rpc.errors import RpcError
-from rpc.handshake import PeerInfo
-
 from migrate.core.directory import Row, RowState
 from migrate.core.ids import NodeId, ServerId, node_name
 from migrate.core.incarnation import Incarnation, Phase
@@ -47,6 +44,8 @@ from migrate.shell.driver import NAME_KEY, SERVER_KEY, DirectoryRows
 from migrate.shell.host import Hosted
 from migrate.shell.load import INTERVAL_S, Meter
 from migrate.shell.membership import Membership, NodeRow, describe
+from rpc.errors import RpcError
+from rpc.handshake import PeerInfo
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -386,7 +385,12 @@ class Node(Peer):
     # ------------------------------------------------------------------ spawn
 
     async def _spawn_here(
-        self, request: str, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None
+        self,
+        request: str,
+        cls: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None,
     ) -> Any:
         self._check_admits()
         spec = spec_of(cls)
@@ -518,7 +522,7 @@ class Node(Peer):
         future = self._stops.get(inc.id)
         try:
             await driver.host.hook(inc, "on_stop", self._options.hook_timeout_s)
-        except Exception:  # noqa: BLE001 - whatever the hook raises; the stop goes on
+        except Exception:
             log.exception("on_stop of server %s failed; it is stopped all the same", inc.id)
         try:
             await self._remove_row(inc.row)

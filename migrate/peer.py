@@ -17,12 +17,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rpc import auth
-from rpc.errors import RpcError
-from rpc.handshake import PeerInfo
-from rpc.links import LinkOptions, Links
-from serializers.errors import SerializerError
-
 from migrate.core.directory import Row, RowState
 from migrate.core.ids import NodeId, ServerId, node_name
 from migrate.core.messages import Load
@@ -44,8 +38,13 @@ from migrate.shell.asks import Asks
 from migrate.shell.directories.base import DirectoryError
 from migrate.shell.driver import Driver, FailPoints, Rows
 from migrate.shell.membership import NodeRow
-from migrate.shell.pending import Pending
 from migrate.shell.peers import Peers
+from migrate.shell.pending import Pending
+from rpc import auth
+from rpc.errors import RpcError
+from rpc.handshake import PeerInfo
+from rpc.links import LinkOptions, Links
+from serializers.errors import SerializerError
 
 log: Final = logging.getLogger("migrate")
 
@@ -220,7 +219,8 @@ class Peer(abc.ABC):
         log.warning("%s refused a connection from %s: %s", self._name, address, error)
 
     def _heard(self, node: NodeId, load: Load) -> None:
-        """A node told its load figures."""
+        """A node told its load figures; a client has no use for them."""
+        log.debug("%s: load of %s: %s", self._name, node, load)
 
     @abc.abstractmethod
     async def _serve(self, node: NodeId, verb: str, args: tuple[Any, ...]) -> Any:

@@ -36,13 +36,13 @@ from typing import (
 
 from migrate.errors import UsageError
 from migrate.ref import (
-    current_runtime,
     ClassInfo,
     Ref,
     RefObject,
     RemoteMethod,
     checked_timeout_s,
     class_info,
+    current_runtime,
     refuse_call_on_class,
 )
 
@@ -59,7 +59,6 @@ __all__ = [
     "blocking",
     "call",
     "current",
-    "current_message",
     "every",
     "server",
     "spec_of",

@@ -29,7 +29,6 @@ from typing import Protocol
 from migrate.core.actions import (
     Action,
     DropCopy,
-    EncodeState,
     Finish,
     GoLive,
     Quiesce,
@@ -200,6 +199,7 @@ class Core:
         self._loopback: deque[Message] = deque()
         self._session_n = 0
         self._depth = 0
+        self.crowded = False  # the loop needs a turn: hand out nothing on this stack
         self._wake_ms = NEVER
         self._set_timer(("sweep",), now_ms + self._sweep_ms())
 
@@ -1165,7 +1165,7 @@ class Core:
         if inc.running or inc.phase is not Phase.RUNNING:
             return
         mailbox = inc.mailbox
-        if self._depth or inc.pump_due:
+        if self._depth or inc.pump_due or self.crowded:
             # Inside another handler, or in line behind others: not on this stack.
             if mailbox and not inc.pump_due:
                 inc.pump_due = True

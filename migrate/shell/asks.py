@@ -14,10 +14,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import serializers
-
 from migrate.core.ids import NodeId, node_name
 from migrate.core.messages import Answer, Ask, Message
-from migrate.errors import CallTimeout, InternalError, MigrateError, NodeNotFound, Outcome, ServerLost
+from migrate.errors import (
+    CallTimeout,
+    InternalError,
+    MigrateError,
+    NodeNotFound,
+    Outcome,
+    ServerLost,
+)
 from migrate.ref import Runtime
 from migrate.shell import wire
 
@@ -144,7 +150,7 @@ class Asks:
             return
         try:
             value = wire.unpack(answer.payload, self._runtime)
-        except Exception as error:  # noqa: BLE001 - whatever rebuilding the answer raises
+        except Exception as error:
             asked[2].set_exception(error)
             return
         if answer.ok:
@@ -167,7 +173,7 @@ class Asks:
                 answer = Answer(
                     ask.id, True, serializers.dumps(await self._serve(node, ask.verb, args))
                 )
-            except Exception as error:  # noqa: BLE001 - every failure is an answer
+            except Exception as error:
                 if not isinstance(error, MigrateError):
                     log.debug("ask %s failed", ask.verb, exc_info=error)
                 answer = Answer(ask.id, False, _pack_failure(error))
@@ -189,6 +195,6 @@ class Asks:
 def _pack_failure(error: Exception) -> bytes:
     try:
         return serializers.dumps(error)
-    except Exception:  # noqa: BLE001 - an exception that cannot travel goes as its text
+    except Exception:
         text = f"{wire.exception_name(error)}: {error}"
         return serializers.dumps(MigrateError(text, cause=text))

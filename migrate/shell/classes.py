@@ -6,10 +6,9 @@ import importlib
 import sys
 from typing import Any, Final
 
-from serializers.by_value import is_importable
-
 from migrate.errors import PeerError, UsageError
 from migrate.server import ServerSpec, spec_of
+from serializers.by_value import is_importable
 
 _specs: dict[str, ServerSpec] = {}
 _HEAD_BYTES: Final = 8

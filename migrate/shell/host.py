@@ -15,8 +15,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from serializers.errors import SerializerError
-
 from migrate.core.delivery import Entry
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import ERROR, OK
@@ -24,6 +22,7 @@ from migrate.errors import Outcome, UsageError
 from migrate.ref import current_runtime
 from migrate.shell import wire
 from migrate.shell.scope import Scope, current_scope
+from serializers.errors import SerializerError
 
 if TYPE_CHECKING:
     from migrate.ref import RefObject
@@ -170,7 +169,7 @@ class Host:
             else:
                 self._run_in_thread(scope, entry, function, args)
                 return None
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
+        except Exception as error:
             return self._failed(entry, error)
         except (SystemExit, asyncio.CancelledError) as error:
             return self._failed(entry, error)
@@ -191,17 +190,18 @@ class Host:
         # NB: not by the loop's factory: the handler's own task is not one it has started.
         task = asyncio.Task(self._finish(scope, entry, work), loop=self.loop, context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard, context=self.driver.context)
 
     async def _finish(self, scope: Scope, entry: Entry, work: Any) -> None:
         status, value = OK, None
         try:
             value = await work
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
+        except Exception as error:
             status, _, value = self._failed(entry, error)
         except (SystemExit, asyncio.CancelledError) as error:
             status, _, value = self._failed(entry, error)
         driver = self.driver
+        # NB: not by a callback of the task, which would cost a turn of the loop for each call.
+        self._tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
         driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
         driver.flush()
 
@@ -247,7 +247,7 @@ class Host:
         if status == OK:
             try:
                 return OK, wire.pack_value(value)
-            except (SerializerError, Exception) as error:  # noqa: BLE001 - a class's __reduce__
+            except (SerializerError, Exception) as error:
                 value = _unpackable_result(error)
         assert isinstance(value, BaseException)
         return ERROR, wire.pack_error(value)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from migrate.core.ids import NodeId
-from migrate.core.messages import Envelope, Final as FinalMessage, Message, Reply
+from migrate.core.messages import Envelope, Message, Reply
+from migrate.core.messages import Final as FinalMessage
 from migrate.shell import wire
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import traceback
 from typing import Any, Final
 
 import msgspec
-import serializers
-from serializers.errors import SerializerError
 
+import serializers
 from migrate.core.directory import Row
 from migrate.core.incarnation import StateRecord
 from migrate.core.messages import Message
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
+from serializers.errors import SerializerError
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _messages: Final = msgspec.msgpack.Decoder(list[Message])
@@ -159,11 +159,11 @@ def pack_error(error: BaseException) -> bytes:
     """An exception as bytes; one that cannot be pickled travels as its name and text."""
     try:
         pickled = serializers.dumps(error)
-    except (SerializerError, Exception):  # noqa: BLE001 - whatever its __reduce__ raises
+    except (SerializerError, Exception):
         pickled = b""
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
+    except Exception:
         message = "(its text cannot be had)"
     return _encoder.encode((exception_name(error), message, traceback_text(error), pickled))
 
@@ -183,7 +183,7 @@ def unpack_error(payload: bytes, runtime: Runtime, server: str) -> BaseException
     if pickled:
         try:
             rebuilt = unpack(pickled, runtime)
-        except Exception as failure:  # noqa: BLE001 - whatever the class does when rebuilt
+        except Exception as failure:
             why = f"it cannot be rebuilt here: {failure}"
         else:
             if isinstance(rebuilt, BaseException):
