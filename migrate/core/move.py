@@ -26,7 +26,10 @@ after the target said Activated, or the row shows that the target is the confirm
 
 In doubt. A swap whose outcome is unknown is asked for again, the same row at the same
 revision: at most one of the copies can win, and a refusal comes with the row, whose transfer
-id says whether an earlier copy did. The source serves nothing meanwhile. A READY target that
+id says whether an earlier copy did. The source serves nothing meanwhile. It asks for one swap
+at a time, so that every result is that of the swap asked last; a row refused that still names
+the source at its own epoch was changed by the source's own late confirmation, and the swap is
+asked again at the new revision. A READY target that
 hears nothing reads the row; it may throw its copy away at any time before LIVE, because the
 source keeps the frozen one until it hears Activated, and takes the server back otherwise.
 
@@ -158,6 +161,7 @@ class SourceMove:
     """The leading side. Feed it events with `handle`; perform what it returns, in order."""
 
     __slots__ = (
+        "_asking",
         "_deadline_ms",
         "_doubtful",
         "_state",
@@ -214,6 +218,7 @@ class SourceMove:
         self._state = b""
         self._times = times
         self._deadline_ms = 0
+        self._asking = False  # a swap has been asked for, and its result has not come
         self._doubtful = False
         self._target_is_dead = False
 
@@ -269,6 +274,10 @@ class SourceMove:
         row = directory.committed(self.row, self.target, self.transfer, self.version)
         return structs.replace(row, previous=self.node)
 
+    def _commit_swap(self) -> SwapRow:
+        self._asking = True
+        return SwapRow(self._commit_row(), self.rev)
+
     def _reclaim(self, now_ms: int) -> list[Action]:
         self._enter(SourcePhase.RECLAIMING, now_ms, 0)
         self._doubtful = False
@@ -279,6 +288,7 @@ class SourceMove:
         back = directory.reclaimed(
             self.row, self.node, self.reclaim_transfer, self._version_here
         )
+        self._asking = True
         return SwapRow(back, self.rev)
 
     def _target_owns(self, now_ms: int, *, tell: bool) -> list[Action]:
@@ -341,12 +351,14 @@ class SourceMove:
                 self._enter(SourcePhase.COMMITTING, now_ms, 0)
                 return [
                     Reach(Point.READY_RECEIVED),
-                    SwapRow(self._commit_row(), self.rev),
+                    self._commit_swap(),
                     Reach(Point.SWAP_ASKED),
                 ]
             case SwapResult() if phase is SourcePhase.COMMITTING:
+                self._asking = False
                 return self._commit_result(event, now_ms)
             case SwapResult() if phase is SourcePhase.RECLAIMING:
+                self._asking = False
                 return self._reclaim_result(event, now_ms)
             case Activated() if phase is SourcePhase.COMMITTED:
                 return [Reach(Point.ACTIVATED_RECEIVED), *self._target_owns(now_ms, tell=True)]
@@ -391,6 +403,12 @@ class SourceMove:
                     StartForwarding(self.target, row.epoch),
                     *self._target_owns(now_ms, tell=True),
                 ]
+            if row is not None and row.owner == self.node and row.epoch == self.row.epoch:
+                # Our own confirmation of an earlier move came through late. Nobody else may
+                # change the row, and what was asked at the old revision can win no more.
+                self.row, self.rev = row, event.rev
+                self._doubtful = False
+                return [self._commit_swap(), SetTimer(self._times.repeat_ms)]
             # Somebody else changed the row: a newer epoch exists, so stop.
             reason = f"the directory refused the swap; the row is now {row}"
             return [
@@ -437,8 +455,10 @@ class SourceMove:
         phase = self.phase
         if phase is SourcePhase.ENDED:
             return []
+        if self._asking:
+            return [SetTimer(self._times.repeat_ms)]
         if phase is SourcePhase.COMMITTING:
-            return [SwapRow(self._commit_row(), self.rev), SetTimer(self._times.repeat_ms)]
+            return [self._commit_swap(), SetTimer(self._times.repeat_ms)]
         if phase is SourcePhase.RECLAIMING:
             return [self._reclaim_swap(), SetTimer(self._times.repeat_ms)]
         late = now_ms >= self._deadline_ms
