@@ -718,6 +718,9 @@ class TargetMove:
                 return self._discard()
             return [SetTimer(self._times.confirm_ms)]
         if self.phase is TargetPhase.LIVE:
+            if row is not None and row.epoch < self._epoch:
+                # Read before the commit, answered after the Activate: it says nothing.
+                return [SetTimer(self._times.repeat_ms)]
             if not mine or row is None:
                 return self._discard()
             if row.state is RowState.ACTIVE:
