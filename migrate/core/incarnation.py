@@ -76,6 +76,7 @@ class Incarnation:
         "running",
         "sender",
         "sessions",
+        "starting",
         "starved",
         "timers",
     )
@@ -88,6 +89,7 @@ class Incarnation:
         self.reentrant = reentrant
         self.host = host
         self.phase = Phase.STARTING
+        self.starting = True  # the hook before the first message is not over
         self.mailbox: deque[Entry] = deque()
         self.sessions: dict[SessionId, ReceiveSession] = {}
         self.sender = Sender(row.server, row.epoch)
@@ -108,8 +110,8 @@ class Incarnation:
         self.forwarding_to: tuple[NodeId, int] | None = None
 
     def quiet(self) -> bool:
-        """A quiescent point: no handler and no task that a handler started is running."""
-        return not self.running and self.background == 0
+        """A quiescent point: no hook, no handler and no task that one started is running."""
+        return not self.running and self.background == 0 and not self.starting
 
 
 class EntryRecord(Struct, array_like=True):

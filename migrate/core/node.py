@@ -84,7 +84,15 @@ from migrate.core.messages import (
     Reply,
     WaitProbe,
 )
-from migrate.core.move import Happening, MoveTimes, SourceMove, TargetMove, answer_unknown
+from migrate.core.move import (
+    Happening,
+    MoveTimes,
+    SourceMove,
+    SourcePhase,
+    TargetMove,
+    TargetPhase,
+    answer_unknown,
+)
 from migrate.core.timers import Timers
 
 PUMP_MAX = 64
@@ -785,11 +793,14 @@ class Core:
     def started(self, server: ServerId, now_ms: int) -> None:
         """The hook before the first message is over: serve."""
         inc = self.hosted.get(server)
-        if inc is not None and inc.phase is Phase.STARTING:
+        if inc is None or not inc.starting:
+            return
+        inc.starting = False
+        if inc.phase is Phase.STARTING:
             inc.phase = Phase.RUNNING
-            self._arm_ticks(inc, now_ms)
-            self._pump(inc, now_ms)
-            self._flush(now_ms)
+        self._arm_ticks(inc, now_ms)
+        self._rest(inc, now_ms)
+        self._flush(now_ms)
 
     def _arm_ticks(self, inc: Incarnation, now_ms: int) -> None:
         for timer in inc.timers.values():
@@ -893,7 +904,10 @@ class Core:
 
     def _not_hosted(self, env: Envelope, now_ms: int) -> None:
         server = env.server
-        if server in self.arriving:
+        arriving = self.moves_in.get(self.arriving.get(server, ""))
+        if arriving is not None and arriving.phase >= TargetPhase.DECODING:
+            # Its state is here: the source admits nothing any more, so it waits for the end
+            # of the move. Before that the source serves, and late envelopes go there.
             knocking = self._knocking.setdefault(server, [])
             if len(knocking) < self.options.late_max:
                 knocking.append(env)
@@ -1249,7 +1263,8 @@ class Core:
             self._pump(inc, now_ms)
         elif inc.quiet() and self.hosted.get(inc.id) is inc:
             if inc.phase is Phase.QUIESCING:
-                self._quiesced(inc, now_ms)
+                if not inc.holding:
+                    self._quiesced(inc, now_ms)
             elif inc.phase is Phase.STOPPING:
                 self.port.stopped(inc)
 
@@ -1378,6 +1393,8 @@ class Core:
         """
         inc = self.hosted.get(server)
         if inc is None or inc.phase not in (Phase.RUNNING, Phase.STARTING):
+            return False
+        if server in self.leaving or inc.holding:
             return False
         inc.phase = Phase.STOPPING
         if inc.quiet():
@@ -1553,7 +1570,13 @@ class Core:
         """
         source = self.moves_out.get(transfer)
         inc = self.hosted.get(source.server) if source is not None else None
-        if inc is None or inc.phase is not Phase.QUIESCING or not inc.quiet():
+        if (
+            inc is None
+            or inc.phase is not Phase.QUIESCING
+            or not inc.quiet()
+            or source is None
+            or source.phase is not SourcePhase.ENCODING
+        ):
             return None
         inc.phase = Phase.FROZEN
         inc.sender.muted = True
@@ -1640,7 +1663,8 @@ class Core:
                 case Quiesce():
                     inc = self.hosted[source.server]
                     inc.phase = Phase.QUIESCING
-                    if inc.quiet():
+                    # One that still holds back leaves only when it is sure to be the owner.
+                    if inc.quiet() and not inc.holding:
                         self._apply_source(source, source.handle(Quiesced(), now_ms), now_ms)
                 case StartForwarding():
                     self._start_forwarding(source, action, now_ms)
@@ -1707,6 +1731,7 @@ class Core:
         for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
             for out in [*session.outstanding.values(), *session.waiting]:
                 out.token = None
+                self._resolve(out, CLOSED, b"", None)  # ends its waits; nobody is told
             self._drop_sending(session)
 
     def _resume(self, source: SourceMove, action: Resume, now_ms: int) -> None:
@@ -1718,6 +1743,7 @@ class Core:
         inc.row, inc.rev = action.row, action.rev
         inc.sender.epoch = action.row.epoch
         inc.phase = Phase.STARTING
+        inc.starting = True
         inc.forwarding_to = None
         self.forwarding.forget(inc.id)
         inc.sender.muted = False
@@ -1806,6 +1832,8 @@ class Core:
         for node, message in held:
             self._send(node, message)
         self._send_outstanding(inc, now_ms)
+        if inc.phase is Phase.QUIESCING:
+            self._rest(inc, now_ms)
 
     def _drop_target(self, target: TargetMove, now_ms: int) -> None:
         inc = self.copies.pop(target.transfer, None)
@@ -1815,9 +1843,16 @@ class Core:
         if inc is None or not inc.holding:
             return
         del self.hosted[target.server]
+        # Its handlers may still be running in the shell; nothing they do counts any more.
+        inc.phase = Phase.FROZEN
+        inc.mailbox.clear()
         self._drop_timers(inc)
         inc.held = []
         self._forget_sender(inc)
+        source = self.moves_out.get(self.leaving.get(inc.id, ""))
+        if source is not None:
+            gone = Withdraw("the server was taken back by the node it came from")
+            self._apply_source(source, source.handle(gone, now_ms), now_ms)
         route = self.routes.get(target.server)
         if route is not None:
             route.node = None
