@@ -1198,9 +1198,9 @@ class Core:
                 if timer is not None:
                     timer.queued = False
                     self._set_timer(("tick", inc.id, entry.method), timer.due_ms)
-            elif entry.deadline_ms and entry.deadline_ms <= now_ms:
-                if entry.kind == CALL:
-                    self._answer(inc, entry, EXPIRED, b"", None, now_ms)
+            elif entry.kind == CALL and entry.deadline_ms and entry.deadline_ms <= now_ms:
+                # NB: calls only. A cast in the mailbox is acknowledged, so it is carried out.
+                self._answer(inc, entry, EXPIRED, b"", None, now_ms)
                 continue
             self._start(inc, entry, now_ms)
         if inc.starved:
