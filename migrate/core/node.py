@@ -1350,7 +1350,8 @@ class Core:
 
     def _send_probe(self, session: SendSession, out: Outgoing, path: tuple[str, ...]) -> None:
         node = self.node if session.server in self.hosted else session.route.node
-        if node is not None and out.seq:
+        if node is not None:
+            # Un-numbered yet (0), it matches no run there and thus waits behind all of them.
             self._send(node, WaitProbe(session.server, session.id, out.seq, path))
 
     def _on_wait_probe(self, probe: WaitProbe, now_ms: int) -> None:
