@@ -16,6 +16,9 @@ request is done (it has a record, or it is forgotten) or still pending in the ma
 Flow control: the window is the sender's own limit. An owner whose mailbox is full refuses with
 a Receipt that says how many more it takes; the sender keeps the refused numbers and gives no
 new ones beyond, so that what comes later waits un-numbered, where it can still be withdrawn.
+A sender with nothing outstanding may always send one, whatever it was granted: that request is
+repeated until it is answered, so a grant that got lost, or came out of order, stalls nobody
+(TCP's zero-window probe, RFC 9293 section 3.8.6.1).
 """
 
 from __future__ import annotations
@@ -142,7 +145,9 @@ class SendSession:
     def has_room(self) -> bool:
         """Whether the next number may be given."""
         next_seq = self.next_seq
-        return next_seq - self.low < self.window and next_seq < self.grant
+        return next_seq - self.low < self.window and (
+            next_seq < self.grant or not self.outstanding
+        )
 
     def number(self, out: Outgoing) -> int:
         """Give `out` the next number."""

@@ -995,7 +995,12 @@ class Core:
         if kind == PROBE:
             self._receipts[sid] = (inc, session)
             return
-        if kind != EMPTY and self._no_room(inc) and not self._nested(inc, env.chain):
+        if (
+            kind != EMPTY
+            and self._no_room(inc)
+            and not self._make_room(inc, session)
+            and not self._nested(inc, env.chain)
+        ):
             self._refuse(inc, session)
             return
         self._admit(inc, session, self._entry(session, env, now_ms), now_ms)
@@ -1044,7 +1049,12 @@ class Core:
         if seq < expected:
             self._repeated(inc, session, seq, out.kind, out.method)
             return
-        if out.kind != EMPTY and self._no_room(inc) and not self._nested(inc, out.chain):
+        if (
+            out.kind != EMPTY
+            and self._no_room(inc)
+            and not (seq == expected and self._make_room(inc, session))
+            and not self._nested(inc, out.chain)
+        ):
             self._refuse(inc, session)
             return
         entry = Entry(
@@ -1073,6 +1083,21 @@ class Core:
             or inc.records >= options.records_max
             or inc.record_bytes >= options.record_bytes_max
         )
+
+    def _make_room(self, inc: Incarnation, session: ReceiveSession) -> bool:
+        """Give up one early message, if there is one, for one whose turn it is.
+
+        Early messages were not acknowledged, so they come again. If they were kept, the one
+        they all wait for might be refused for ever.
+        """
+        if not inc.early or len(inc.mailbox) + inc.early > inc.limit:
+            return False
+        early = session.early
+        if not early:
+            early = next(other.early for other in inc.sessions.values() if other.early)
+        del early[max(early)]
+        inc.early -= 1
+        return not self._no_room(inc)
 
     def _refuse(self, inc: Incarnation, session: ReceiveSession) -> None:
         session.starved = True
