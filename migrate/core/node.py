@@ -1310,7 +1310,8 @@ class Core:
         seq = entry.seq
         if session.reply_to == self.node and not inc.holding:
             sending = self.sending.get(session.id)
-            if sending is not None:
+            # A muted sender is a copy that may still be dropped: its result needs a record.
+            if sending is not None and not sending.sender.muted:
                 out = sending.settle(seq)
                 low = sending.acked_told = sending.low
                 if session.records:
