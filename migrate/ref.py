@@ -99,7 +99,8 @@ loading_runtime: ContextVar[Runtime | None] = ContextVar("loading_runtime", defa
 """Set while a runtime unpickles: the refs in that pickle are bound to it."""
 
 current_runtime: ContextVar[Runtime | None] = ContextVar("current_runtime", default=None)
-"""Set while a handler or hook runs: the runtime of its node."""
+"""Set while a handler or hook runs: a runtime that sends in the name of its server,
+and whose `current()` answers `migrate.current()`."""
 
 _open_runtimes: dict[int, Runtime] = {}
 _open_runtimes_lock: Final = threading.Lock()

@@ -1,7 +1,7 @@
 """The verbs that a node and a client have in common, as type checkers see them.
 
-A class that implements them repeats the overloads of `spawn`, `spawn_lb` and
-`call`; `tests/typing` checks both faces. How `spawn` is typed:
+A class that implements them takes the overloads of `spawn`, `spawn_lb` and
+`call` from here by `@implements(Verbs.spawn)`. How `spawn` is typed:
 
 PEP 612 allows no keyword between `*args: P.args` and `**kwargs: P.kwargs`, so
 one signature cannot have the constructor's parameters and `options` too. There
@@ -16,18 +16,49 @@ implementation accepts an unpacked tuple of types, hence the `type: ignore[misc]
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    TypeVarTuple,
+    cast,
+    overload,
+)
 
 from migrate.options import NodeChoice, SpawnOptions
 from migrate.ref import Ref, RemoteMethod
 from migrate.reports import CheckpointInfo, Event, MoveReport, NodeInfo, ServerInfo
 
-__all__ = ["Verbs"]
+__all__ = ["SyncVerbs", "Verbs", "implements"]
 
+F = TypeVar("F")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+def implements(verb: F) -> Callable[[Callable[..., Any]], F]:
+    """Give a method the types, and the documentation, of the verb that it implements.
+
+    Args:
+        verb: The verb, as `Verbs.spawn`.
+
+    Returns:
+        A decorator that returns the method itself; for type checkers it is the verb.
+    """
+
+    def decorate(method: Callable[..., Any]) -> F:
+        method.__doc__ = verb.__doc__
+        return cast(F, method)
+
+    return decorate
+
+
+# In the overloads `self` is Any, so that they fit whatever class implements them.
 
 
 class Verbs(Protocol):
@@ -39,10 +70,12 @@ class Verbs(Protocol):
 
     @overload
     async def spawn(
-        self, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
+        self: Any, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
     ) -> Ref[T]: ...
     @overload
-    async def spawn(self, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Ref[T]: ...
+    async def spawn(
+        self: Any, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Ref[T]: ...
     async def spawn(  # type: ignore[misc]
         self, cls: Any, /, *args: Any, options: Any = None, **kwargs: Any
     ) -> Any:
@@ -63,11 +96,11 @@ class Verbs(Protocol):
 
     @overload
     async def spawn_lb(
-        self, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
+        self: Any, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
     ) -> Ref[T]: ...
     @overload
     async def spawn_lb(
-        self, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+        self: Any, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Ref[T]: ...
     async def spawn_lb(  # type: ignore[misc]
         self, cls: Any, /, *args: Any, options: Any = None, **kwargs: Any
@@ -76,11 +109,11 @@ class Verbs(Protocol):
 
     @overload
     async def call(
-        self, ref: Ref[T], method: RemoteMethod[P, R], /, *args: P.args, **kwargs: P.kwargs
+        self: Any, ref: Ref[T], method: RemoteMethod[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R: ...
     @overload
     async def call(
-        self,
+        self: Any,
         ref: Ref[T],
         method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
         /,
@@ -89,7 +122,7 @@ class Verbs(Protocol):
     ) -> R: ...
     @overload
     async def call(
-        self,
+        self: Any,
         ref: Ref[T],
         method: Callable[Concatenate[T, P], R],
         /,
@@ -97,7 +130,7 @@ class Verbs(Protocol):
         **kwargs: P.kwargs,
     ) -> R: ...
     @overload
-    async def call(self, ref: Ref[Any], method: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    async def call(self: Any, ref: Ref[Any], method: str, /, *args: Any, **kwargs: Any) -> Any: ...
     async def call(self, ref: Ref[Any], method: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method of a server; typed also for methods without a decorator.
 
@@ -205,3 +238,63 @@ class Verbs(Protocol):
     def monitor(self, ref: Ref[Any]) -> AsyncIterator[Event]:
         """Yield what happens to a server, from now until it is stopped or lost."""
         ...
+
+
+class SyncVerbs(Protocol):
+    """The three verbs whose types depend on the server's class, as the blocking twin has them.
+
+    The other verbs of the twin take what those of `Verbs` take, and return the result
+    itself. A ref's own methods block too when the ref is bound to the twin, which its
+    type cannot say: `client.call(ref, Counter.incr, 3)` is typed, `ref.incr(3)` is not.
+    """
+
+    @overload
+    def spawn(
+        self: Any, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
+    ) -> Ref[T]: ...
+    @overload
+    def spawn(self: Any, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Ref[T]: ...
+    def spawn(  # type: ignore[misc]
+        self, cls: Any, /, *args: Any, options: Any = None, **kwargs: Any
+    ) -> Any:
+        """See `Verbs.spawn`."""
+
+    @overload
+    def spawn_lb(
+        self: Any, cls: Callable[[*Ts], T], /, *args: *Ts, options: SpawnOptions
+    ) -> Ref[T]: ...
+    @overload
+    def spawn_lb(
+        self: Any, cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Ref[T]: ...
+    def spawn_lb(  # type: ignore[misc]
+        self, cls: Any, /, *args: Any, options: Any = None, **kwargs: Any
+    ) -> Any:
+        """See `Verbs.spawn_lb`."""
+
+    @overload
+    def call(
+        self: Any, ref: Ref[T], method: RemoteMethod[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
+    def call(
+        self: Any,
+        ref: Ref[T],
+        method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+    @overload
+    def call(
+        self: Any,
+        ref: Ref[T],
+        method: Callable[Concatenate[T, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+    @overload
+    def call(self: Any, ref: Ref[Any], method: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    def call(self, ref: Ref[Any], method: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """See `Verbs.call`."""

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "typing"
-FILES = ("classes.py", "mistakes.py", "surface.py")
+FILES = ("classes.py", "mistakes.py", "surface.py", "verbs_of_a_class.py")
 CHECKERS = ("mypy", "pyright")
 
 
@@ -117,10 +117,10 @@ def test_every_seeded_mistake_is_reported_and_nothing_else(checker: str, name: s
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_revealed_types_are_the_written_ones(checker: str):
-    written = marked("surface.py", "revealed")
-
-    said = findings(checker).revealed["surface.py"]
+@pytest.mark.parametrize("name", FILES)
+def test_revealed_types_are_the_written_ones(checker: str, name: str):
+    written = marked(name, "revealed")
+    said = findings(checker).revealed[name]
 
     assert {line: short(text) for line, text in said.items()} == written
-    assert len(written) > 40
+    assert (len(written) > 40) == (name == "surface.py")
