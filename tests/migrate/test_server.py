@@ -24,8 +24,7 @@ import pytest
 
 import migrate
 from migrate.errors import UsageError
-from migrate.ref import Ref, RemoteMethod
-from migrate.ref import current_runtime
+from migrate.ref import Ref, RemoteMethod, current_runtime
 from migrate.server import HOOKS, Current, spec_of
 
 T = TypeVar("T")

@@ -124,3 +124,13 @@ def test_revealed_types_are_the_written_ones(checker: str, name: str):
 
     assert {line: short(text) for line, text in said.items()} == written
     assert (len(written) > 40) == (name == "surface.py")
+
+
+def test_an_implementation_of_a_verb_is_the_method_itself_with_the_verbs_documentation():
+    from migrate.verbs import Verbs, implements
+
+    async def spawn(self: object) -> None: ...
+
+    assert implements(Verbs.spawn)(spawn) is spawn
+    assert spawn.__doc__ == Verbs.spawn.__doc__
+    assert spawn.__doc__ is not None
