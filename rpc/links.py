@@ -164,6 +164,7 @@ class _Link:
     """One link that is up, or was."""
 
     __slots__ = (
+        "_broken",
         "_channel",
         "_finishing",
         "_heard",
@@ -172,10 +173,12 @@ class _Link:
         "_loop",
         "_options",
         "_outbox",
+        "_pumping",
         "_silent_ticks",
         "_timer",
-        "_wake",
-        "_writer",
+        "_write",
+        "_write_waits_for",
+        "_written",
         "dialled_here",
         "down",
         "ended",
@@ -208,14 +211,21 @@ class _Link:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._finishing = False
-        self._wake: asyncio.Future[None] | None = None
-        self._writer: asyncio.Task[None] | None = None
+        # Whether `_pump` is going to be called anyway, so nobody else needs to.
+        self._pumping = False
+        # The write under way, and what it waits for.
+        self._write: Coroutine[Any, Any, None] | None = None
+        self._write_waits_for: Any = None
+        # No more writes, because of an error or the end of the link.
+        self._broken = False
+        self._written: asyncio.Future[None] = self._loop.create_future()
         self._heard = True
         self._silent_ticks = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._writer = self._loop.create_task(self._write())
+        self._pumping = True
+        self._loop.call_soon(self._pump)
         self._timer = self._loop.call_later(self._options.ping_interval_s, self._tick)
 
     def send(self, data: frames.Data, bulk: bool) -> bool:
@@ -223,11 +233,10 @@ class _Link:
         if self._finishing or outbox.queued_bytes > self._options.queue_bytes_max:
             return False
         outbox.push(data, bulk)
-        wake = self._wake
-        if wake is not None:
-            self._wake = None
-            if not wake.done():
-                wake.set_result(None)
+        if not self._pumping and self._write is None:
+            # An idle link sends at once; what follows in the same turn goes
+            # together in the next frame, since this write ends in a later one.
+            self._pump()
         return True
 
     @property
@@ -236,29 +245,67 @@ class _Link:
 
     def _control(self, kind: int, payload: bytes = b"") -> None:
         self._outbox.push_control(kind, payload)
-        self._wake_writer()
+        if not self._pumping and self._write is None:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
 
-    def _wake_writer(self) -> None:
-        wake, self._wake = self._wake, None
-        if wake is not None and not wake.done():
-            wake.set_result(None)
-
-    async def _write(self) -> None:
+    def _pump(self, _event: object = None) -> None:
+        """Write what waits, frame by frame, until a write has to be waited for."""
+        self._pumping = False
+        if self._write is not None:
+            return  # Its end comes back here.
         outbox = self._outbox
-        channel = self._channel
+        while not self._broken:
+            parts = outbox.take()
+            if parts is None:
+                break
+            self._write = self._channel.write(parts)
+            if not self._step():
+                return
+        if (self._finishing or self._broken) and not self._written.done():
+            self._written.set_result(None)
+
+    def _step(self) -> bool:
+        """Go on with the write under way; returns whether it is over.
+
+        The coroutine is stepped by hand, as a task would step it, because a
+        task starts one turn of the loop later, and wakes another turn later.
+        """
+        write = self._write
+        if write is None:
+            return True
         try:
-            while True:
-                parts = outbox.take()
-                if parts is not None:
-                    await channel.write(parts)
-                elif self._finishing:
-                    return
-                else:
-                    self._wake = wake = self._loop.create_future()
-                    await wake
-        except RpcError as error:
-            self.go_down(str(error))
-            channel.abort()
+            waits_for = write.send(None)
+        except StopIteration:
+            self._write = None
+            return True
+        except (RpcError, asyncio.CancelledError) as error:
+            self._write = None
+            self._broken = True
+            self.go_down(str(error) or "ended here")
+            self._channel.abort()
+            return True
+        if waits_for is None:
+            self._loop.call_soon(self._resume)
+        else:
+            # What a task does on being handed a future, to say that it took it.
+            waits_for._asyncio_future_blocking = False
+            waits_for.add_done_callback(self._resume)
+        self._write_waits_for = waits_for
+        return False
+
+    def _resume(self, _future: object = None) -> None:
+        self._write_waits_for = None
+        if self._step():
+            self._pump()
+
+    async def _stop_writing(self) -> None:
+        self._broken = True
+        if self._write_waits_for is not None:
+            self._write_waits_for.cancel()
+        elif self._write is None:
+            self._pump()
+        await asyncio.wait([self._written])
 
     async def run(self, first: Sequence[frames.Received] = ()) -> None:
         """Read until the link ends; leaves nothing of it behind."""
@@ -285,6 +332,9 @@ class _Link:
     def _handle(self, items: Sequence[frames.Received]) -> None:
         received = self._links.handler.received
         peer_id = self.peer.id
+        # What the handler sends in answer to this frame leaves together, and
+        # before the next read is begun, which would cost an answer some 20 us.
+        self._pumping = True
         for kind, data in items:
             if kind == frames.DATA:
                 if self.down:
@@ -301,6 +351,7 @@ class _Link:
                 self.go_down(f"{self.peer.name or self.peer.id} {reason}")
             elif kind != frames.PONG:
                 raise FrameError(f"a handshake message of kind {kind} on a link that is up")
+        self._pump()
 
     def _tick(self) -> None:
         # Ticks are counted rather than seconds: a pause of this very process
@@ -349,15 +400,10 @@ class _Link:
 
     async def _clean_up(self) -> None:
         try:
-            writer = self._writer
-            if writer is not None:
-                if self._finishing and self.goodbye:
-                    # Both sides are closing; ours still has its say.
-                    await asyncio.wait([writer], timeout=self._options.close_timeout_s)
-                writer.cancel()
-                await asyncio.wait([writer])
-                if not writer.cancelled() and (error := writer.exception()) is not None:
-                    self._links.report(error, "write")
+            if self._finishing and self.goodbye:
+                # Both sides are closing; ours still has its say.
+                await asyncio.wait([self._written], timeout=self._options.close_timeout_s)
+            await self._stop_writing()
             if self.goodbye and self.dialled_here:
                 await _drain(self._channel, self._options.close_timeout_s)
             if self.dialled_here:
