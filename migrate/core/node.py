@@ -313,6 +313,7 @@ class Core:
     # ------------------------------------------------------------------ sending
 
     def _route(self, server: ServerId) -> Route:
+        """The one route to a server that all sessions here share."""
         route = self.routes.get(server)
         if route is None:
             route = self.routes[server] = Route(server)
@@ -1382,7 +1383,13 @@ class Core:
 
     def _on_wait_probe(self, probe: WaitProbe, now_ms: int) -> None:
         inc = self.hosted.get(probe.server)
-        if inc is None or not probe.path or len(probe.path) > PATH_MAX:
+        if not probe.path or len(probe.path) > PATH_MAX:
+            return
+        if inc is None:
+            # Entries point to higher epochs only, so it does not go round.
+            to = self.forwarding.get(probe.server, now_ms)
+            if to is not None:
+                self._send(to[0], probe)
             return
         served = [
             entry
@@ -1840,8 +1847,11 @@ class Core:
         self.forwarding.forget(inc.id)
         self.tombstones.pop(inc.id, None)
         for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
+            # The sweep may have dropped a route that only a copy not yet live knew.
+            known = session.route
+            route = session.route = self.route_hint(session.server, known.node or "", known.epoch)
             self.sending[session.id] = session
-            session.route.sessions[session.id] = session
+            route.sessions[session.id] = session
         self._come_home(inc, now_ms)
         for env in self._knocking.pop(inc.id, ()):
             self._arrive(inc, env, now_ms)
