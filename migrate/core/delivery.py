@@ -263,6 +263,7 @@ class ReceiveSession:
     __slots__ = (
         "acked_below",
         "early",
+        "ended",
         "expected",
         "heard_ms",
         "id",
@@ -283,6 +284,7 @@ class ReceiveSession:
         self.heard_ms = now_ms
         self.sender_epoch: Epoch = 0
         self.starved = False
+        self.ended = False  # the sender has closed it; kept until its id is too old to open one
         self.pending = 0  # admitted calls that have no result yet
 
     def acknowledge(self, below: int) -> int:

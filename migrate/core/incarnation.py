@@ -138,6 +138,7 @@ class SessionRecord(Struct, array_like=True):
     sender_epoch: int
     records: dict[int, tuple[int, bytes]]
     early: list[EntryRecord]
+    ended: bool = False
 
 
 class OutgoingRecord(Struct, array_like=True):
@@ -233,6 +234,7 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
                 session.sender_epoch,
                 {seq: (record.status, record.payload) for seq, record in session.records.items()},
                 [entry_record(entry) for entry in session.early.values()],
+                session.ended,
             )
             for session in inc.sessions.values()
         ],
@@ -283,7 +285,10 @@ def restore(
     inc.run_no = record.run_no
 
     def entry(item: EntryRecord) -> Entry:
-        session = inc.sessions.get(item.session) if item.session else None
+        session = None  # a timer of its own
+        if item.session:
+            # A cast may outlive its session; it must not be taken for a timer.
+            session = inc.sessions.get(item.session) or ReceiveSession(item.session, "", now_ms)
         return Entry(
             session,
             item.seq,
@@ -299,7 +304,7 @@ def restore(
     for s in record.sessions:
         session = ReceiveSession(s.id, s.reply_to, now_ms - s.silent_ms)
         session.expected, session.acked_below = s.expected, s.acked_below
-        session.sender_epoch = s.sender_epoch
+        session.sender_epoch, session.ended = s.sender_epoch, s.ended
         inc.sessions[s.id] = session
         for seq, (status, payload) in s.records.items():
             session.records[seq] = Record(status, payload)

@@ -279,7 +279,7 @@ class Core:
         for inc in self.hosted.values():
             for session in self._silent_sessions(inc, now_ms):
                 sender = session_sender(session.id)
-                if "@" in sender:
+                if "@" in sender or session.ended:
                     self._end_session(inc, session)
                 else:
                     servers[sender] = None
@@ -299,7 +299,12 @@ class Core:
         return [
             session
             for session in inc.sessions.values()
-            if now_ms - session.heard_ms > expiry and not session.pending and not session.early
+            if not session.pending
+            and not session.early
+            and (
+                now_ms - session.heard_ms > expiry
+                or (session.ended and not may_open(session.id, now_ms, expiry))
+            )
         ]
 
     def senders_gone(self, senders: list[ServerId], now_ms: int) -> None:
@@ -332,7 +337,8 @@ class Core:
         """A new session of `sender` to `server`."""
         self._session_n += 1
         route = self._route(server)
-        sid = session_id(sender.id, now_ms, self._session_n)
+        # The epoch keeps apart what two nodes open for one server in the same millisecond.
+        sid = session_id(sender.id, now_ms, (sender.epoch << 32) + self._session_n)
         session = SendSession(sid, server, sender, route, self.options.window, now_ms)
         self.sending[sid] = session
         route.sessions[sid] = session
@@ -379,9 +385,7 @@ class Core:
         """
         session = sender.sessions.get(server)
         if out.chain and out.kind == CALL and self._in_chain(server, out.chain):
-            session = self.open_session(sender, server, now_ms)
-            session.chained = True
-            sender.chained[session.id] = session
+            session = self._chained(sender, server, now_ms)
         elif session is None:
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
         elif (
@@ -412,6 +416,20 @@ class Core:
                     waits[out] = session
         if self._loopback or self._receipts:
             self._flush(now_ms)
+        return session
+
+    def _chained(self, sender: Sender, server: ServerId, now_ms: int) -> SendSession:
+        """A session for a re-entrant call: one of its own that nothing is outstanding in.
+
+        They are used again, so that there are no more of them than such calls at a time.
+        """
+        oldest = now_ms - self.options.session_expiry_ms // 4
+        for session in sender.chained.values():
+            if session.server == server and session.idle() and session.last_used_ms >= oldest:
+                return session
+        session = self.open_session(sender, server, now_ms)
+        session.chained = True
+        sender.chained[session.id] = session
         return session
 
     @staticmethod
@@ -572,9 +590,7 @@ class Core:
         if session.waiting:
             self._refill(session, now_ms)
         if not session.outstanding:
-            if session.chained:
-                self._close_session(session)
-            elif session.low != session.acked_told and session.id not in self._idle:
+            if session.low != session.acked_told and session.id not in self._idle:
                 if not self._idle:
                     self._set_timer(("acks",), now_ms + self.options.ack_idle_ms)
                 self._idle[session.id] = session
@@ -1323,7 +1339,7 @@ class Core:
                     if out.withdrawn and status == WITHDRAWN:
                         status = FULL
                     self._resolve(out, status, payload, value)
-                if sending.waiting or sending.chained:
+                if sending.waiting:
                     self._settled(sending, now_ms)
                 return
         if payload is None:
@@ -1355,8 +1371,10 @@ class Core:
         session.heard_ms = now_ms
         if acked.acked_below > session.acked_below:
             self._acknowledge(inc, session, acked.acked_below)
-        if acked.final and not session.pending and not session.early:
-            self._end_session(inc, session)
+        if acked.final:
+            # NB: not forgotten yet. A copy of its number 1 that is still under way would open
+            # it again and be executed twice; the sweep ends it when its id is too old for that.
+            session.ended = True
 
     def _end_session(self, inc: Incarnation, session: ReceiveSession) -> None:
         inc.sessions.pop(session.id, None)
