@@ -645,7 +645,9 @@ class Core:
             or row.epoch < route.epoch
             or (row.owner == route.refused and row.epoch <= route.epoch)
         ):
-            # The row is about to change: a death, a commit or an arrival is under way.
+            # The row is about to change: a death, a commit or an arrival is under way. A node
+            # that refused is asked again next time: it may have been about to host the server.
+            route.refused = None
             self._look_again(route, now_ms)
         else:
             route.looking = False
@@ -668,7 +670,6 @@ class Core:
             self._drop_sending(session)
 
     def _retransmit(self, route: Route, now_ms: int) -> None:
-        route.attempts = 0
         for session in list(route.sessions.values()):
             for out in list(session.outstanding.values()):
                 if out.seq in session.outstanding and (
