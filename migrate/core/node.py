@@ -288,7 +288,11 @@ class Core:
             self.port.look_up_senders(list(servers))
         for route in [r for r in self.routes.values() if not r.sessions]:
             del self.routes[route.server]
-        for sending in [s for s in self.sending.values() if s.idle()]:
+        for sending in [s for s in self.sending.values() if s.idle() and not s.sender.muted]:
+            if sending.low > 1 and sending.route.node not in (None, self.node):
+                # Said again: the last time may have been lost with a link.
+                sending.acked_told = 0
+                self._settled(sending, now_ms)
             if now_ms - sending.last_used_ms > self.options.session_expiry_ms // 4:
                 self._close_session(sending)
 
@@ -1822,7 +1826,7 @@ class Core:
             for out in list(session.outstanding.values()):
                 if out.seq in session.outstanding:
                     self._dispatch(session, out, now_ms)
-            self._refill(session, now_ms)
+            self._settled(session, now_ms)
             self._arm_repeat(session, now_ms)
 
     def _apply_target(self, target: TargetMove, actions: list[Action], now_ms: int) -> None:
