@@ -14,10 +14,11 @@ PACKAGES = ("migrate", "rpc", "serializers")
 
 
 def run(code: str, *path: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    # Isolated, so that the path is exactly the given folders and the libraries'.
+    # Isolated and without site-packages, where an installed livemigrate may be: the
+    # path is exactly the given folders and the standard library.
     program = f"import sys; sys.path[:0] = {[str(entry) for entry in path]!r}\n{code}"
     return subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60
     )
 
 
