@@ -206,7 +206,8 @@ class Core:
         self._receipts: dict[SessionId, tuple[Incarnation, ReceiveSession]] = {}
         self._loopback: deque[Message] = deque()
         self._session_n = 0
-        self._depth = 0
+        self._depth = 0  # above 0 inside a handler or a loop that hands out messages
+        self._pumping: Incarnation | None = None
         self.crowded = False  # the loop needs a turn: hand out nothing on this stack
         self._wake_ms = NEVER
         self._set_timer(("sweep",), now_ms + self._sweep_ms())
@@ -1227,11 +1228,24 @@ class Core:
             return
         mailbox = inc.mailbox
         if self._depth or inc.pump_due or self.crowded:
-            # Inside another handler, or in line behind others: not on this stack.
-            if mailbox and not inc.pump_due:
+            # Inside another handler, or in line behind others: not on this stack. The loop
+            # that is handing out this server's messages comes to the new ones by itself.
+            if mailbox and not inc.pump_due and inc is not self._pumping:
                 inc.pump_due = True
                 self.port.pump_later(inc)
             return
+        self._depth += 1
+        self._pumping = inc
+        try:
+            self._hand_out(inc, now_ms)
+        finally:
+            self._depth -= 1
+            self._pumping = None
+        if inc.starved:
+            self._maybe_grant(inc)
+
+    def _hand_out(self, inc: Incarnation, now_ms: int) -> None:
+        mailbox = inc.mailbox
         left = PUMP_MAX
         while mailbox and not inc.running and inc.phase is Phase.RUNNING:
             if not left:
@@ -1250,8 +1264,6 @@ class Core:
                 self._answer(inc, entry, EXPIRED, b"", None, now_ms)
                 continue
             self._start(inc, entry, now_ms)
-        if inc.starved:
-            self._maybe_grant(inc)
 
     def _maybe_grant(self, inc: Incarnation) -> None:
         if len(inc.mailbox) <= inc.limit // 2 and not self._no_room(inc):
