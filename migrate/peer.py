@@ -129,6 +129,7 @@ class Peer(abc.ABC):
             options=self._options,
             send=self._send,
             flush=self._flush,
+            linger=self._linger,
             rows=rows,
             failpoints=FailPoints.from_environment() if self._kind == "node" else None,
         )
@@ -145,6 +146,9 @@ class Peer(abc.ABC):
 
     def _flush(self) -> None:
         self._peers.flush()
+
+    def _linger(self) -> None:
+        self._peers.linger()
 
     async def _close(self) -> None:
         if self._state != "open":

@@ -193,6 +193,7 @@ class Driver:
         options: NodeOptions,
         send: Callable[[NodeId, Message], None],
         flush: Callable[[], None],
+        linger: Callable[[], None],
         rows: Rows,
         failpoints: FailPoints | None = None,
     ) -> None:
@@ -204,11 +205,13 @@ class Driver:
         self.rows = rows
         self.send = send
         self.flush = flush
+        self.linger = linger
         self.failpoints = failpoints
         self.closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._todo: deque[Callable[[], None]] = deque()
         self._todo_scheduled = False
+        self._doing = False
         self._wake: asyncio.TimerHandle | None = None
         self._moves: dict[TransferId, MoveWatch] = {}
         self._on_stopped: Callable[[Incarnation], Coroutine[Any, Any, None]] | None = None
@@ -248,9 +251,19 @@ class Driver:
 
     def _do_all(self) -> None:
         self._todo_scheduled = False
-        while self._todo:
-            self._todo.popleft()()
+        self._do_now()
         self.flush()
+
+    def _do_now(self) -> None:
+        """Do at once, in order, what would otherwise wait for the next turn of the loop."""
+        if self._doing:
+            return
+        self._doing = True
+        try:
+            while self._todo:
+                self._todo.popleft()()
+        finally:
+            self._doing = False
 
     async def close(self) -> None:
         """Stop everything; whoever waits on this node is told."""
@@ -551,6 +564,8 @@ class Driver:
     def received(self, node: NodeId, messages: list[Message]) -> list[Message]:
         """Take the messages of one frame; returns those that are not the core's."""
         rest = self.core.receive(node, messages, self.now_ms())
+        if self._todo:
+            self._do_now()
         self.flush()
         return rest
 
@@ -619,6 +634,8 @@ class Driver:
 
     def _event(self, transfer: TransferId, incoming: bool, event: Any) -> None:
         self.core.move_event(transfer, incoming, event, self.now_ms())
+        if self._todo:
+            self._do_now()
         self.flush()
 
     def _begin_serving(self, inc: Incarnation, hook: str) -> None:
@@ -817,13 +834,16 @@ class Driver:
 
     def _decode(self, transfer: TransferId, state: bytes) -> None:
         if len(state) < SMALL_STATE_BYTES:
-            self._event(transfer, True, self._install(transfer, self._load_caught(transfer, state)))
+            self._event(transfer, True, self._loaded(transfer, state))
         else:
             self.task(self._decode_slowly(transfer, state), f"load of {transfer}")
 
     async def _decode_slowly(self, transfer: TransferId, state: bytes) -> None:
         loaded = await asyncio.to_thread(self._load_caught, transfer, state)
-        self._event(transfer, True, self._install(transfer, loaded))
+        self._event(transfer, True, self._install(transfer, loaded, len(state)))
+
+    def _loaded(self, transfer: TransferId, state: bytes) -> Any:
+        return self._install(transfer, self._load_caught(transfer, state), len(state))
 
     def _load_caught(self, transfer: TransferId, state: bytes) -> Any:
         try:
@@ -843,7 +863,7 @@ class Driver:
             obj = classes.upgraded(cls, value, from_version)
         return obj, record
 
-    def _install(self, transfer: TransferId, loaded: Any) -> Any:
+    def _install(self, transfer: TransferId, loaded: Any, size: int) -> Any:
         if isinstance(loaded, DecodeFailed):
             return loaded
         obj, record = loaded
@@ -854,6 +874,7 @@ class Driver:
         ref = RefObject(target.server, spec.class_info, self)
         host = Hosted(obj, spec, ref, self)
         host.by_value = target.prepare.by_value
+        host.state_bytes = size
         self.core.install(transfer, record, host, self.now_ms())
         return Decoded()
 

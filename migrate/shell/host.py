@@ -202,8 +202,8 @@ class Host:
         driver = self.driver
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
         self._tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
+        driver.linger()
         driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
-        driver.flush()
 
     def _run_in_thread(
         self, scope: Scope, entry: Entry, function: Callable[..., Any], args: Any

@@ -30,6 +30,9 @@ WAITING_MAX: Final = 10_000
 
 FRAME_MESSAGES_MAX: Final = 1_000
 
+LINGER_TURNS_MAX: Final = 32
+"""Turns of the loop that results wait for more of them; some 20 us each while there is work."""
+
 
 class Peers:
     """Outgoing side of all links of one node or client.
@@ -52,6 +55,7 @@ class Peers:
         self._dirty: list[NodeId] = []
         self._waiting: dict[NodeId, list[Message]] = {}
         self._scheduled = False
+        self._queued = 0
 
     def send(self, node: NodeId, message: Message) -> None:
         """Queue a message; it leaves at the end of this turn of the loop."""
@@ -64,10 +68,29 @@ class Peers:
                 self._scheduled = True
                 self._loop.call_soon(self.flush, context=self._context)
         box.append(message)
+        self._queued += 1
+
+    def linger(self) -> None:
+        """From here to the next flush, wait as long as every turn of the loop adds something.
+
+        For results of tasks: a server that is handed message after message finishes one in each
+        turn, and a frame for each would cost more than the handler.
+        """
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._lingered, 0, LINGER_TURNS_MAX, context=self._context)
+
+    def _lingered(self, before: int, turns: int) -> None:
+        if self._queued > before and turns:
+            args = (self._queued, turns - 1)
+            self._loop.call_soon(self._lingered, *args, context=self._context)
+        else:
+            self.flush()
 
     def flush(self) -> None:
         """Send what is queued now."""
         self._scheduled = False
+        self._queued = 0
         if not self._dirty:
             return
         dirty, self._dirty = self._dirty, []
