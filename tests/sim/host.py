@@ -154,6 +154,7 @@ class SimNode:
         self.steps_left = -1  # port calls until it dies; -1: it does not
         self.resolved: Callable[[Any, int, bytes | None, Any], None] | None = None
         self.moving: dict[TransferId, Copy] = {}
+        self.asked: dict[TransferId, ServerId] = {}  # moves out, and what they move
         self._backlog: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._deferred: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._inputs = 0
@@ -203,11 +204,14 @@ class SimNode:
         if self.paused:
             self._backlog.append((what, args))
             return
+        self._inputs += 1
+        # The loop of a real node asks for a turn now and then.
+        self.core.crowded = self._inputs % 13 == 0
         try:
             what(*args)
         except Crashed:
             return
-        self._inputs += 1
+        self.core.crowded = False
         if self._inputs & 7 == 0:
             self.world.invariants.bounded(self)
 
@@ -301,6 +305,7 @@ class SimNode:
         if server in core.hosted and server not in core.leaving and target in self.world.by_id:
             self.world.counts["moves"] += 1
             self.world.note(f"{self.id} moves {server} to {target} {transfer}")
+            self.asked[transfer] = server
             core.move(server, target, transfer, False, "", self.now_ms())
 
     def stop(self, server: ServerId) -> None:

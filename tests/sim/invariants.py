@@ -189,16 +189,17 @@ class Invariants:
 
     def move_ended(self, node: SimNode, transfer: TransferId, action: Finish) -> None:
         """A move ended for its source: after a roll-back it serves."""
+        world = self.world
+        server = node.asked[transfer]
+        inc = node.core.hosted.get(server)
+        known = world.directory.rows.get(server)
+        owns = known is not None and known[0].owner == node.id
         if action.result in (Result.ROLLED_BACK, Result.REFUSED, Result.NOT_PICKLABLE):
-            for inc in node.core.hosted.values():
-                if inc.id in node.core.leaving or inc.phase is not Phase.FROZEN:
-                    continue
-                if node.core.arriving.get(inc.id) is None:
-                    self.world.fail(
-                        "source serves", f"{inc.id} stays frozen at {node.id} after {transfer}"
-                    )
-        elif action.result is Result.FENCED:
-            self.world.fail("source serves", f"{transfer} was fenced: {action.reason}")
+            if owns and (inc is None or inc.phase is Phase.FROZEN):
+                world.fail("source serves", f"{server} does not serve at {node.id}: {transfer}")
+        elif owns and inc is None:
+            # After FENCED, or after MOVED, the row must name somebody else.
+            world.fail("source serves", f"{node.id} dropped {server}, which it owns: {transfer}")
 
     # -- bounds
 
