@@ -274,6 +274,14 @@ class SourceMove:
         row = directory.committed(self.row, self.target, self.transfer, self.version)
         return structs.replace(row, previous=self.node)
 
+    def _is_confirmed(self, row: Row) -> bool:
+        """Whether this very move has ended at the target, which lives as far as is known."""
+        return (
+            row.owner == self.target
+            and row.transfer == self.transfer
+            and row.state is RowState.ACTIVE
+        )
+
     def _commit_swap(self) -> SwapRow:
         self._asking = True
         return SwapRow(self._commit_row(), self.rev)
@@ -396,7 +404,7 @@ class SourceMove:
             ]
         if outcome is SwapOutcome.REFUSED:
             row = event.row
-            if row is not None and row.owner == self.target and row.transfer == self.transfer:
+            if row is not None and self._is_confirmed(row):
                 # It took effect, and the target has confirmed already.
                 self.row, self.rev = row, event.rev
                 return [
@@ -445,7 +453,7 @@ class SourceMove:
             ]
         if outcome is SwapOutcome.REFUSED:
             row = event.row
-            if row is not None and row.owner == self.target and row.transfer == self.transfer:
+            if row is not None and self._is_confirmed(row):
                 return self._target_owns(now_ms, tell=False)
             reason = f"the row changed while the server was taken back; it is now {row}"
             return [DropCopy(), *self._end(now_ms, Result.FENCED, reason)]

@@ -758,7 +758,12 @@ class Core:
 
     def _on_moved(self, moved: Moved, now_ms: int) -> None:
         route = self.routes.get(moved.server)
-        if route is None or moved.epoch <= route.epoch or moved.node in self.dead:
+        if route is None or moved.epoch <= route.epoch:
+            return
+        if moved.node in self.dead:
+            # It went where nobody is any more; the directory knows what became of it.
+            if route.node is not None:
+                self._look_or_wait(route, now_ms)
             return
         waiting = route.node is None
         route.node, route.epoch = moved.node, moved.epoch
@@ -1767,7 +1772,8 @@ class Core:
         if inc is None:
             return
         inc.forwarding_to = (action.node, action.epoch)
-        self.forwarding.learn(source.server, action.node, action.epoch, now_ms)
+        if action.node not in self.dead:
+            self.forwarding.learn(source.server, action.node, action.epoch, now_ms)
         late, inc.late = inc.late, []
         for env in late:
             self._forward(env, action.node, action.epoch)
