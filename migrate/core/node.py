@@ -1456,6 +1456,8 @@ class Core:
             if session.server == nearest:
                 chain = "\n".join([*path, run.rpartition("/")[0]]).encode()
                 self._resolve(out, CYCLE, chain, None)
+                # What has not left does not leave any more; the rest is executed in its turn.
+                self.cancel(session, out, now_ms)
 
     # ------------------------------------------------------------------ stopping
 
