@@ -127,9 +127,10 @@ class Peer(abc.ABC):
         self._driver = Driver(
             node=self._id,
             options=self._options,
-            send=self._send,
-            flush=self._flush,
-            linger=self._linger,
+            send=lambda node, message: self._peers.send(node, message),
+            flush=lambda: self._peers.flush(),
+            flush_soon=lambda: self._peers.flush_soon(),
+            linger=lambda: self._peers.linger(),
             rows=rows,
             failpoints=FailPoints.from_environment() if self._kind == "node" else None,
         )
@@ -147,8 +148,6 @@ class Peer(abc.ABC):
     def _flush(self) -> None:
         self._peers.flush()
 
-    def _linger(self) -> None:
-        self._peers.linger()
 
     async def _close(self) -> None:
         if self._state != "open":

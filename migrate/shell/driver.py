@@ -193,6 +193,7 @@ class Driver:
         options: NodeOptions,
         send: Callable[[NodeId, Message], None],
         flush: Callable[[], None],
+        flush_soon: Callable[[], None],
         linger: Callable[[], None],
         rows: Rows,
         failpoints: FailPoints | None = None,
@@ -205,6 +206,7 @@ class Driver:
         self.rows = rows
         self.send = send
         self.flush = flush
+        self.flush_soon = flush_soon
         self.linger = linger
         self.failpoints = failpoints
         self.closed = False
@@ -566,7 +568,7 @@ class Driver:
         rest = self.core.receive(node, messages, self.now_ms())
         if self._todo:
             self._do_now()
-        self.flush()
+        self.flush_soon()
         return rest
 
     def stopped(self, inc: Incarnation) -> None:

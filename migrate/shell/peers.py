@@ -30,7 +30,7 @@ WAITING_MAX: Final = 10_000
 
 FRAME_MESSAGES_MAX: Final = 1_000
 
-LINGER_TURNS_MAX: Final = 32
+LINGER_TURNS_MAX: Final = 24
 """Turns of the loop that results wait for more of them; some 20 us each while there is work."""
 
 
@@ -56,6 +56,7 @@ class Peers:
         self._waiting: dict[NodeId, list[Message]] = {}
         self._scheduled = False
         self._queued = 0
+        self._lingering = False
 
     def send(self, node: NodeId, message: Message) -> None:
         """Queue a message; it leaves at the end of this turn of the loop."""
@@ -77,7 +78,7 @@ class Peers:
         turn, and a frame for each would cost more than the handler.
         """
         if not self._scheduled:
-            self._scheduled = True
+            self._scheduled = self._lingering = True
             self._loop.call_soon(self._lingered, 0, LINGER_TURNS_MAX, context=self._context)
 
     def _lingered(self, before: int, turns: int) -> None:
@@ -87,9 +88,14 @@ class Peers:
         else:
             self.flush()
 
+    def flush_soon(self) -> None:
+        """Send what is queued now, unless results are being gathered: then with them."""
+        if not self._lingering:
+            self.flush()
+
     def flush(self) -> None:
         """Send what is queued now."""
-        self._scheduled = False
+        self._scheduled = self._lingering = False
         self._queued = 0
         if not self._dirty:
             return
