@@ -468,8 +468,8 @@ class Core:
         self._transmit(session, out, route.node, now_ms)
 
     def _transmit(self, session: SendSession, out: Outgoing, node: NodeId, now_ms: int) -> None:
-        if node == self.node:
-            # Believed to be here, and is not: only the directory can tell.
+        if node == self.node or node in self.dead:
+            # Believed to be here, and is not, or where nobody is: only the directory can tell.
             self._look(session.route, now_ms)
             return
         payload = out.payload
