@@ -155,7 +155,9 @@ class Port(Protocol):
         """Read the server's row; `located` follows."""
 
     def look_up_senders(self, servers: list[ServerId]) -> None:
-        """Find out which of these servers have no row any more; `senders_gone` follows."""
+        """Find out which of these servers have no row any more, or one that says LOST;
+        `senders_gone` follows.
+        """
 
     def wake_at(self, due_ms: int) -> None:
         """Call `tick` at that time (earlier is harmless); replaces a later wish only."""
@@ -313,7 +315,7 @@ class Core:
         ]
 
     def senders_gone(self, senders: list[ServerId], now_ms: int) -> None:
-        """The answer to `Port.look_up_senders`: those that have no row any more."""
+        """The answer to `Port.look_up_senders`: those that have no row any more, or are lost."""
         gone = dict.fromkeys(senders)
         for inc in self.hosted.values():
             for session in self._silent_sessions(inc, now_ms):
@@ -1823,7 +1825,7 @@ class Core:
         inc.starting = True
         inc.forwarding_to = None
         self.forwarding.forget(inc.id)
-        inc.sender.muted = False
+        inc.sender.muted = inc.holding
         late, inc.late = inc.late, []
         for env in late:
             self._arrive(inc, env, now_ms)

@@ -382,7 +382,8 @@ class SimNode:
 
     def look_up_senders(self, servers: list[ServerId]) -> None:
         """`Port.look_up_senders`."""
-        gone = [s for s in servers if s not in self.world.directory.rows]
+        rows = self.world.directory.rows
+        gone = [s for s in servers if s not in rows or rows[s][0].state is RowState.LOST]
         self.later(self.world.between(100, 2_000), self._senders_gone, gone)
 
     def _senders_gone(self, gone: list[ServerId]) -> None:
