@@ -1,4 +1,4 @@
-"""The cluster secret: where it is kept, and how two sides prove to hold it.
+"""The cluster secret: where it is kept, and how two sides prove to hold it; the API token.
 
 The first node of a cluster makes a secret in a file that only its user can
 read; the user's other nodes find it there. It never crosses the wire. Each
@@ -35,6 +35,24 @@ NONCE_BYTES = 32
 SECRET_FILE_VARIABLE = "LIVEMIGRATE_SECRET_FILE"
 """Environment variable that names the file with the secret."""
 
+TOKEN_BYTES_MIN = 32
+"""A shorter token is refused: 32 hexadecimal digits are 128 bits."""
+
+TOKEN_FILE_VARIABLE = "LIVEMIGRATE_TOKEN_FILE"
+"""Environment variable that names the file with the token of the public API."""
+
+
+class _Kept(NamedTuple):
+    """What is kept in a file that only its user can read, and how errors speak of it."""
+
+    what: str
+    variable: str
+    bytes_min: int
+
+
+_SECRET = _Kept("cluster secret", SECRET_FILE_VARIABLE, SECRET_BYTES)
+_TOKEN = _Kept("API token", TOKEN_FILE_VARIABLE, TOKEN_BYTES_MIN)
+
 
 def default_secret_path() -> Path:
     """Tell where this user's cluster secret is kept.
@@ -70,35 +88,85 @@ def load_or_create_secret(path: str | os.PathLike[str]) -> bytes:
             another user, is not a regular file, has a wrong size, or cannot be
             made or read. An existing file is never changed.
     """
+    return _load_or_create(Path(path), _SECRET, secrets.token_bytes(SECRET_BYTES))
+
+
+def default_token_path(secret_path: str | os.PathLike[str]) -> Path:
+    """Tell where the token of a cluster's public API is kept.
+
+    Args:
+        secret_path: The file with the cluster secret.
+
+    Returns:
+        The path in LIVEMIGRATE_TOKEN_FILE, if that is set and not empty; else a file beside
+        the secret, named like it with the ending `.token`. It need not exist.
+    """
+    named = os.environ.get(TOKEN_FILE_VARIABLE)
+    if named:
+        return Path(named)
+    secret = Path(secret_path)
+    if secret.suffix == ".token":
+        return secret.with_name(secret.name + ".token")
+    return secret.with_suffix(".token")
+
+
+def load_or_create_token(path: str | os.PathLike[str]) -> str:
+    """Read the token of the public API, making one if there is none.
+
+    The token is not derived from the cluster secret, and whoever has it cannot join the
+    cluster. Nodes that start at the same time agree, as about the secret.
+
+    Args:
+        path: The file. Missing folders are made, open to this user only.
+
+    Returns:
+        32 to 4096 visible ASCII characters; white space around them in the file is dropped.
+
+    Raises:
+        SecretFileError: As for the secret; or the file holds anything but one word of visible
+            ASCII characters. An existing file is never changed.
+    """
     target = Path(path)
+    made = secrets.token_urlsafe(SECRET_BYTES).encode() + b"\n"
+    token = _load_or_create(target, _TOKEN, made).strip()
+    if len(token) < TOKEN_BYTES_MIN or not all(0x21 <= byte <= 0x7E for byte in token):
+        raise SecretFileError(
+            f"the API token {target} is not one word of at least {TOKEN_BYTES_MIN} visible ASCII "
+            "characters; remove the file and let a node make it anew",
+            path=str(target),
+        )
+    return token.decode("ascii")
+
+
+def _load_or_create(target: Path, kept: _Kept, content: bytes) -> bytes:
     try:
-        return _read(target)
+        return _read(target, kept)
     except FileNotFoundError:
         pass
     try:
-        _create(target)
+        _create(target, content)
     except OSError as error:
         raise SecretFileError(
-            f"cannot make a cluster secret in {target}: {error}; make the folder writable, or "
-            f"name another file in {SECRET_FILE_VARIABLE}",
+            f"cannot make a {kept.what} in {target}: {error}; make the folder writable, or "
+            f"name another file in {kept.variable}",
             path=str(target),
         ) from error
     try:
-        return _read(target)
+        return _read(target, kept)
     except FileNotFoundError as error:
         raise SecretFileError(
-            f"the cluster secret {target} vanished just after it was made; see what removes it",
+            f"the {kept.what} {target} vanished just after it was made; see what removes it",
             path=str(target),
         ) from error
 
 
-def _create(target: Path) -> None:
+def _create(target: Path, content: bytes) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     candidate = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(8)}"
     handle = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         try:
@@ -111,49 +179,48 @@ def _create(target: Path) -> None:
         candidate.unlink()
 
 
-def _read(target: Path) -> bytes:
+def _read(target: Path, kept: _Kept) -> bytes:
     try:
         with open(target, "rb") as file:
             # The open file is examined, not the name, which may be replaced meanwhile.
             status = os.fstat(file.fileno())
-            _check(target, status)
+            _check(target, kept, status)
             secret = file.read(SECRET_BYTES_MAX + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise SecretFileError(
-            f"cannot read the cluster secret {target}: {error}; run as the user who owns it, or "
-            f"name another file in {SECRET_FILE_VARIABLE}",
+            f"cannot read the {kept.what} {target}: {error}; run as the user who owns it, or "
+            f"name another file in {kept.variable}",
             path=str(target),
         ) from error
-    if not SECRET_BYTES <= len(secret) <= SECRET_BYTES_MAX:
+    if not kept.bytes_min <= len(secret) <= SECRET_BYTES_MAX:
         raise SecretFileError(
-            f"the cluster secret {target} has {len(secret)} bytes instead of {SECRET_BYTES} to "
+            f"the {kept.what} {target} has {len(secret)} bytes instead of {kept.bytes_min} to "
             f"{SECRET_BYTES_MAX}; remove the file on all nodes and let the first node make it anew",
             path=str(target),
         )
     return secret
 
 
-def _check(target: Path, status: os.stat_result) -> None:
+def _check(target: Path, kept: _Kept, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise SecretFileError(
-            f"the cluster secret {target} is not a regular file; name a file in "
-            f"{SECRET_FILE_VARIABLE}",
+            f"the {kept.what} {target} is not a regular file; name a file in {kept.variable}",
             path=str(target),
         )
     if not hasattr(os, "getuid"):
         return  # Without POSIX owners and modes there is nothing to compare.
     if status.st_uid != os.getuid():
         raise SecretFileError(
-            f"the cluster secret {target} belongs to user {status.st_uid}, but this process runs "
+            f"the {kept.what} {target} belongs to user {status.st_uid}, but this process runs "
             f"as user {os.getuid()}; run as its owner, or copy it to a file of your own (mode 600) "
-            f"and name that in {SECRET_FILE_VARIABLE}",
+            f"and name that in {kept.variable}",
             path=str(target),
         )
     if status.st_mode & 0o077:
         raise SecretFileError(
-            f"the cluster secret {target} is open to other users (mode "
+            f"the {kept.what} {target} is open to other users (mode "
             f"{stat.S_IMODE(status.st_mode):o}); run 'chmod 600 {target}', and if others may have "
             "read it, remove it on all nodes and let the first node make it anew",
             path=str(target),
