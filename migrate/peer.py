@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from migrate.core.actions import Point
 from migrate.core.directory import Row, RowState
 from migrate.core.ids import NodeId, ServerId, node_name
 from migrate.core.messages import Load
@@ -135,6 +136,8 @@ class Peer(abc.ABC):
             failpoints=FailPoints.from_environment() if self._kind == "node" else None,
         )
         self._peers = Peers(links, loop, self._driver.context, self._dial)
+        if self._driver.failpoints is not None:
+            self._peers.final_half_sent = lambda: self._driver.reach(Point.FINAL_HALF_SENT)
         self._asks = Asks(
             self._id, self._driver, self._peers.send, self._serve, loop, self._driver.context
         )

@@ -54,13 +54,15 @@ class Forwarding:
         for server in [s for s, entry in self._entries.items() if entry[0] == node]:
             del self._entries[server]
 
-    def expire(self, now_ms: int) -> None:
-        """Drop what has expired; entries stand in the order of their expiry."""
+    def expire(self, now_ms: int) -> int:
+        """Drop what has expired, and tell how many; entries stand in the order of their expiry."""
+        before = len(self._entries)
         while self._entries:
             server = next(iter(self._entries))
             if self._entries[server][2] > now_ms:
-                return
+                break
             del self._entries[server]
+        return before - len(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -31,7 +31,9 @@ from migrate.core.actions import (
     DropCopy,
     Finish,
     GoLive,
+    Point,
     Quiesce,
+    Reach,
     Release,
     Result,
     Resume,
@@ -272,7 +274,8 @@ class Core:
                 self._set_timer(("sweep",), now_ms + self._sweep_ms())
 
     def _sweep(self, now_ms: int) -> None:
-        self.forwarding.expire(now_ms)
+        if self.forwarding.expire(now_ms):
+            self.port.perform("", False, Reach(Point.FORWARDING_EXPIRED))
         while self.tombstones:
             server = next(iter(self.tombstones))
             if self.tombstones[server].until_ms > now_ms:

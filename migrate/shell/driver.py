@@ -91,6 +91,7 @@ from migrate.errors import (
     ServerLost,
     ServerNotFound,
     TargetRefused,
+    UsageError,
 )
 from migrate.options import NodeOptions
 from migrate.ref import RefObject, current_runtime
@@ -911,30 +912,36 @@ class Driver:
 
 
 class FailPoints:
-    """Named steps at which a test ends or stops this process; read from the environment.
+    """Named steps at which a test ends or stops a process; read from the environment.
 
-    `LIVEMIGRATE_FAILPOINTS="ready=kill,swap_done=stop"`: at the first time the point is reached
-    the process gets SIGKILL or SIGSTOP from itself. Only nodes that tests start have it set.
+    `LIVEMIGRATE_FAILPOINTS="ready=kill,swap_done=stop:4711"`: at the first time the point is
+    reached this process, or the one whose id is given, gets SIGKILL or SIGSTOP. Only nodes that
+    tests start have it set.
     """
 
     VARIABLE: Final = "LIVEMIGRATE_FAILPOINTS"
+    SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
     def __init__(self, text: str) -> None:
-        self.actions: dict[str, str] = {}
+        self.actions: dict[str, tuple[signal.Signals, int]] = {}
         self.set(text)
 
     def set(self, text: str) -> None:
         """Replace what is set; "" clears.
 
         Raises:
-            ValueError: An unknown point or action.
+            UsageError: An unknown point or action.
         """
         actions = {}
         for part in filter(None, text.split(",")):
             point, _, action = part.partition("=")
-            if point not in {p.value for p in Point} or action not in ("kill", "stop"):
-                raise ValueError(f"{part!r} is no fail point; write POINT=kill or POINT=stop")
-            actions[point] = action
+            what, _, pid = action.partition(":")
+            known = point in {p.value for p in Point} and what in self.SIGNALS
+            if not known or not (pid.isdecimal() or action == what):
+                raise UsageError(
+                    f"{part!r} is no fail point; write POINT=kill, POINT=stop or POINT=kill:PID"
+                )
+            actions[point] = (self.SIGNALS[what], int(pid) if pid else os.getpid())
         self.actions = actions
 
     @classmethod
@@ -945,11 +952,9 @@ class FailPoints:
 
     def reach(self, point: str) -> None:
         """Do what is set for `point`, once."""
-        action = self.actions.pop(point, None)
-        if action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif action == "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
+        number, pid = self.actions.pop(point, (None, 0))
+        if number is not None:
+            os.kill(pid, number)
 
 
 def _raise_in(pending: Pending, error: BaseException) -> None:

@@ -53,6 +53,8 @@ class Peers:
         self._dial = dial
         self._boxes: dict[NodeId, list[Message]] = {}
         self._dirty: list[NodeId] = []
+        self.final_half_sent: Callable[[], None] | None = None
+        """For tests: told when half of a state that is being moved has left."""
         self._waiting: dict[NodeId, list[Message]] = {}
         self._scheduled = False
         self._queued = 0
@@ -113,15 +115,27 @@ class Peers:
     def _send_now(self, node: NodeId, box: list[Message]) -> None:
         small = []
         for message in box:
-            if (
-                isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES
-            ) or isinstance(message, FinalMessage):
+            if isinstance(message, FinalMessage):
+                data = wire.encode_messages([message])
+                self.links.send(node, data, bulk=True)
+                if self.final_half_sent is not None:
+                    self._watch_half(node, len(data) // 2, self.final_half_sent)
+            elif isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES:
                 self.links.send(node, wire.encode_messages([message]), bulk=True)
             else:
                 small.append(message)
         for start in range(0, len(small), FRAME_MESSAGES_MAX):
             part = small[start : start + FRAME_MESSAGES_MAX]
             self.links.send(node, wire.encode_messages(part))
+
+    def _watch_half(self, node: NodeId, left_max: int, tell: Callable[[], None]) -> None:
+        """Look at every turn of the loop, in tests only, how much is still queued."""
+        if not self.links.is_up(node):
+            return
+        if self.links.queued_bytes(node) <= left_max:
+            tell()
+            return
+        self._loop.call_soon(self._watch_half, node, left_max, tell, context=self._context)
 
     def up(self, node: NodeId) -> None:
         """A link came up: send what waited for it."""
