@@ -18,6 +18,7 @@ from migrate.peer import Peer
 from migrate.ref import RefObject, runtime_closed, runtime_opened
 from migrate.reports import Event
 from migrate.shell.membership import NodeRow
+from migrate.verbs import SyncVerbs, implements
 from rpc.errors import AuthFailed, RpcError
 from rpc.handshake import PeerInfo
 
@@ -206,6 +207,38 @@ def connect(
     )
 
 
+async def _awaited(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # Called in the loop's thread, where requests must be made.
+    return await make(*args, **kwargs)
+
+
+class _SyncRuntime:
+    """What the refs of a `SyncClient` call through (see `migrate.ref.Runtime`)."""
+
+    def __init__(self, client: SyncClient) -> None:
+        self._client = client
+
+    def call(
+        self,
+        ref: RefObject,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> Any:
+        return self._client._request("call", ref, method, args, kwargs, timeout_s)
+
+    def cast(
+        self,
+        ref: RefObject,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> Any:
+        return self._client._request("cast", ref, method, args, kwargs, timeout_s)
+
+
 class SyncClient:
     """The blocking twin of `Client`, for scripts and notebooks; made by `connect_sync`.
 
@@ -219,6 +252,7 @@ class SyncClient:
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._runtime = _SyncRuntime(self)
 
     def __enter__(self) -> Self:
         if self._thread is not None:
@@ -232,7 +266,7 @@ class SyncClient:
             self._end()
             raise
         runtime_closed(self._client._driver)
-        runtime_opened(self)
+        runtime_opened(self._runtime)
         return self
 
     async def _open(self) -> Client:
@@ -251,7 +285,7 @@ class SyncClient:
     def close(self) -> None:
         """Leave the cluster and end the thread. Repeatable."""
         client, self._client = self._client, None
-        runtime_closed(self)
+        runtime_closed(self._runtime)
         if client is not None:
             self._run(client.close())
             self._end()
@@ -283,7 +317,7 @@ class SyncClient:
     def _bound(self, value: Any) -> Any:
         """Refs that are handed out call through this client."""
         if isinstance(value, RefObject):
-            return value._bound_to(self)
+            return value._bound_to(self._runtime)
         return value
 
     def _opened(self) -> Client:
@@ -291,37 +325,23 @@ class SyncClient:
             raise UsageError("the client is not open: use `with migrate.connect_sync(...)`")
         return self._client
 
-    # -- Runtime
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        """`call(ref, method, *args, **kwargs)`: as `Verbs.call`, and what refs call through."""
-        if (
-            len(args) == 5
-            and not kwargs
-            and isinstance(args[1], str)
-            and isinstance(args[2], tuple)
-            and isinstance(args[3], dict)
-        ):
-            return self._run(self._await(self._opened()._driver.call, *args))
-        return self._run(self._await(self._opened().call, *args, **kwargs))
-
-    def cast(
-        self,
-        ref: RefObject,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout_s: float | None,
-    ) -> Any:
-        """See `migrate.ref.Runtime`."""
-        cast = self._opened()._driver.cast
-        return self._run(self._await(cast, ref, method, args, kwargs, timeout_s))
-
-    @staticmethod
-    async def _await(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return await make(*args, **kwargs)
+    def _request(self, kind: str, *args: Any, **kwargs: Any) -> Any:
+        driver = self._opened()._driver
+        return self._run(_awaited(getattr(driver, kind), *args, **kwargs))
 
     # -- verbs
+
+    @implements(SyncVerbs.spawn)
+    def spawn(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(_awaited(self._opened().spawn, *args, **kwargs))
+
+    @implements(SyncVerbs.spawn_lb)
+    def spawn_lb(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(_awaited(self._opened().spawn_lb, *args, **kwargs))
+
+    @implements(SyncVerbs.call)
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(_awaited(self._opened().call, *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(Client, name, None)

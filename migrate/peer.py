@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from migrate.core.actions import Point
 from migrate.core.directory import Row, RowState
@@ -32,7 +32,7 @@ from migrate.errors import (
     UsageError,
 )
 from migrate.options import LEAST_LOADED, NodeChoice, NodeOptions, Placement, SpawnOptions
-from migrate.ref import RefObject, class_info, runtime_closed, runtime_opened
+from migrate.ref import Ref, RefObject, class_info, runtime_closed, runtime_opened
 from migrate.reports import CheckpointInfo, Event, MoveReport, NodeInfo, ServerInfo
 from migrate.shell import wire
 from migrate.shell.asks import Asks
@@ -40,12 +40,15 @@ from migrate.shell.directories.base import DirectoryError
 from migrate.shell.driver import Driver, FailPoints, Rows
 from migrate.shell.membership import NodeRow
 from migrate.shell.peers import Peers
+from migrate.verbs import Verbs, implements
 from migrate.shell.pending import Pending
 from rpc import auth
 from rpc.errors import RpcError
 from rpc.handshake import PeerInfo
 from rpc.links import LinkOptions, Links
 from serializers.errors import SerializerError
+
+T = TypeVar("T")
 
 log: Final = logging.getLogger("migrate")
 
@@ -128,25 +131,19 @@ class Peer(abc.ABC):
         self._driver = Driver(
             node=self._id,
             options=self._options,
-            send=lambda node, message: self._peers.send(node, message),
-            flush=lambda: self._peers.flush(),
-            flush_soon=lambda: self._peers.flush_soon(),
-            linger=lambda: self._peers.linger(),
             rows=rows,
             failpoints=FailPoints.from_environment() if self._kind == "node" else None,
         )
         self._peers = Peers(links, loop, self._driver.context, self._dial)
         if self._driver.failpoints is not None:
             self._peers.final_half_sent = lambda: self._driver.reach(Point.FINAL_HALF_SENT)
+        self._driver.attach(self._peers)
         self._asks = Asks(
             self._id, self._driver, self._peers.send, self._serve, loop, self._driver.context
         )
         self._state = "open"
         runtime_opened(self._driver)
         return links
-
-    def _send(self, node: NodeId, message: Any) -> None:
-        self._peers.send(node, message)
 
     def _flush(self) -> None:
         self._peers.flush()
@@ -309,6 +306,7 @@ class Peer(abc.ABC):
 
     # ------------------------------------------------------------------ verbs
 
+    @implements(Verbs.spawn)
     async def spawn(
         self,
         cls: Callable[..., Any],
@@ -317,7 +315,6 @@ class Peer(abc.ABC):
         options: SpawnOptions | None = None,
         **kwargs: Any,
     ) -> Any:
-        """See `Verbs.spawn`."""
         self._check_open()
         options = options or SpawnOptions()
         if not isinstance(options, SpawnOptions):
@@ -336,6 +333,7 @@ class Peer(abc.ABC):
                 "the class or a constructor's argument", error, Outcome.NOT_DONE
             ) from error
 
+    @implements(Verbs.spawn_lb)
     async def spawn_lb(
         self,
         cls: Callable[..., Any],
@@ -344,14 +342,14 @@ class Peer(abc.ABC):
         options: SpawnOptions | None = None,
         **kwargs: Any,
     ) -> Any:
-        """See `Verbs.spawn_lb`."""
         name = None
         if options is not None:
             if options.on not in (None, LEAST_LOADED) or options.near is not None:
                 raise UsageError("spawn_lb chooses the node itself; use spawn with on= or near=")
             name = options.name
         chosen = SpawnOptions(name=name, on=LEAST_LOADED)
-        return await self.spawn(cls, *args, options=chosen, **kwargs)
+        spawn: Any = self.spawn
+        return await spawn(cls, *args, options=chosen, **kwargs)
 
     async def _choose(self, choice: NodeChoice) -> NodeId:
         if isinstance(choice, Placement):
@@ -362,8 +360,8 @@ class Peer(abc.ABC):
     async def _least_loaded(self) -> NodeId:
         """The least loaded node."""
 
+    @implements(Verbs.call)
     def call(self, ref: Any, method: Any, /, *args: Any, **kwargs: Any) -> Pending:
-        """See `Verbs.call`."""
         self._check_open()
         name = method if isinstance(method, str) else getattr(method, "__name__", None)
         if name is None:
@@ -377,29 +375,30 @@ class Peer(abc.ABC):
         timeout_s = getattr(method, "_timeout_s", None)
         return self._driver.call(ref, name, args, kwargs, timeout_s)
 
-    async def migrate(self, ref: Any, *, to: NodeChoice) -> MoveReport:
+    async def migrate(self, ref: Ref[Any], *, to: NodeChoice) -> MoveReport:
         """See `Verbs.migrate`."""
         self._check_open()
         target = await self._choose(to)
         report: MoveReport = await self._at_owner(ref, "move", target)
         return report
 
-    async def stop(self, ref: Any) -> None:
+    async def stop(self, ref: Ref[Any]) -> None:
         """See `Verbs.stop`."""
         await self._at_owner(ref, "stop")
 
-    async def info(self, ref: Any) -> ServerInfo:
+    async def info(self, ref: Ref[Any]) -> ServerInfo:
         """See `Verbs.info`."""
         info: ServerInfo = await self._at_owner(ref, "info")
         return info
 
-    async def whereis(self, name: str) -> Any:
+    async def whereis(self, name: str) -> Ref[Any]:
         """See `Verbs.whereis`."""
         self._check_open()
         row = await self._named(name)
         if row is None or row.state is RowState.LOST:
             raise ServerNotFound(f"no server has the name {name!r}", server=name)
-        return self._ref(row)
+        ref: Ref[Any] = self._ref(row)
+        return ref
 
     @abc.abstractmethod
     async def _named(self, name: str) -> Row | None:
@@ -449,7 +448,7 @@ class Peer(abc.ABC):
         reports: list[MoveReport] = await self._asks.ask(target, "drain")
         return reports
 
-    async def monitor(self, ref: Any) -> AsyncIterator[Event]:
+    async def monitor(self, ref: Ref[Any]) -> AsyncIterator[Event]:
         """See `Verbs.monitor`."""
         self._check_open()
         server = _server_id(ref)
@@ -473,20 +472,20 @@ class Peer(abc.ABC):
         """Wait for changes of a row after `rev` (0: from now on); may be empty after a while."""
 
     async def replicate(
-        self, ref: Any, nodes: Sequence[str], *, mode: Literal["sync", "async"] = "sync"
+        self, ref: Ref[Any], nodes: Sequence[str], *, mode: Literal["sync", "async"] = "sync"
     ) -> ServerInfo:
         """See `Verbs.replicate`; not in this release."""
         raise _later("replicate")
 
-    async def checkpoint(self, ref: Any, url: str) -> CheckpointInfo:
+    async def checkpoint(self, ref: Ref[Any], url: str) -> CheckpointInfo:
         """See `Verbs.checkpoint`; not in this release."""
         raise _later("checkpoint")
 
-    async def restore(self, url: str, *, on: NodeChoice | None = None) -> Any:
+    async def restore(self, url: str, *, on: NodeChoice | None = None) -> Ref[Any]:
         """See `Verbs.restore`; not in this release."""
         raise _later("restore")
 
-    async def fork(self, ref: Any, *, on: NodeChoice | None = None) -> Any:
+    async def fork(self, ref: Ref[T], *, on: NodeChoice | None = None) -> Ref[T]:
         """See `Verbs.fork`; not in this release."""
         raise _later("fork")
 

@@ -107,6 +107,7 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.host import Host, Hosted
+from migrate.shell.peers import Peers
 from migrate.shell.pending import Pending
 from migrate.shell.scope import Scope
 from serializers.errors import NotSerializable, SerializerError
@@ -192,10 +193,6 @@ class Driver:
         *,
         node: NodeId,
         options: NodeOptions,
-        send: Callable[[NodeId, Message], None],
-        flush: Callable[[], None],
-        flush_soon: Callable[[], None],
-        linger: Callable[[], None],
         rows: Rows,
         failpoints: FailPoints | None = None,
     ) -> None:
@@ -205,10 +202,6 @@ class Driver:
         self.context = contextvars.copy_context()
         self.context.run(current_runtime.set, None)
         self.rows = rows
-        self.send = send
-        self.flush = flush
-        self.flush_soon = flush_soon
-        self.linger = linger
         self.failpoints = failpoints
         self.closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -225,6 +218,14 @@ class Driver:
         self._warn_s = options.hold_warn_ms / 1000
         self.host = Host(self, options.blocking_threads_max)
         self.core = Core(node, self, core_options(options), self.now_ms())
+
+    def attach(self, peers: Peers) -> None:
+        """Set where messages go; before anything happens."""
+        # Bound once: these are on the per-message path.
+        self.send = peers.send
+        self.flush = peers.flush
+        self.flush_soon = peers.flush_soon
+        self.linger = peers.linger
 
     # ------------------------------------------------------------------ time and tasks
 

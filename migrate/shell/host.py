@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from migrate.core.delivery import Entry
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import ERROR, OK
-from migrate.errors import Outcome, UsageError
+from migrate.errors import AuthError, Outcome, UsageError
 from migrate.ref import current_runtime
 from migrate.shell import wire
 from migrate.shell.scope import Scope, current_scope
@@ -36,6 +36,16 @@ ASYNC: Final = 1
 BLOCKING: Final = 2
 
 NO_ARGS: Final[tuple[tuple[Any, ...], dict[str, Any]]] = ((), {})
+
+OUTSIDE: Final = "outside:"
+"""Stands before the method's name in requests from the public API. It is part of the request, so
+it is with it in mailboxes, on forwards and on moves, and whoever runs the request asks the
+server's own class, then and there, whether the method answers calls from outside. A release that
+does not know it finds no method of that name and refuses."""
+
+
+class NotOpen(AuthError):
+    """A method that does not answer calls from outside was called from there; it was not run."""
 
 
 class Hosted:
@@ -71,7 +81,14 @@ class Hosted:
 
         Raises:
             AttributeError: The class has no such method, or it cannot be called.
+            NotOpen: The name has the mark of requests from outside, and the class does not
+                open the method to them.
         """
+        if name.startswith(OUTSIDE):
+            inner = name.removeprefix(OUTSIDE)
+            check_open(self.spec.cls_name, open_methods(self.spec), inner, self.ref._server_id)
+            found = self.handlers[name] = self.handler(inner)
+            return found
         method = self.spec.methods.get(name)
         if method is None:
             timers = {timer.name for timer in self.spec.timers}
@@ -97,7 +114,7 @@ class Host:
         self.driver = driver
         self.loop = driver.loop
         self.threads = ThreadPoolExecutor(threads_max, thread_name_prefix="migrate-blocking")
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any] | None] = set()
         self._factory: Any = None
 
     # -- tasks of handlers
@@ -140,7 +157,7 @@ class Host:
         """Cancel what still runs, and wait until it has ended."""
         if self._factory is not None and self.loop.get_task_factory() is self._factory:
             self.loop.set_task_factory(self._previous)
-        running = [*self._tasks]
+        running = [task for task in self._tasks if task is not None]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -201,7 +218,7 @@ class Host:
             status, _, value = self._failed(entry, error)
         driver = self.driver
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
-        self._tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
+        self._tasks.discard(asyncio.current_task())
         driver.linger()
         driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
 
@@ -251,6 +268,30 @@ class Host:
                 value = _unpackable_result(error)
         assert isinstance(value, BaseException)
         return ERROR, wire.pack_error(value)
+
+
+def open_methods(spec: ServerSpec) -> tuple[str, ...]:
+    """Names of the methods of a class that answer calls from outside, sorted; timers never do."""
+    timers = {timer.name for timer in spec.timers}
+    return tuple(
+        sorted(name for name, m in spec.methods.items() if m.is_public and name not in timers)
+    )
+
+
+def check_open(cls_name: str, names: tuple[str, ...], name: str, server: str) -> None:
+    """Refuse a method that does not answer calls from outside.
+
+    The text is the same for a method that there is not, so that it tells nothing.
+
+    Raises:
+        NotOpen: It is not among the `names` that do.
+    """
+    if name not in names:
+        raise NotOpen(
+            f"{cls_name} has no method {name[:100]!r} that answers calls from outside; it has: "
+            f"{', '.join(names) or 'none'}",
+            server=server,
+        )
 
 
 def _unpackable_result(error: BaseException) -> UsageError:

@@ -1,7 +1,6 @@
 """Wrong uses; each marked line must be reported, and no other; never run."""
 
 import migrate
-from migrate.verbs import Verbs
 from tests.typing.classes import Counter, Feed, Room
 
 
@@ -35,7 +34,7 @@ def instances(counter: Counter) -> None:
     counter.incr.cast(3)  # error: an object is not a ref
 
 
-async def spawning(node: Verbs) -> None:
+async def spawning(node: migrate.Node) -> None:
     options = migrate.SpawnOptions(name="hits")
     await node.spawn(Counter, "10")  # error: a str for an int
     await node.spawn(Counter, 1, 2)  # error: too many arguments
@@ -52,7 +51,7 @@ async def spawning(node: Verbs) -> None:
     migrate.SpawnOptions(on=3)  # error: a node has a name
 
 
-async def calling(node: Verbs, ref: migrate.Ref[Counter]) -> None:
+async def calling(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
     await node.call(ref, Counter.incr, "3")  # error: a str for an int
     await node.call(ref, Counter.undecorated, 3)  # error: an int for a str
     await node.call(ref, Counter.undecorated_async)  # error: an argument is missing
@@ -60,7 +59,7 @@ async def calling(node: Verbs, ref: migrate.Ref[Counter]) -> None:
     text: str = await node.call(ref, Counter.incr, 3)  # error: the result is an int
 
 
-async def verbs(node: Verbs, ref: migrate.Ref[Counter]) -> None:
+async def verbs(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
     await node.migrate(ref, "b")  # error: the target is named
     await node.migrate("hits", to="b")  # error: a name is not a ref
     await node.replicate(ref, ["b"], mode="half")  # error: no such mode

@@ -4,11 +4,10 @@ import asyncio
 from typing import Literal, reveal_type
 
 import migrate
-from migrate.verbs import Verbs
 from tests.typing.classes import Box, Counter, Room
 
 
-async def refs(node: Verbs, ref: migrate.Ref[Counter], room: migrate.Ref[Room]) -> None:
+async def refs(node: migrate.Node, ref: migrate.Ref[Counter], room: migrate.Ref[Room]) -> None:
     reveal_type(ref)  # revealed: type[Counter]
     pending = reveal_type(ref.incr(3))  # revealed: Coroutine[Any, Any, int]
     task = asyncio.create_task(pending)
@@ -43,7 +42,7 @@ async def instances() -> None:
     reveal_type(Room("me", 3).incr())  # revealed: int
 
 
-async def spawning(node: Verbs, near: migrate.Ref[Counter]) -> None:
+async def spawning(node: migrate.Node, near: migrate.Ref[Counter]) -> None:
     options = migrate.SpawnOptions(name="hits", on="b")
     reveal_type(await node.spawn(Counter))  # revealed: type[Counter]
     reveal_type(await node.spawn(Counter, 10))  # revealed: type[Counter]
@@ -60,7 +59,7 @@ async def spawning(node: Verbs, near: migrate.Ref[Counter]) -> None:
     await node.spawn(Counter, options=migrate.SpawnOptions(on=migrate.LEAST_LOADED))
 
 
-async def calling(node: Verbs, ref: migrate.Ref[Counter], room: migrate.Ref[Room]) -> None:
+async def calling(node: migrate.Node, ref: migrate.Ref[Counter], room: migrate.Ref[Room]) -> None:
     reveal_type(await node.call(ref, Counter.incr, 3))  # revealed: int
     reveal_type(await node.call(ref, Counter.incr, by=3))  # revealed: int
     reveal_type(await node.call(ref, Counter.peek, scale=1.5))  # revealed: float
@@ -71,7 +70,7 @@ async def calling(node: Verbs, ref: migrate.Ref[Counter], room: migrate.Ref[Room
     reveal_type(await node.call(ref, "incr", 3))  # revealed: Any
 
 
-async def verbs(node: Verbs, ref: migrate.Ref[Counter]) -> None:
+async def verbs(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
     report = await node.migrate(ref, to="b")
     reveal_type(report)  # revealed: MoveReport
     reveal_type(report.downtime_s)  # revealed: float
