@@ -272,6 +272,7 @@ class SyncClient:
     async def _open(self) -> Client:
         client = self._make()
         await client.__aenter__()
+        client._driver.runtime = self._runtime
         return client
 
     def __exit__(

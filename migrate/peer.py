@@ -40,8 +40,8 @@ from migrate.shell.directories.base import DirectoryError
 from migrate.shell.driver import Driver, FailPoints, Rows
 from migrate.shell.membership import NodeRow
 from migrate.shell.peers import Peers
-from migrate.verbs import Verbs, implements
 from migrate.shell.pending import Pending
+from migrate.verbs import Verbs, implements
 from rpc import auth
 from rpc.errors import RpcError
 from rpc.handshake import PeerInfo

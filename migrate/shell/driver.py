@@ -94,7 +94,7 @@ from migrate.errors import (
     UsageError,
 )
 from migrate.options import NodeOptions
-from migrate.ref import RefObject, current_runtime
+from migrate.ref import RefObject, Runtime, current_runtime
 from migrate.reports import MoveReport
 from migrate.server import ServerSpec, spec_of
 from migrate.shell import classes, wire
@@ -204,6 +204,7 @@ class Driver:
         self.rows = rows
         self.failpoints = failpoints
         self.closed = False
+        self.runtime: Runtime = self  # what refs in results are bound to
         self._tasks: set[asyncio.Task[Any]] = set()
         self._todo: deque[Callable[[], None]] = deque()
         self._todo_scheduled = False
@@ -407,7 +408,7 @@ class Driver:
         if status == OK:
             try:
                 if payload is not None:
-                    value = wire.unpack(payload, self) if payload else None
+                    value = wire.unpack(payload, self.runtime) if payload else None
                 elif type(value) not in wire.PLAIN:
                     value = wire.isolate(value, self)
             except SerializerError as error:
@@ -433,7 +434,7 @@ class Driver:
         """The exception for a reply's status. `sent`: whether it ever left this sender."""
         server, method = pending.server, pending.method
         if status == ERROR:
-            return wire.unpack_error(payload, self, server)
+            return wire.unpack_error(payload, self.runtime, server)
         text = payload.decode("utf-8", "replace")
         what = f"{method!r} of server {server}"
         unsure = Outcome.UNKNOWN if sent else Outcome.NOT_DONE
