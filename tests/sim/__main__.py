@@ -35,6 +35,18 @@ def replay(seed: int, lines: int) -> str:
     return f"seed {seed} does not fail here"
 
 
+def show(seed: int) -> int:
+    """Print the whole transcript of one seed."""
+    world = World(seed, keep=True)
+    failure = ""
+    try:
+        world.run()
+    except Violation as violation:
+        failure = str(violation)
+    print("\n".join([*world.lines, f"digest {world.digest:08x}, {world.events} events", failure]))
+    return 1 if failure else 0
+
+
 def main() -> int:
     """Run the campaign; 1 if a seed failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
@@ -43,13 +55,16 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--tail", type=int, default=60, help="transcript lines of a failure")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
+    parser.add_argument("--transcript", type=int, metavar="SEED", help="print one, and end")
     options = parser.parse_args()
+    if options.transcript is not None:
+        return show(options.transcript)
     began = time.monotonic()
     events: list[int] = []
     counts: Counter[str] = Counter()
     failed: list[tuple[int, str, str]] = []
     seeds = range(options.start, options.start + options.seeds)
-    show = sys.stderr.isatty()
+    bars = sys.stderr.isatty()
     with multiprocessing.get_context("fork").Pool(options.workers) as pool:
         for done, (seed, n, more, failure) in enumerate(
             pool.imap_unordered(one, seeds, chunksize=8), 1
@@ -61,7 +76,7 @@ def main() -> int:
                 if not options.keep_going:
                     pool.terminate()
                     break
-            if show and done % 20 == 0:
+            if bars and done % 20 == 0:
                 rate = done / (time.monotonic() - began)
                 bar = "#" * (40 * done // options.seeds)
                 sys.stderr.write(f"\r[{bar:<40}] {done}/{options.seeds} {rate:.0f}/s ")

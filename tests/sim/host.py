@@ -25,7 +25,6 @@ from migrate.core.actions import (
     Reach,
     ReadRow,
     Release,
-    Result,
     Resume,
     SwapRow,
 )
@@ -43,7 +42,7 @@ from migrate.core.events import (
 )
 from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation, Phase, StateRecord
-from migrate.core.messages import CALL, CAST, ERROR, OK, Message
+from migrate.core.messages import CALL, CAST, OK, Message
 from migrate.core.move import MoveTimes
 from migrate.core.node import Core, CoreOptions
 
@@ -141,7 +140,12 @@ class Sub:
 
 
 class SimNode:
-    """One incarnation of one node (or client); dead for good once it has died."""
+    """One incarnation of one node (or client); dead for good once it has died.
+
+    `core_class` is what is under test; controls give one with a mechanism switched off.
+    """
+
+    core_class: type[Core] = Core
 
     def __init__(self, world: World, name: str, incarnation: int, *, hosts: bool) -> None:
         self.world = world
@@ -162,11 +166,7 @@ class SimNode:
         self._burying = False
         plan = world.plan
         self.skew_us = world.between(-plan.skew_us, plan.skew_us) if plan.skew_us else 0
-        self.core = self.make_core()
-
-    def make_core(self) -> Core:
-        """The core under test; controls replace this."""
-        return Core(self.id, self, self.options(), self.now_ms())
+        self.core = self.core_class(self.id, self, self.options(), self.now_ms())
 
     def options(self) -> CoreOptions:
         """Waits short enough that all of them pass within a schedule."""
@@ -653,5 +653,3 @@ class SimNode:
         self.moving[transfer] = copy
         self._event(self.world.between(0, 500), transfer, True, Decoded())
 
-
-_ = ERROR, Result
