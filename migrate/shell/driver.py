@@ -909,8 +909,7 @@ class Driver:
     def reach(self, point: Point) -> None:
         """A step of a move was reached; tests may end or stop the process here."""
         if self.failpoints is not None:
-            self.flush()
-            self.failpoints.reach(point.value)
+            self.failpoints.reach(point.value, self.flush)
 
 
 class FailPoints:
@@ -952,11 +951,18 @@ class FailPoints:
         text = os.environ.get(cls.VARIABLE)
         return None if text is None else cls(text)
 
-    def reach(self, point: str) -> None:
-        """Do what is set for `point`, once."""
+    def reach(self, point: str, flush: Callable[[], None]) -> None:
+        """Do what is set for `point`, once.
+
+        Before this process ends itself, what it has sent so far leaves by `flush`. Another one is
+        ended before: otherwise it could still take and answer what this step sends to it.
+        """
         number, pid = self.actions.pop(point, (None, 0))
-        if number is not None:
-            os.kill(pid, number)
+        if number is None:
+            return
+        if pid == os.getpid():
+            flush()
+        os.kill(pid, number)
 
 
 def _raise_in(pending: Pending, error: BaseException) -> None:
