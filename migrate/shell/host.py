@@ -114,7 +114,7 @@ class Host:
         self.driver = driver
         self.loop = driver.loop
         self.threads = ThreadPoolExecutor(threads_max, thread_name_prefix="migrate-blocking")
-        self._tasks: set[asyncio.Task[Any] | None] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._factory: Any = None
 
     # -- tasks of handlers
@@ -157,7 +157,7 @@ class Host:
         """Cancel what still runs, and wait until it has ended."""
         if self._factory is not None and self.loop.get_task_factory() is self._factory:
             self.loop.set_task_factory(self._previous)
-        running = [task for task in self._tasks if task is not None]
+        running = [*self._tasks]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -218,7 +218,7 @@ class Host:
             status, _, value = self._failed(entry, error)
         driver = self.driver
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
-        self._tasks.discard(asyncio.current_task())
+        self._tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
         driver.linger()
         driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
 
