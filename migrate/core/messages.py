@@ -103,10 +103,14 @@ class Moved(Struct, array_like=True, tag=5, gc=False):
 
 
 class NotHere(Struct, array_like=True, tag=6, gc=False):
-    """The answering node neither owns the server nor knows who does (or will not say: hops)."""
+    """The answering node neither owns the server nor knows who does (or will not say: hops).
+
+    `seq` is the request that it did not pass on; 0: not said.
+    """
 
     server: ServerId
     session: SessionId
+    seq: int = 0
 
 
 class WaitProbe(Struct, array_like=True, tag=7, gc=False):

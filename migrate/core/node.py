@@ -778,7 +778,15 @@ class Core:
 
     def _on_not_here(self, message: NotHere, node: NodeId, now_ms: int) -> None:
         route = self.routes.get(message.server)
-        if route is None or route.node != node:
+        if route is None:
+            return
+        if route.node != node:
+            # It was passed on to a node that we did not send it to. What that one did not take
+            # goes to where the server is believed to be by now, and at once.
+            session = self.sending.get(message.session)
+            out = session.outstanding.get(message.seq) if session is not None else None
+            if session is not None and out is not None and not out.admitted:
+                self._dispatch(session, out, now_ms)
             return
         route.refused = node
         self._look_or_wait(route, now_ms)
@@ -953,11 +961,11 @@ class Core:
         if to is not None and env.hops < HOPS_MAX:
             self._forward(env, *to)
         else:
-            self._send(env.reply_to, NotHere(server, env.session))
+            self._send(env.reply_to, NotHere(server, env.session, env.seq))
 
     def _forward(self, env: Envelope, node: NodeId, epoch: int) -> None:
         if env.hops >= HOPS_MAX:
-            self._send(env.reply_to, NotHere(env.server, env.session))
+            self._send(env.reply_to, NotHere(env.server, env.session, env.seq))
             return
         env.hops += 1
         self._send(node, env)
@@ -1802,7 +1810,7 @@ class Core:
         self._drop_timers(inc)
         self._forget_sender(inc)
         for env in inc.late:  # fenced: nobody told us where it went
-            self._send(env.reply_to, NotHere(env.server, env.session))
+            self._send(env.reply_to, NotHere(env.server, env.session, env.seq))
         inc.late = []
         route = self.routes.get(source.server)
         if route is not None and (route.node is None or route.node == self.node):
@@ -1883,7 +1891,7 @@ class Core:
 
     def _turn_away(self, server: ServerId) -> None:
         for env in self._knocking.pop(server, ()):
-            self._send(env.reply_to, NotHere(server, env.session))
+            self._send(env.reply_to, NotHere(server, env.session, env.seq))
 
     def _go_live(self, target: TargetMove, action: GoLive, now_ms: int) -> None:
         inc = self.copies.pop(target.transfer)
