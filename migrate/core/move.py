@@ -13,9 +13,9 @@ Theory of operation (DESIGN section 6). One move has one transfer id. The source
     COMMITTED   -- Activate -->         LIVE: executes, releases nothing
                 <-- Activated --
     RELEASING   drops its frozen copy
-                -- Dropped -->          RELEASED
-                <-- Released --
-    ENDED                               ENDED
+                -- Dropped -->          releases
+                <-- Released --         ENDED
+    ENDED
 
 Invariants. (1) From ENCODING until the end the source admits, acknowledges and fires nothing.
 (2) Only the source asks for the commit. (3) Until the source has said Dropped, or the target's
@@ -531,8 +531,7 @@ class TargetPhase(enum.IntEnum):
     DECODING = 2
     READY = 3
     LIVE = 4
-    RELEASED = 5
-    ENDED = 6
+    ENDED = 5
 
 
 class TargetMove:
@@ -650,8 +649,6 @@ class TargetMove:
                 return [Tell(self.source, Activated(self.transfer))]
             case Dropped() if phase is TargetPhase.LIVE:
                 return self._release(0)
-            case Dropped() if phase is TargetPhase.RELEASED:
-                return [Tell(self.source, Released(self.transfer))]
             case Abort() if phase < TargetPhase.LIVE:
                 return self._discard()
             case Abort() if phase is TargetPhase.LIVE:
@@ -667,8 +664,6 @@ class TargetMove:
                 self._source_dead = True
                 if phase < TargetPhase.READY:
                     return self._discard()
-                if phase is TargetPhase.RELEASED:
-                    return self._end()
                 return [ReadRow()]
             case Withdraw() if phase < TargetPhase.LIVE:
                 return self._discard()
@@ -687,12 +682,12 @@ class TargetMove:
         ]
 
     def _release(self, rev: int) -> list[Action]:
-        self.phase = TargetPhase.RELEASED
         return [
             Release(rev),
             Tell(self.source, Released(self.transfer)),
             Reach(Point.RELEASED),
-            SetTimer(self._times.reserve_ms),
+            # A repeated Dropped is answered without the machine (`answer_unknown`).
+            *self._end(),
         ]
 
     def _confirm_result(self, event: SwapResult) -> list[Action]:
@@ -760,8 +755,6 @@ class TargetMove:
                 Tell(self.source, Activated(self.transfer)),
                 SetTimer(self._times.repeat_ms),
             ]
-        if phase is TargetPhase.RELEASED:
-            return self._end()
         return []
 
     def _repeat(self) -> list[Action]:
