@@ -530,6 +530,12 @@ class Core:
         for out in again:
             if out.seq in session.outstanding:
                 self._dispatch(session, out, now_ms)
+        route = session.route
+        if session.repeats > 1 and route.node is not None and not route.looking:
+            # Silence: the node may be paused, and the server long elsewhere. It is still asked
+            # meanwhile, so that a directory that is away does no harm.
+            route.looking = True
+            self.port.look_up(route.server)
 
     def _expire(self, session: SendSession, now_ms: int) -> None:
         """Settle what is past its deadline, as far as the waiting side is concerned."""
@@ -640,7 +646,13 @@ class Core:
         route = self.routes.get(server)
         if route is None or not route.looking:
             return
-        if not known:
+        if route.node is not None and (
+            not known
+            or (row is not None and row.state is not RowState.LOST and row.epoch <= route.epoch)
+        ):
+            # It was asked for on suspicion, and knows nothing newer.
+            route.looking = False
+        elif not known:
             self._look_again(route, now_ms)
         elif server in self.hosted:
             route.looking = False
