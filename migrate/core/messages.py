@@ -214,6 +214,17 @@ class Abort(Struct, array_like=True, tag=31, gc=False):
     transfer: TransferId
 
 
+class ReleasedAt(Struct, array_like=True, tag=41, gc=False):
+    """Target's shell to the source's: when the copy was released, for the report.
+
+    `at_ns` is of the monotonic clock of the machine and boot that `boot` names.
+    """
+
+    move: TransferId
+    boot: str
+    at_ns: int
+
+
 class Load(Struct, array_like=True, tag=40, gc=False):
     """A node's load figures, told to every neighbour on the link."""
 
@@ -264,6 +275,7 @@ Message: TypeAlias = (
     | NotHere
     | WaitProbe
     | MoveMessage
+    | ReleasedAt
     | Load
     | Ask
     | Answer

@@ -602,6 +602,8 @@ class TargetMove:
         """Take one event; see `SourceMove.handle`."""
         self.story.note(now_ms, event if not isinstance(event, Final) else "Final")
         phase = self.phase
+        if phase is TargetPhase.ENDED:
+            return []
         match event:
             case TimerFired():
                 return self._timer(now_ms)

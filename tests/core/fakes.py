@@ -1,0 +1,202 @@
+"""A port that writes down what a core does, and short ways to make what the tests need."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from migrate.core.actions import Action
+from migrate.core.delivery import Entry, Outgoing
+from migrate.core.directory import Row, RowState
+from migrate.core.events import Checked, Decoded, Encoded, SwapOutcome, SwapResult
+from migrate.core.incarnation import Incarnation
+from migrate.core.messages import (
+    CALL,
+    OK,
+    Activated,
+    Envelope,
+    Final,
+    Message,
+    Prepare,
+    Prepared,
+    Ready,
+)
+from migrate.core.move import MoveTimes
+from migrate.core.node import Core, CoreOptions
+
+A, B, C = "a@1", "b@1", "c@1"
+CLIENT = "client@1"
+SERVER = "srv"
+NOW = 1_000_000
+TIMES = MoveTimes(
+    repeat_ms=10, step_ms=100, quiesce_ms=100, reclaim_ms=100, confirm_ms=20, reserve_ms=500
+)
+
+
+class Port:
+    """Records; handlers answer at once with their method's name unless `busy`."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Message]] = []
+        self.resolved: list[tuple[object, int, Any]] = []
+        self.ran: list[str] = []
+        self.began: list[tuple[Incarnation, Entry]] = []
+        self.performed: list[Action] = []
+        self.looked: list[str] = []
+        self.senders: list[str] = []
+        self.later: deque[Incarnation] = deque()
+        self.ended: list[Incarnation] = []
+        self.busy = False
+
+    def send(self, node: str, message: Message) -> None:
+        self.sent.append((node, message))
+
+    def run(self, inc: Incarnation, entry: Entry) -> tuple[int, bytes | None, object] | None:
+        self.ran.append(entry.method)
+        self.began.append((inc, entry))
+        return None if self.busy else (OK, entry.method.encode(), None)
+
+    def resolve(self, token: object, status: int, payload: bytes | None, value: object) -> None:
+        self.resolved.append((token, status, payload if payload is not None else value))
+
+    def pack(self, args: object) -> bytes:
+        return repr(args).encode()
+
+    def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
+        return status, repr(value).encode()
+
+    def look_up(self, server: str) -> None:
+        self.looked.append(server)
+
+    def look_up_senders(self, servers: list[str]) -> None:
+        self.senders.extend(servers)
+
+    def wake_at(self, due_ms: int) -> None:
+        pass
+
+    def pump_later(self, inc: Incarnation) -> None:
+        self.later.append(inc)
+
+    def perform(self, transfer: str, incoming: bool, action: Action) -> None:
+        self.performed.append(action)
+
+    def stopped(self, inc: Incarnation) -> None:
+        self.ended.append(inc)
+
+    # -- for assertions
+
+    def take(self) -> list[tuple[str, Message]]:
+        """What was sent since the last time."""
+        sent, self.sent = self.sent, []
+        return sent
+
+    def of(self, kind: type[Message]) -> list[Any]:
+        """The messages of one kind that were sent, in order."""
+        return [message for _, message in self.sent if type(message) is kind]
+
+    def did(self, kind: type[Action]) -> list[Any]:
+        """The actions of one kind that were asked for, in order."""
+        return [action for action in self.performed if type(action) is kind]
+
+
+def core(node: str = A, **options: Any) -> tuple[Core, Port]:
+    """A core and its port."""
+    port = Port()
+    options.setdefault("move", TIMES)
+    return Core(node, port, CoreOptions(**options), NOW), port
+
+
+def row(server: str = SERVER, epoch: int = 1, owner: str = A, **more: Any) -> Row:
+    """An ACTIVE row, unless told otherwise."""
+    state = more.pop("state", RowState.ACTIVE)
+    transfer = more.pop("transfer", "spawned")
+    return Row(server, epoch, owner, state, transfer, "", "Cls", 1, **more)
+
+
+def host(
+    at: Core,
+    server: str = SERVER,
+    *,
+    limit: int = 100,
+    reentrant: bool = False,
+    timers: list[tuple[str, int]] | None = None,
+    now_ms: int = NOW,
+) -> Incarnation:
+    """A served server."""
+    own = row(server, owner=at.node)
+    inc = at.host(own, 1, limit, reentrant, object(), timers or [], now_ms)
+    at.started(server, now_ms)
+    return inc
+
+
+SESSION = f"{CLIENT}|{NOW}|1"
+
+
+def env(seq: int, method: str = "", kind: int = CALL, **more: Any) -> Envelope:
+    """An envelope of the client's one session."""
+    more.setdefault("acked_below", 1)
+    return Envelope(
+        more.pop("server", SERVER),
+        more.pop("session", SESSION),
+        seq,
+        more.pop("acked_below"),
+        kind,
+        method or f"m{seq}",
+        b"",
+        more.pop("timeout_ms", 0),
+        more.pop("reply_to", CLIENT),
+        **more,
+    )
+
+
+def out(
+    method: str = "m", kind: int = CALL, *, token: object = "token", **more: Any
+) -> Outgoing:
+    """A request of a sender."""
+    return Outgoing(
+        kind,
+        method,
+        b"",
+        None,
+        more.get("chain", ()),
+        more.get("deadline_ms", 0),
+        token,
+        more.get("run", ""),
+    )
+
+
+DONE = SwapOutcome.DONE
+TRANSFER = "t1"
+
+
+def frozen_move(at: Core, port: Port, now_ms: int = NOW) -> None:
+    """Carry a move of SERVER from this core to B as far as the freeze, state sent."""
+    at.move(SERVER, B, TRANSFER, False, "", now_ms)
+    at.receive(B, [Prepared(TRANSFER, 1)], now_ms)
+    assert at.freeze(TRANSFER, now_ms) is not None
+    at.move_event(TRANSFER, False, Encoded(b"state"), now_ms)
+
+
+def committed_move(at: Core, port: Port, now_ms: int = NOW) -> None:
+    """Further: the swap is done, the target is asked to serve."""
+    frozen_move(at, port, now_ms)
+    at.receive(B, [Ready(TRANSFER)], now_ms)
+    at.move_event(TRANSFER, False, SwapResult(DONE, None, 2), now_ms)
+
+
+def moved_away(at: Core, port: Port, now_ms: int = NOW) -> None:
+    """To the end: nothing of the server is left but where it went."""
+    committed_move(at, port, now_ms)
+    at.receive(B, [Activated(TRANSFER)], now_ms)
+
+
+def ready_target(at: Core, source: Core, now_ms: int = NOW) -> Incarnation:
+    """Carry an incoming move of SERVER from A as far as READY; `source` gives its state."""
+    record = source.export(source.hosted[SERVER], now_ms)
+    at.receive(A, [Prepare(TRANSFER, SERVER, 1, "Cls", 1, False, "")], now_ms)
+    at.move_event(TRANSFER, True, Checked(1), now_ms)
+    at.receive(A, [Final(TRANSFER, SERVER, 1, b"state")], now_ms)
+    inc = at.install(TRANSFER, record, object(), now_ms)
+    assert inc is not None
+    at.move_event(TRANSFER, True, Decoded(), now_ms)
+    return inc
