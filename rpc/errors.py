@@ -12,6 +12,8 @@ from typing import Any
 
 def _rebuild(kind: type[RpcError], message: str, state: dict[str, Any]) -> RpcError:
     error = kind.__new__(kind, message)
+    # An OSError, which a time-out is, sets these in its __init__ only.
+    error.args = (message,)
     error.__dict__.update(state)
     return error
 

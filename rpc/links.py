@@ -44,7 +44,7 @@ from rpc.grpc_channel import GrpcTransport
 from rpc.handshake import PeerInfo
 from rpc.memory_channel import SCHEME, MemoryTransport
 
-__all__ = ["LinkHandler", "LinkOptions", "Links", "PeerInfo", "Verdict", "incoming_verdict"]
+__all__ = ["LinkHandler", "LinkOptions", "Links", "PeerInfo", "Verdict", "ask", "incoming_verdict"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,9 @@ def incoming_verdict(
         return Verdict.REFUSE
     return Verdict.ACCEPT
 
+
+_STOP_GRACE_S: Final = 0.5
+"""For connections that are not links: half a handshake, or another service's requests."""
 
 _CLOSING: Final = b"\x01"
 _HANG_UP: Final = b"\x02"
@@ -386,11 +389,15 @@ class _Link:
         self.go_down(cause)
         self._channel.abort()
 
-    async def end(self, reason: bytes) -> None:
-        """Send what is queued and a goodbye, within `close_timeout_s`; then end."""
+    def finish(self, reason: bytes) -> None:
+        """Take no more messages; send what is queued, then a goodbye."""
         if not self._finishing:
             self._finishing = True
             self._control(frames.GOODBYE, reason)
+
+    async def end(self, reason: bytes) -> None:
+        """Finish within `close_timeout_s`; then end whatever is left."""
+        self.finish(reason)
         await asyncio.wait([self.ended], timeout=self._options.close_timeout_s)
         if not self.ended.done():
             self._channel.abort()
@@ -671,6 +678,8 @@ class Links:
                 self._stop_dial(dial)
         link = self._up.get(peer_id)
         if link is not None:
+            # Finishing comes first: a link that is down without it just ends.
+            link.finish(_HANG_UP)
             link.go_down("hung up here")
             self._spawn(link.end(_HANG_UP))
 
@@ -689,7 +698,8 @@ class Links:
             await asyncio.gather(*ends)
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
-            await listener.close(0 if not self._accepting else 0.1)
+            # Without this grace gRPC logs the end of each idle connection as an error.
+            await listener.close(_STOP_GRACE_S)
         for task in list(self._tasks):
             task.cancel()
         while self._tasks:
@@ -1047,8 +1057,7 @@ class Links:
     ) -> tuple[PeerInfo, tuple[frames.Outbox, frames.Inbox, bytes]]:
         address = dial.address
         nonce, info = auth.new_nonce(), self.me.to_bytes()
-        await channel.write([handshake.hello(nonce, info)])
-        frame = await _some(channel)
+        frame = await ask(channel, [handshake.hello(nonce, info)])
         their_nonce, their_info, peer, proof = handshake.read_challenge(frame, address)
         handshake.check_versions(self.me, peer, address)
         transcript = auth.Transcript(nonce, their_nonce, info, their_info)
@@ -1078,8 +1087,7 @@ class Links:
         parts = outbox.take()
         if parts is None:
             raise AssertionError("a proof was queued just before")
-        await channel.write(parts)
-        frame = await _some(channel)
+        frame = await ask(channel, parts)
         if frames.is_plain(frame):
             kind, payload = frames.open_plain(frame)
             if kind == frames.REFUSAL:
@@ -1106,6 +1114,31 @@ async def _some(channel: Channel) -> bytes | memoryview:
             f"{channel.address} ended the connection during the handshake", address=channel.address
         )
     return frame
+
+
+async def ask(channel: Channel, parts: Sequence[bytes | memoryview]) -> bytes | memoryview:
+    """Send one frame and receive one.
+
+    The read is begun before the write: a side that refuses at once ends the
+    connection, and gRPC then fails the write and forgets what had arrived
+    unless somebody was already waiting for it.
+
+    Raises:
+        RpcError: As the read says, since it knows why a write failed.
+    """
+    reading = asyncio.ensure_future(_some(channel))
+    try:
+        # Let the read begin.
+        await asyncio.sleep(0)
+        with contextlib.suppress(RpcError):
+            await channel.write(parts)
+        return await reading
+    finally:
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.exception()  # Looked at, even if a cancelling got in between.
 
 
 def _is_final(error: RpcError) -> bool:
