@@ -94,6 +94,7 @@ class LocalCluster:
         nodes: The processes, in the order of their names.
         client: A connected client.
         directory: URL of the directory.
+        secret_file: The cluster secret, for further nodes and clients.
     """
 
     def __init__(
@@ -118,13 +119,14 @@ class LocalCluster:
         self._folder: Path | None = None
         self._given = directory
         self.directory = directory or ""
+        self.secret_file = Path()
         self.nodes: list[NodeProcess] = []
         self.client: Client
 
     async def __aenter__(self) -> Self:
         folder = self._folder = Path(tempfile.mkdtemp(prefix="livemigrate-"))
         self.directory = self._given or f"sqlite:///{folder / 'cluster.db'}"
-        self._secret = Path(self._env.get("LIVEMIGRATE_SECRET_FILE", folder / "cluster.secret"))
+        self.secret_file = Path(self._env.get("LIVEMIGRATE_SECRET_FILE", folder / "cluster.secret"))
         try:
             started = await asyncio.gather(
                 *(self._start(name) for name in self._names), return_exceptions=True
@@ -134,7 +136,7 @@ class LocalCluster:
                 if isinstance(node, BaseException):
                     raise node
             self.client = connect(
-                self.nodes[0].address, options=self._options, secret_file=self._secret
+                self.nodes[0].address, options=self._options, secret_file=self.secret_file
             )
             await self.client.__aenter__()
         except BaseException:
@@ -182,7 +184,7 @@ class LocalCluster:
             **os.environ,
             **self._env,
             **(env or {}),
-            "LIVEMIGRATE_SECRET_FILE": str(self._secret),
+            "LIVEMIGRATE_SECRET_FILE": str(self.secret_file),
             # The nodes import what this process can import, from the same places.
             "PYTHONPATH": _import_path(),
         }
