@@ -30,13 +30,13 @@ from migrate.core.actions import (
     Action,
     CheckClass,
     DecodeState,
-    DropCopy,
     EncodeState,
     Finish,
     GoLive,
     Point,
     Reach,
     ReadRow,
+    Release,
     Result,
     Resume,
     SwapRow,
@@ -72,6 +72,7 @@ from migrate.core.messages import (
     STOPPED,
     TIMED_OUT,
     Message,
+    ReleasedAt,
 )
 from migrate.core.move import MoveTimes
 from migrate.core.node import Core, CoreOptions
@@ -107,6 +108,7 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.host import Host, Hosted
+from migrate.shell.machine import boot_id
 from migrate.shell.peers import Peers
 from migrate.shell.pending import Pending
 from migrate.shell.scope import Scope
@@ -156,7 +158,8 @@ class DirectoryRows:
         key = SERVER_KEY + row.server
         try:
             put = Put(key, wire.encode_row(row))
-            txn = await self.directory.txn([Compare(key, rev)], [put], [])
+            # A power cut ends every server of this host with its row: nothing to be durable for.
+            txn = await self.directory.txn([Compare(key, rev)], [put], [], durable=False)
         except OutcomeUnknown as error:
             return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
         except DirectoryUnavailable as error:
@@ -180,6 +183,7 @@ class MoveWatch:
     target: NodeId
     started_s: float
     quiesced_s: float = 0.0
+    released_s: float = 0.0
     bytes_sent: int = 0
     error: BaseException | None = None
     copy: Incarnation | None = None
@@ -569,6 +573,8 @@ class Driver:
     def received(self, node: NodeId, messages: list[Message]) -> list[Message]:
         """Take the messages of one frame; returns those that are not the core's."""
         rest = self.core.receive(node, messages, self.now_ms())
+        if rest and self._moves:
+            rest = [message for message in rest if not self._take_release(message)]
         if self._todo:
             self._do_now()
         self.flush_soon()
@@ -631,11 +637,22 @@ class Driver:
                     host.departed = False
             case Finish():
                 if not incoming:
-                    self._finished(transfer, action)
-            case DropCopy():
-                pass  # the core has forgotten it; the object goes with its last reference
+                    # After what else came in the same frame: the time of the release.
+                    self._soon(lambda: self._finished(transfer, action))
+            case Release():
+                at = ReleasedAt(transfer, boot_id(), time.monotonic_ns())
+                self.send(self.core.moves_in[transfer].source, at)
             case _:
-                pass  # Release: the core has let everything out
+                pass  # DropCopy: the object goes with its last reference
+
+    def _take_release(self, message: Message) -> bool:
+        """Note when a target let out what it held back, if it shares this machine's clock."""
+        if not isinstance(message, ReleasedAt):
+            return False
+        watch = self._moves.get(message.move)
+        if watch is not None and message.boot == boot_id():
+            watch.released_s = message.at_ns / 1e9
+        return True
 
     def _event(self, transfer: TransferId, incoming: bool, event: Any) -> None:
         self.core.move_event(transfer, incoming, event, self.now_ms())
@@ -758,6 +775,11 @@ class Driver:
         match action.result:
             case Result.MOVED:
                 now = time.monotonic()
+                # What the target's clock says where it is ours too; else when we heard of it,
+                # which is up to half a round trip later.
+                released = watch.released_s
+                if not watch.quiesced_s <= released <= now:
+                    released = now
                 copy = watch.copy
                 to = copy.forwarding_to if copy is not None else None
                 watch.future.set_result(
@@ -765,7 +787,7 @@ class Driver:
                         source=source,
                         target=target,
                         epoch=to[1] if to is not None else 0,
-                        downtime_s=now - watch.quiesced_s,
+                        downtime_s=released - watch.quiesced_s,
                         total_s=now - watch.started_s,
                         bytes_sent=watch.bytes_sent,
                         rounds=1,

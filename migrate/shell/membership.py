@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -35,6 +33,7 @@ from migrate.shell.directories.base import (
     OutcomeUnknown,
     Put,
 )
+from migrate.shell.machine import boot_id
 
 log: Final = logging.getLogger("migrate")
 
@@ -62,15 +61,6 @@ class NodeRow(msgspec.Struct, frozen=True, array_like=True):
 
 
 _node_row: Final = msgspec.msgpack.Decoder(NodeRow)
-
-
-@functools.cache
-def boot_id() -> str:
-    """Names this boot of this machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"{psutil.boot_time():.0f}"
 
 
 def process_started(pid: int) -> float:

@@ -238,6 +238,8 @@ class Directory(ABC):
         puts: Sequence[Put],
         deletes: Sequence[str],
         reads: Sequence[str] = (),
+        *,
+        durable: bool = True,
     ) -> Txn:
         """Change several keys at once, if others are as expected.
 
@@ -246,6 +248,8 @@ class Directory(ABC):
             puts: Keys to write. A key may be changed only once.
             deletes: Keys to delete; an absent one is not an error.
             reads: Keys to return.
+            durable: False: it need not survive a power cut, which ends whatever the rows are
+                about; it survives the death of any process all the same. A home may ignore it.
 
         Returns:
             Whether it was done, at which revision, and what was read. When it returns, the

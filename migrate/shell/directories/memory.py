@@ -232,6 +232,8 @@ class MemoryDirectory(Directory):
         puts: Sequence[Put],
         deletes: Sequence[str],
         reads: Sequence[str] = (),
+        *,
+        durable: bool = True,
     ) -> Txn:
         check_txn(compares, puts, deletes, reads)
         store = await self._turn()

@@ -2,9 +2,10 @@
 
 **Where the truth is.** Entries, leases and a log of all changes are tables of one file in WAL
 mode with `synchronous=FULL`: what was acknowledged survives a power cut. (NORMAL does not sync at
-commit, so an epoch that was already used could be issued twice.) Watches read the log from the
-last revision they saw. Everything else only says when to look: the thread's own commits, a
-datagram from other processes (`hints`), and `PRAGMA data_version` every 100 ms.
+commit, so an epoch that was already used could be issued twice. Only a transaction whose caller
+says that a power cut ends what its rows are about is committed with NORMAL.) Watches read the log
+from the last revision they saw. Everything else only says when to look: the thread's own commits,
+a datagram from other processes (`hints`), and `PRAGMA data_version` every 100 ms.
 
 **Who does what.** All SQLite calls are made by one thread with one connection, the engine. The
 event loop puts requests into its inbox; the engine takes all that wait there, answers the reads
@@ -188,6 +189,7 @@ class _Txn(_Request):
     puts: Sequence[Put]
     deletes: Sequence[str]
     reads: Sequence[str]
+    durable: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -262,6 +264,7 @@ class _Engine:
         self._file: tuple[int, int] = (0, 0)
         self._reads: list[_Read] = []
         self._writes: deque[_Write] = deque()
+        self._synced = True
         self._in_hand: list[_Write] = []
         self._watches: list[_Watch] = []
         self._answers: list[tuple[asyncio.Future[Any], object, BaseException | None]] = []
@@ -401,6 +404,7 @@ class _Engine:
         # Reads are answered before the writes that came with them wait for the disk.
         self._flush()
         self._serve_writes()
+        self._flush()
         self._serve_watches()
         self._flush()
         if time.monotonic() >= self._poll_at_s:
@@ -872,6 +876,7 @@ class _Engine:
         committing = False
         try:
             self._check_file()
+            self._sync(any(not isinstance(write, _Txn) or write.durable for write in group))
             self._sql("BEGIN IMMEDIATE")
             state = self._begin_state()
             before_rev = state.rev
@@ -929,6 +934,16 @@ class _Engine:
             self._sql("UPDATE clock SET id = ?, offset_s = ?", clock_id, offset_s)
         self._clock = (clock_id, offset_s)
         return _State(last >> _SEQ_BITS, bytes_sum, self._now_s(), lease_next_s)
+
+    def _sync(self, durable: bool) -> None:
+        """Choose whether the next commit waits for the disk; NORMAL leaves that to a later one.
+
+        What is not synced is still in the file for every other process, and what follows it in
+        the log is never durable without it.
+        """
+        if durable is not self._synced:
+            self._sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._synced = durable
 
     def _commit(self) -> None:
         self._sql("COMMIT")
@@ -1219,6 +1234,8 @@ class SqliteDirectory(Directory):
         puts: Sequence[Put],
         deletes: Sequence[str],
         reads: Sequence[str] = (),
+        *,
+        durable: bool = True,
     ) -> Txn:
         check_txn(compares, puts, deletes, reads)
         engine = self._running()
@@ -1230,6 +1247,7 @@ class SqliteDirectory(Directory):
                 tuple(puts),
                 tuple(deletes),
                 tuple(reads),
+                durable,
             )
         )
         return done
