@@ -41,7 +41,8 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.driver import NAME_KEY, SERVER_KEY, DirectoryRows
-from migrate.shell.host import Hosted
+from migrate.shell.gateway import Gateway
+from migrate.shell.host import Hosted, open_methods
 from migrate.shell.load import INTERVAL_S, Meter
 from migrate.shell.membership import Membership, NodeRow, describe
 from rpc.errors import RpcError
@@ -68,6 +69,10 @@ class Node(Peer):
             `memory://NAME` by those of a process; None: one of its own.
         options: Tunables and limits.
         secret_file: The cluster secret; None: the user's own, made if it is not there.
+        spawnable: Classes that may be spawned from outside, through the public gRPC API: as
+            such, or as "module:Class". Its own callers and other nodes may spawn any.
+        token_file: The token of the public gRPC API; None: beside the cluster secret, made if
+            it is not there.
 
     Closing it stops the servers that it still owns (`on_stop` runs); drain it first to keep
     them. Leaving the context waits for that.
@@ -81,8 +86,11 @@ class Node(Peer):
         *,
         options: NodeOptions | None = None,
         secret_file: str | os.PathLike[str] | None = None,
+        spawnable: Sequence[str | type] = (),
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__("node", name, options, secret_file)
+        self._gateway = Gateway(self, spawnable, token_file, self._secret_file)
         try:
             self._directory = open_directory(directory)
         except ValueError as error:
@@ -95,7 +103,7 @@ class Node(Peer):
         self._cordoned = False
         self._draining = False
         self._stops: dict[ServerId, asyncio.Future[None]] = {}
-        self._services: list[Callable[[grpc.aio.Server], None]] = []
+        self._services: list[Callable[[grpc.aio.Server], None]] = [self._gateway.add_to]
         self._spawned: dict[str, asyncio.Future[Row]] = {}
 
     # ------------------------------------------------------------------ life
@@ -122,9 +130,10 @@ class Node(Peer):
 
         Raises:
             UsageError: A living node has the name, or the address cannot be listened on.
-            AuthError: The cluster secret cannot be read.
+            AuthError: The cluster secret or the token of the public API cannot be read.
             MigrateError: The directory cannot be opened.
         """
+        self._gateway.load_token()
         try:
             await self._directory.start()
         except DirectoryError as error:
@@ -153,11 +162,13 @@ class Node(Peer):
             raise
         self._driver.host.open()
         self._driver.task(self._measure(), "load")
+        self._gateway.open()
 
     async def close(self) -> None:
         """Stop what is still here, leave the cluster, release everything. Repeatable."""
         if self._state != "open":
             return
+        self._gateway.close()
         core = self._driver.core
         core.refuse_moves = f"node {self._name} is closing"
         self._draining = True
@@ -292,6 +303,9 @@ class Node(Peer):
                 return self._server_info(self._owned(*args))
             case "servers":
                 return [self._server_info(i) for i in self._driver.core.hosted.values()]
+            case "open_methods":
+                host: Hosted = self._owned(*args).host  # type: ignore[assignment]
+                return host.spec.cls_name, open_methods(host.spec)
             case "node":
                 return self._node_info()
             case "cordon":
