@@ -440,7 +440,8 @@ def test_a_directory_can_be_closed_while_it_waits_behind_a_stopped_holder(
 
 def test_closing_does_the_writes_that_were_asked_before(path: Path) -> None:
     async def main() -> None:
-        directory = SqliteDirectory(path)
+        # A patience that no slow disk exhausts: what is shown is that nothing is left out.
+        directory = SqliteDirectory(path, patience_s=60)
         await directory.start()
         # More than fit in one transaction.
         tasks = [asyncio.create_task(put(directory, f"k{i}")) for i in range(1300)]
