@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from typing import Any, Final
@@ -52,6 +53,14 @@ def find(name: str) -> ServerSpec:
     spec = spec_of(obj)
     _specs[name] = spec
     return spec
+
+
+@dataclasses.dataclass(slots=True)
+class Bare:
+    """A server's class and bare state, on the way to a node that has a newer version."""
+
+    cls: type
+    state: Any
 
 
 def upgraded(cls: Any, state: Any, from_version: int) -> Any:

@@ -748,10 +748,11 @@ class Driver:
         version: int,
     ) -> Encoded:
         if version == host.spec.version:
-            body = serializers.dumps((None, obj))
+            # Alone, so that the path in an error begins at the server.
+            body = serializers.dumps(obj)
         else:
             # The target has a newer class: it gets the bare state, for its `upgrade`.
-            body = serializers.dumps((type(obj), obj.__getstate__()))
+            body = serializers.dumps(classes.Bare(type(obj), obj.__getstate__()))
         state = classes.join(wire.encode_state(record), body)
         host.state_bytes = len(state)
         watch = self._moves.get(transfer)
@@ -882,12 +883,11 @@ class Driver:
     def _load(self, transfer: TransferId, state: bytes) -> Any:
         head, body = classes.split(state)
         record = wire.decode_state(head)
-        cls, value = wire.unpack(body, self)
-        obj = value
-        if cls is not None:
+        obj = wire.unpack(body, self)
+        if type(obj) is classes.Bare:
             target = self.core.moves_in.get(transfer)
             from_version = target.prepare.version if target is not None else 0
-            obj = classes.upgraded(cls, value, from_version)
+            obj = classes.upgraded(obj.cls, obj.state, from_version)
         return obj, record
 
     def _install(self, transfer: TransferId, loaded: Any, size: int) -> Any:
