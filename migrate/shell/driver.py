@@ -112,6 +112,7 @@ from migrate.shell.machine import boot_id
 from migrate.shell.peers import Peers
 from migrate.shell.pending import Pending
 from migrate.shell.scope import Scope
+from rpc.frames import MESSAGE_BYTES_MAX
 from serializers.errors import NotSerializable, SerializerError
 
 log: Final = logging.getLogger("migrate")
@@ -125,6 +126,9 @@ unknown one in a thread. Source: pickling runs at about 67 MiB/s here."""
 BURST_MAX: Final = 128
 """Requests that may be answered on the caller's own stack before the loop gets a turn: under a
 millisecond of handlers that only count."""
+
+STATE_BYTES_MAX: Final = MESSAGE_BYTES_MAX - (1 << 20)
+"""A state leaves in one message of the link; the rest is room for what is around it."""
 
 SERVER_KEY: Final = "server/"
 NAME_KEY: Final = "name/"
@@ -364,6 +368,9 @@ class Driver:
                     live = wire.isolate(live, self)
             else:
                 payload = wire.pack_args(args, kwargs)
+                if len(payload) > self.options.message_bytes_max:
+                    pending.set_exception(_too_large(len(payload), self.options, server, method))
+                    return pending
                 if server not in core.routes and ref._node_hint and "@" in ref._node_hint:
                     core.route_hint(server, ref._node_hint, ref._epoch_hint)
         except SerializerError as error:
@@ -754,6 +761,10 @@ class Driver:
             # The target has a newer class: it gets the bare state, for its `upgrade`.
             body = serializers.dumps(classes.Bare(type(obj), obj.__getstate__()))
         state = classes.join(wire.encode_state(record), body)
+        if len(state) > STATE_BYTES_MAX:
+            raise UsageError(
+                f"the state has {len(state)} bytes; up to {STATE_BYTES_MAX} can be moved"
+            )
         host.state_bytes = len(state)
         watch = self._moves.get(transfer)
         if watch is not None:
@@ -881,6 +892,9 @@ class Driver:
             return DecodeFailed(f"{wire.exception_name(error)}: {error}")
 
     def _load(self, transfer: TransferId, state: bytes) -> Any:
+        limit = self.options.state_bytes_max
+        if len(state) > limit:
+            raise UsageError(f"the state has {len(state)} bytes; state_bytes_max there is {limit}")
         head, body = classes.split(state)
         record = wire.decode_state(head)
         obj = wire.unpack(body, self)
@@ -985,6 +999,14 @@ class FailPoints:
         if pid == os.getpid():
             flush()
         os.kill(pid, number)
+
+
+def _too_large(size: int, options: NodeOptions, server: ServerId, method: str) -> UsageError:
+    return UsageError(
+        f"the arguments of {method!r} take {size} bytes; message_bytes_max is "
+        f"{options.message_bytes_max}: pass less, or raise it",
+        server=server,
+    )
 
 
 def _raise_in(pending: Pending, error: BaseException) -> None:

@@ -263,7 +263,12 @@ class Host:
         """See `Port.pack_result`."""
         if status == OK:
             try:
-                return OK, wire.pack_value(value)
+                payload = wire.pack_value(value)
+                limit = self.driver.options.message_bytes_max
+                if len(payload) <= limit:
+                    return OK, payload
+                size = f"it takes {len(payload)} bytes, and message_bytes_max is {limit}"
+                value = _unpackable_result(ValueError(size))
             except (SerializerError, Exception) as error:
                 value = _unpackable_result(error)
         assert isinstance(value, BaseException)

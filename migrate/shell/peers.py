@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from migrate.core.ids import NodeId
+from migrate.core.ids import NodeId, node_name
 from migrate.core.messages import Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
 from migrate.shell import wire
+from rpc.errors import MessageTooLarge
 
 if TYPE_CHECKING:
     from rpc.links import Links
+
+log: Final = logging.getLogger("migrate")
 
 BULK_BYTES: Final = 64 << 10
 """A message with a payload this large goes as bulk: about a quarter of a chunk, so that small
@@ -117,16 +121,23 @@ class Peers:
         for message in box:
             if isinstance(message, FinalMessage):
                 data = wire.encode_messages([message])
-                self.links.send(node, data, bulk=True)
+                self._put(node, data, bulk=True)
                 if self.final_half_sent is not None:
                     self._watch_half(node, len(data) // 2, self.final_half_sent)
             elif isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES:
-                self.links.send(node, wire.encode_messages([message]), bulk=True)
+                self._put(node, wire.encode_messages([message]), bulk=True)
             else:
                 small.append(message)
         for start in range(0, len(small), FRAME_MESSAGES_MAX):
             part = small[start : start + FRAME_MESSAGES_MAX]
-            self.links.send(node, wire.encode_messages(part))
+            self._put(node, wire.encode_messages(part))
+
+    def _put(self, node: NodeId, data: bytes, bulk: bool = False) -> None:
+        try:
+            self.links.send(node, data, bulk)
+        except MessageTooLarge as error:
+            # What users make is bounded before; whatever this is, the others must still leave.
+            log.error("a message to %s cannot be sent: %s", node_name(node), error)
 
     def _watch_half(self, node: NodeId, left_max: int, tell: Callable[[], None]) -> None:
         """Look at every turn of the loop, in tests only, how much is still queued."""
