@@ -139,7 +139,13 @@ class Peer(abc.ABC):
             self._peers.final_half_sent = lambda: self._driver.reach(Point.FINAL_HALF_SENT)
         self._driver.attach(self._peers)
         self._asks = Asks(
-            self._id, self._driver, self._peers.send, self._serve, loop, self._driver.context
+            self._id,
+            self._driver,
+            self._peers.send,
+            self._serve,
+            lambda node: links.is_up(node) or self._address_of(node) is not None,
+            loop,
+            self._driver.context,
         )
         self._state = "open"
         runtime_opened(self._driver)

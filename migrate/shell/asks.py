@@ -35,6 +35,9 @@ READS: Final = frozenset({"row", "named", "least_loaded", "nodes", "row_changes"
 REPEAT_S: Final = 2.0
 """Wait before an ask is sent again; links are reliable while they are up."""
 
+FIRST_S: Final = 0.5
+"""After this long without an answer it is asked whether the node is there at all."""
+
 ANSWERS_MAX: Final = 10_000
 """Answers kept for repeats, oldest dropped first."""
 
@@ -48,9 +51,11 @@ class Asks:
         runtime: Runtime,
         send: Callable[[NodeId, Message], None],
         serve: Callable[[NodeId, str, tuple[Any, ...]], Awaitable[Any]],
+        known: Callable[[NodeId], bool],
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context,
     ) -> None:
+        self._known = known
         self._me = me
         self._runtime = runtime
         self._send = send
@@ -80,10 +85,16 @@ class Asks:
         self._send(node, ask)
         try:
             async with asyncio.timeout(timeout_s):
+                wait_s = FIRST_S
                 while True:
-                    done, _ = await asyncio.wait([future], timeout=REPEAT_S)
+                    done, _ = await asyncio.wait([future], timeout=wait_s)
                     if done:
                         return future.result()
+                    if not self._known(node):
+                        # It was gone before the ask was made, so its death is no news.
+                        self.dead(node)
+                        continue
+                    wait_s = REPEAT_S
                     self._send(node, ask)
         except TimeoutError as error:
             if future.done():
