@@ -700,6 +700,9 @@ class Links:
         for listener in listeners:
             # Without this grace gRPC logs the end of each idle connection as an error.
             await listener.close(_STOP_GRACE_S)
+        if self._tasks:
+            # They were cancelled above, and a second time would cut their cleaning up.
+            await asyncio.wait(list(self._tasks), timeout=self.options.close_timeout_s)
         for task in list(self._tasks):
             task.cancel()
         while self._tasks:
@@ -1127,6 +1130,8 @@ async def ask(channel: Channel, parts: Sequence[bytes | memoryview]) -> bytes | 
         RpcError: As the read says, since it knows why a write failed.
     """
     reading = asyncio.ensure_future(_some(channel))
+    # Looked at in any case, also if a cancelling keeps it from being awaited.
+    reading.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         # Let the read begin.
         await asyncio.sleep(0)
@@ -1137,8 +1142,6 @@ async def ask(channel: Channel, parts: Sequence[bytes | memoryview]) -> bytes | 
         if not reading.done():
             reading.cancel()
             await asyncio.wait([reading])
-        if not reading.cancelled():
-            reading.exception()  # Looked at, even if a cancelling got in between.
 
 
 def _is_final(error: RpcError) -> bool:
