@@ -343,7 +343,7 @@ def test_s18_a_source_killed_when_its_forwarding_address_has_expired_is_not_miss
         ) as cluster:
             on_source = migrate.SpawnOptions(name="hits", on="source")
             s = Scene(cluster, await cluster.client.spawn(Counter, options=on_source))
-            sleepy = migrate.connect(cluster.node("by").address, secret_file=cluster._secret)
+            sleepy = migrate.connect(cluster.node("by").address, secret_file=cluster.secret_file)
             async with sleepy:
                 late = s.ref._bound_to(sleepy._driver)
                 assert await late.incr() == 1
@@ -355,7 +355,9 @@ def test_s18_a_source_killed_when_its_forwarding_address_has_expired_is_not_miss
     run(body())
 
 
-@pytest.mark.parametrize("text", ["nowhere=kill", "ready=maim", "ready", "ready=kill:", "ready=kill:x"])
+@pytest.mark.parametrize(
+    "text", ["nowhere=kill", "ready=maim", "ready", "ready=kill:", "ready=kill:x"]
+)
 def test_a_fail_point_that_does_not_exist_is_refused(text: str):
     from migrate.shell.driver import FailPoints
 

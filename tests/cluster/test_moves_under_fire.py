@@ -32,7 +32,7 @@ async def fire_at_processes(moves: int) -> Fire:
         refs = []
         for n in range(CALLERS):
             caller = migrate.connect(
-                cluster.nodes[n % 2].address, secret_file=cluster._secret, name=f"caller{n}"
+                cluster.nodes[n % 2].address, secret_file=cluster.secret_file, name=f"caller{n}"
             )
             await stack.enter_async_context(caller)
             refs.append(await _same(caller, ref))
