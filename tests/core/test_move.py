@@ -57,7 +57,6 @@ from migrate.core.messages import (
     Released,
 )
 from migrate.core.move import SourceMove, SourcePhase, TargetMove, TargetPhase, answer_unknown
-
 from tests.core.fakes import SERVER, TIMES, A, B, row
 
 T = "t1"
