@@ -14,7 +14,7 @@ import migrate
 from migrate.cluster import NodeProcess
 from migrate.core.actions import Point
 from tests.cluster.fire import Calls, keep_calling
-from tests.migrate.clusters import failure_of, run, until
+from tests.migrate.clusters import eventually, failure_of, run, until
 from tests.migrate.servers import Counter, Large
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster_secret")]
@@ -373,52 +373,58 @@ async def asleep(node: NodeProcess) -> None:
 
 
 async def served_by(s: Scene, name: str) -> None:
-    await eventually(s, lambda info: info.node == name)
+    async def holds() -> bool:
+        try:
+            return (await s.where()).node == name
+        except migrate.MigrateError:
+            return False  # Between the death of one node and the other's activation.
 
-
-async def eventually(s: Scene, holds: Any) -> None:
-    async with asyncio.timeout(20.0):
-        while True:
-            with contextlib.suppress(migrate.MigrateError):
-                if holds(await s.where()):
-                    return
-            await asyncio.sleep(0.02)
+    await eventually(holds)
 
 
 async def settled(s: Scene) -> None:
     """Wait until the server is served or lost."""
-    async with asyncio.timeout(20.0):
-        while True:
-            try:
-                await s.where()
-                return
-            except (migrate.ServerLost, migrate.ServerNotFound):
-                return
-            except migrate.MigrateError:
-                await asyncio.sleep(0.02)
+
+    async def holds() -> bool:
+        try:
+            await s.where()
+        except (migrate.ServerLost, migrate.ServerNotFound):
+            return True
+        except migrate.MigrateError:
+            return False
+        return True
+
+    await eventually(holds)
 
 
 async def name_is_free(s: Scene) -> None:
-    async with asyncio.timeout(20.0):
-        with contextlib.suppress(migrate.ServerNotFound):
-            while True:
-                await s.client.whereis("hits")
-                await asyncio.sleep(0.02)
+    async def holds() -> bool:
+        try:
+            await s.client.whereis("hits")
+        except migrate.ServerNotFound:
+            return True
+        return False
+
+    await eventually(holds)
 
 
 async def hosts_nothing(s: Scene, name: str) -> None:
     node = await s.client._node_named(name)
-    async with asyncio.timeout(20.0):
-        while await s.client._asks.ask(node, "servers", timeout_s=10.0):
-            await asyncio.sleep(0.02)
+
+    async def holds() -> bool:
+        return not await s.client._asks.ask(node, "servers", timeout_s=10.0)
+
+    await eventually(holds)
 
 
 async def moved_again(s: Scene, to: str) -> None:
     """Move the server to a node that may still be busy with forgetting the former move."""
-    async with asyncio.timeout(20.0):
-        while True:
-            try:
-                await s.client.migrate(s.ref, to=to)
-                return
-            except (migrate.TargetRefused, migrate.MoveRolledBack):
-                await asyncio.sleep(0.05)
+
+    async def holds() -> bool:
+        try:
+            await s.client.migrate(s.ref, to=to)
+        except (migrate.TargetRefused, migrate.MoveRolledBack):
+            return False
+        return True
+
+    await eventually(holds)

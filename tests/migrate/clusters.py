@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import migrate
@@ -79,6 +79,17 @@ async def until(holds: Callable[[], bool], bound_s: float = 20.0) -> None:
     async with asyncio.timeout(bound_s):
         while not holds():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], bound_s: float = 20.0) -> None:
+    """Ask until the answer is yes, where nobody tells.
+
+    Raises:
+        TimeoutError: It never was.
+    """
+    async with asyncio.timeout(bound_s):
+        while not await holds():  # noqa: ASYNC110 - the answer is on another node
+            await asyncio.sleep(0.01)
 
 
 def break_links(peer: Any) -> int:
