@@ -41,7 +41,7 @@ from migrate.core.actions import (
     Resume,
     SwapRow,
 )
-from migrate.core.delivery import Entry, Outgoing, SendSession
+from migrate.core.delivery import Outgoing, SendSession
 from migrate.core.directory import Row
 from migrate.core.events import (
     Checked,
@@ -224,8 +224,9 @@ class Driver:
         self._default_ms = (
             0 if options.call_timeout_s is None else int(options.call_timeout_s * 1000)
         )
-        self._warn_s = options.hold_warn_ms / 1000
-        self.host = Host(self, options.blocking_threads_max)
+        self.host = Host(self, options.blocking_threads_max, options.hold_warn_ms / 1000)
+        # `Port.run`, bound once: it is on the per-message path.
+        self.run = self.host.run
         self.core = Core(node, self, core_options(options), self.now_ms())
 
     def attach(self, peers: Peers) -> None:
@@ -234,7 +235,7 @@ class Driver:
         self.send = peers.send
         self.flush = peers.flush
         self.flush_soon = peers.flush_soon
-        self.linger = peers.linger
+        self.peers = peers
 
     # ------------------------------------------------------------------ time and tasks
 
@@ -394,22 +395,6 @@ class Driver:
         self.core.cancel(session, out, self.now_ms())
 
     # ------------------------------------------------------------------ Port
-
-    def run(self, inc: Incarnation, entry: Entry) -> tuple[int, bytes | None, object] | None:
-        """See `Port.run`; a plain handler that holds the loop for long is named."""
-        begun = time.monotonic()
-        done = self.host.run(inc, entry)
-        took = time.monotonic() - begun
-        if took > self._warn_s:
-            log.warning(
-                "%s.%s held the loop of node %s for %.0f ms; everything on it waited. Make it "
-                "`async def`, or `@migrate.blocking`",
-                inc.row.cls,
-                entry.method,
-                node_name(self.node),
-                took * 1000,
-            )
-        return done
 
     def resolve(self, token: object, status: int, payload: bytes | None, value: object) -> None:
         """See `Port.resolve`."""

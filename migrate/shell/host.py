@@ -13,9 +13,11 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from migrate.core.delivery import Entry
+from migrate.core.ids import node_name
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import ERROR, OK
 from migrate.errors import AuthError, Outcome, UsageError
@@ -110,11 +112,12 @@ class Hosted:
 class Host:
     """All hosted servers of one node."""
 
-    def __init__(self, driver: Driver, threads_max: int) -> None:
+    def __init__(self, driver: Driver, threads_max: int, warn_s: float) -> None:
         self.driver = driver
+        self._warn_s = warn_s
         self.loop = driver.loop
         self.threads = ThreadPoolExecutor(threads_max, thread_name_prefix="migrate-blocking")
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any] | None] = set()
         self._factory: Any = None
 
     # -- tasks of handlers
@@ -157,7 +160,7 @@ class Host:
         """Cancel what still runs, and wait until it has ended."""
         if self._factory is not None and self.loop.get_task_factory() is self._factory:
             self.loop.set_task_factory(self._previous)
-        running = [*self._tasks]
+        running = [task for task in self._tasks if task is not None]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -176,7 +179,10 @@ class Host:
             if args is None:
                 args = wire.unpack(entry.payload, self.driver) if entry.payload else NO_ARGS
             if kind == PLAIN_DEF:
+                begun = monotonic()
                 value = function(*args[0], **args[1])
+                if monotonic() - begun > self._warn_s:
+                    self._warn(inc, entry, monotonic() - begun)
                 if type(value) in wire.PLAIN or not isinstance(value, Awaitable):
                     return OK, None, value
                 # A plain handler that returns a call to somebody else: await it for the caller.
@@ -194,6 +200,16 @@ class Host:
             current_runtime.reset(token)
         self._start(scope, entry, work)
         return None
+
+    def _warn(self, inc: Incarnation, entry: Entry, took_s: float) -> None:
+        log.warning(
+            "%s.%s held the loop of node %s for %.0f ms; everything on it waited. Make it "
+            "`async def`, or `@migrate.blocking`",
+            inc.row.cls,
+            entry.method,
+            node_name(self.driver.node),
+            took_s * 1000,
+        )
 
     def _failed(self, entry: Entry, error: BaseException) -> tuple[int, bytes | None, object]:
         if entry.session is None or entry.kind != 0:
@@ -218,9 +234,11 @@ class Host:
             status, _, value = self._failed(entry, error)
         driver = self.driver
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
-        self._tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
-        driver.linger()
+        self._tasks.discard(asyncio.current_task())
+        peers = driver.peers
+        peers.gathering = True
         driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
+        peers.gathering = False
 
     def _run_in_thread(
         self, scope: Scope, entry: Entry, function: Callable[..., Any], args: Any

@@ -61,8 +61,11 @@ class Peers:
         """For tests: told when half of a state that is being moved has left."""
         self._waiting: dict[NodeId, list[Message]] = {}
         self._scheduled = False
-        self._queued = 0
         self._lingering = False
+        # While set, what is sent waits as long as every turn of the loop adds something. For
+        # results of tasks: a server that is handed message after message finishes one in each
+        # turn, and a frame for each would cost more than the handler.
+        self.gathering = False
 
     def send(self, node: NodeId, message: Message) -> None:
         """Queue a message; it leaves at the end of this turn of the loop."""
@@ -73,23 +76,18 @@ class Peers:
             self._dirty.append(node)
             if not self._scheduled:
                 self._scheduled = True
-                self._loop.call_soon(self.flush, context=self._context)
+                if self.gathering:
+                    self._lingering = True
+                    args = (0, LINGER_TURNS_MAX)
+                    self._loop.call_soon(self._lingered, *args, context=self._context)
+                else:
+                    self._loop.call_soon(self.flush, context=self._context)
         box.append(message)
-        self._queued += 1
-
-    def linger(self) -> None:
-        """From here to the next flush, wait as long as every turn of the loop adds something.
-
-        For results of tasks: a server that is handed message after message finishes one in each
-        turn, and a frame for each would cost more than the handler.
-        """
-        if not self._scheduled:
-            self._scheduled = self._lingering = True
-            self._loop.call_soon(self._lingered, 0, LINGER_TURNS_MAX, context=self._context)
 
     def _lingered(self, before: int, turns: int) -> None:
-        if self._queued > before and turns:
-            args = (self._queued, turns - 1)
+        queued = sum(len(self._boxes[node]) for node in self._dirty)
+        if queued > before and turns:
+            args = (queued, turns - 1)
             self._loop.call_soon(self._lingered, *args, context=self._context)
         else:
             self.flush()
@@ -102,7 +100,6 @@ class Peers:
     def flush(self) -> None:
         """Send what is queued now."""
         self._scheduled = self._lingering = False
-        self._queued = 0
         if not self._dirty:
             return
         dirty, self._dirty = self._dirty, []
