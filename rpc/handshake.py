@@ -117,7 +117,7 @@ class PeerInfo:
             raise FrameError(f"a peer describes itself in no valid way: {error}") from error
 
 
-_REASONS: Final = {
+REASONS: Final = {
     "secret": link_pb2.LINK_REFUSAL_REASON_SECRET,
     "version": link_pb2.LINK_REFUSAL_REASON_VERSION,
     "incarnation": link_pb2.LINK_REFUSAL_REASON_INCARNATION,
@@ -126,7 +126,9 @@ _REASONS: Final = {
     "closing": link_pb2.LINK_REFUSAL_REASON_CLOSING,
     "malformed": link_pb2.LINK_REFUSAL_REASON_MALFORMED,
 }
-_NAMES: Final = {number: name for name, number in _REASONS.items()}
+"""Why a link can be refused, as in link.proto."""
+
+_NAMES: Final = {number: name for name, number in REASONS.items()}
 
 
 def refusal(reason: str, message: str, me: PeerInfo) -> bytes:
@@ -137,7 +139,7 @@ def refusal(reason: str, message: str, me: PeerInfo) -> bytes:
         message: For people; cut to 1000 characters.
         me: Who refuses.
     """
-    body = link_pb2.LinkRefusal(reason=_REASONS[reason], message=message[:1000], peer_id=me.id)
+    body = link_pb2.LinkRefusal(reason=REASONS[reason], message=message[:1000], peer_id=me.id)
     return frames.plain(frames.REFUSAL, body.SerializeToString())
 
 

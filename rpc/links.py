@@ -790,6 +790,8 @@ class Links:
             reason = "secret"
         elif isinstance(error, PeerRefused):
             reason = error.reason
+            if reason not in handshake.REASONS:
+                return  # Not one to be told: what listens there is no node, or a newer one.
         elif isinstance(error, FrameError):
             reason = "malformed"
         else:
@@ -969,6 +971,20 @@ class Links:
         return jittered(exponential(options.redial_first_s, options.redial_max_s), self._draw)
 
     async def _keep(self, dial: _Dial) -> None:
+        try:
+            await self._keep_dialling(dial)
+        except Exception as bug:
+            # Nobody awaits this task, so whoever waits for the link is told here.
+            self.report(bug, "dialling")
+            error = RpcError(
+                f"dialling {dial.address} failed by an error in livemigrate itself: {bug!r}; "
+                "please report it",
+                address=dial.address,
+            )
+            error.__cause__ = bug
+            self._give_up(dial, error)
+
+    async def _keep_dialling(self, dial: _Dial) -> None:
         loop = asyncio.get_running_loop()
         waits = self._waits()
         while not dial.stopped:
