@@ -444,7 +444,9 @@ def status(cluster: str | None, secret_file: str | None, as_json: bool) -> None:
 
 
 def _node_state(info: Any) -> str:
-    return "draining" if info.draining else "cordoned" if info.cordoned else "ready"
+    if info.draining:
+        return "draining" if info.servers else "drained"
+    return "cordoned" if info.cordoned else "ready"
 
 
 # ------------------------------------------------------------------ servers

@@ -265,6 +265,6 @@ async def client_of(
             await client.close()
         return
     raise ClusterNotFound(
-        f"{'; '.join(causes)}. See that a node runs there: `migrate up` starts some",
+        f"{'; '.join(causes) or f'{place.name} has no nodes'}. `migrate up` starts a cluster",
         cluster=place.name,
     )

@@ -168,6 +168,7 @@ async def run(plan: Plan, show: Show) -> Verdict:
         _plain_run(plan) as plain,
         _tokenisers(workers) as tokenisers,
         LocalCluster(plan.nodes, options=options) as cluster,
+        _killed_on_failure(cluster),
     ):
         client = cluster.client
         nodes = [node.name for node in cluster.nodes]
@@ -190,6 +191,17 @@ async def run(plan: Plan, show: Show) -> Verdict:
         collected = await _collect(servers)
         compared = await plain.result()
     return _judge(plan, paths, done, collected, compared)
+
+
+@contextlib.asynccontextmanager
+async def _killed_on_failure(cluster: LocalCluster) -> AsyncIterator[None]:
+    """End the nodes at once if the block fails: there is nothing to stop in order for."""
+    try:
+        yield
+    except BaseException:
+        for node in cluster.nodes:
+            node.kill()
+        raise
 
 
 # ------------------------------------------------------------------ feeding
@@ -259,6 +271,16 @@ async def _caller(
         done.calls += 1
         total = None if names is None else sum(names.values())
         requests.append((catalogue.ref.enter(me, number, path, total), number))
+        await _answers(me, path, requests, done)
+        done.files += 1
+        show.progress(done.files, done.calls, done.casts)
+
+
+async def _answers(
+    me: str, path: str, requests: Sequence[tuple[Any, int | None]], done: Run
+) -> None:
+    """Await the answers to requests under way, and see that each is the one expected."""
+    try:
         for request, expected in requests:
             try:
                 reply = await request
@@ -269,8 +291,10 @@ async def _caller(
             if reply != expected:
                 done.failed_calls += 1
                 done.failed(f"{me}, {path}", ValueError(f"request {expected} got reply {reply!r}"))
-        done.files += 1
-        show.progress(done.files, done.calls, done.casts)
+    finally:
+        # Changes only those whose answers nobody will await, as after an interruption.
+        for request, _ in requests:
+            request.cancel()
 
 
 class Tokenisers:

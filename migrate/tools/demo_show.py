@@ -118,7 +118,7 @@ class Watched(Lines):
 
     def write(self, line: str) -> None:
         """See `Lines`."""
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -127,10 +127,11 @@ class Watched(Lines):
 
 def move_line(number: int, at_s: float, server: str, report: MoveReport) -> str:
     """One move in words."""
+    # Fits into 80 columns.
     return (
-        f"{at_s:6.2f} s  move {number:4}  {server:9}  {report.source} -> {report.target}  "
-        f"epoch {report.epoch:3}  down {report.downtime_s * 1000:5.1f} ms  "
-        f"whole {report.total_s * 1000:5.1f} ms  {report.bytes_sent / 1024:6.1f} KiB"
+        f"{at_s:6.2f} s move {number:4} {server:9} {report.source} -> {report.target} "
+        f"epoch {report.epoch:3} {report.bytes_sent / 1024:6.1f} KiB "
+        f"down {report.downtime_s * 1000:5.1f} ms"
     )
 
 

@@ -35,7 +35,7 @@ Exit status:
 
 _ADVICE: Final = {
     Outcome.NOT_DONE: "not done; once its cause is gone it can be repeated",
-    Outcome.DONE: "done; do not repeat it",
+    Outcome.DONE: "it was carried out; do not repeat it as if it were not",
     Outcome.UNKNOWN: "outcome unknown: it may have happened, or may still happen; look before "
     "you repeat it",
 }
