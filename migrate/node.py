@@ -104,7 +104,6 @@ class Node(Peer):
         self._draining = False
         self._stops: dict[ServerId, asyncio.Future[None]] = {}
         self._services: list[Callable[[grpc.aio.Server], None]] = [self._gateway.add_to]
-        self._spawned: dict[str, asyncio.Future[Row]] = {}
 
     # ------------------------------------------------------------------ life
 

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import serializers
@@ -50,7 +50,7 @@ class Asks:
         me: NodeId,
         runtime: Runtime,
         send: Callable[[NodeId, Message], None],
-        serve: Callable[[NodeId, str, tuple[Any, ...]], Awaitable[Any]],
+        serve: Callable[[NodeId, str, tuple[Any, ...]], Coroutine[Any, Any, Any]],
         known: Callable[[NodeId], bool],
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context,
@@ -65,6 +65,7 @@ class Asks:
         self._n = itertools.count(1)
         self._asked: dict[str, tuple[NodeId, Ask, asyncio.Future[Any]]] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
+        self._own: set[asyncio.Task[Any]] = set()
         self._answers: dict[str, Answer] = {}
 
     async def ask(
@@ -78,7 +79,13 @@ class Asks:
             MigrateError: Whatever the node answered.
         """
         if node == self._me:
-            return await self._serve(node, verb, args)
+            # As if it had been asked by another node: it goes on when whoever asked is gone,
+            # and in the node's own context, not in that of a handler.
+            work = self._serve(node, verb, args)
+            task = asyncio.Task(work, loop=self._loop, context=self._context.copy())
+            self._own.add(task)
+            task.add_done_callback(self._own.discard, context=self._context)
+            return await asyncio.shield(task)
         ask = Ask(f"{self._me}/{next(self._n)}", verb, serializers.dumps(args))
         future: asyncio.Future[Any] = self._loop.create_future()
         self._asked[ask.id] = (node, ask, future)
@@ -197,7 +204,7 @@ class Asks:
 
     async def close(self) -> None:
         """Stop serving; whoever waits for an answer is cancelled by its own task."""
-        tasks = list(self._serving.values())
+        tasks: list[asyncio.Task[Any]] = [*self._serving.values(), *self._own]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
