@@ -1585,9 +1585,22 @@ class Core:
         """Whether a row whose owner was seen dead may be marked lost by this node.
 
         A COMMITTED row still has a frozen copy at its source: only the source buries it, and
-        only when it has no such copy any more, or any node when the source is dead too.
+        only when it has no such copy any more, or any node when the source is dead too. To be
+        asked for every row whose owner or `previous` was seen dead, own rows included, and
+        again until none of them is left as it was.
         """
-        if row.state is RowState.LOST or row.owner not in self.dead:
+        if row.state is RowState.LOST:
+            return False
+        if row.owner == self.node:
+            # The commit came through after its source had died and after the copy here had
+            # been given up: nobody has anything of the server any more.
+            return (
+                row.state is RowState.COMMITTED
+                and row.previous in self.dead
+                and row.server not in self.hosted
+                and row.server not in self.arriving
+            )
+        if row.owner not in self.dead:
             return False
         if row.state is RowState.ACTIVE or row.previous in self.dead or not row.previous:
             return True

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from migrate.core.delivery import Outgoing, SendSession
 from migrate.core.messages import CALL, CAST, CLOSED, OK
-
 from tests.sim.host import Op, Settled, pack, unpack_result
 
 if TYPE_CHECKING:
@@ -154,6 +153,10 @@ class Mover:
         if "stop" in world.plan.kinds and world.chance(0.05):
             self.stopped[server] = None
             source.input(source.stop, server)
+            return
+        if world.chance(0.02):
+            # A node that is about to close gives up what it can; this one changes its mind.
+            source.input(source.withdraw)
             return
         self.n += 1
         source.input(source.move, server, target.id, f"t{self.n}")

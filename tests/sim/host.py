@@ -45,7 +45,6 @@ from migrate.core.incarnation import Incarnation, Phase, StateRecord
 from migrate.core.messages import CALL, CAST, OK, Message
 from migrate.core.move import MoveTimes
 from migrate.core.node import Core, CoreOptions
-
 from tests.sim.faults import Crashed
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def unpack_result(payload: bytes) -> Settled:
 class Copy:
     """The user's object of one copy of a server: what was applied, in order."""
 
-    __slots__ = ("alive", "id", "index", "items", "numbers", "runs", "ticks", "told")
+    __slots__ = ("alive", "id", "index", "items", "numbers", "runs", "tasks", "ticks", "told")
 
     def __init__(self, server: ServerId, index: int) -> None:
         self.id = server
@@ -107,6 +106,7 @@ class Copy:
         self.told: list[tuple[str, str]] = []  # casts made without waiting: (server, uid)
         self.numbers: dict[str, int] = {}
         self.ticks = 0
+        self.tasks = 0
         self.alive = True
         self.runs: dict[int, Run] = {}
 
@@ -308,6 +308,11 @@ class SimNode:
             self.asked[transfer] = server
             core.move(server, target, transfer, False, "", self.now_ms())
 
+    def withdraw(self) -> None:
+        """Give up every move that can still be given up."""
+        self.world.counts["withdrawals"] += 1
+        self.core.withdraw_moves("the node is closing", self.now_ms())
+
     def stop(self, server: ServerId) -> None:
         """Stop a server."""
         if self.core.stop(server, self.now_ms()):
@@ -503,11 +508,20 @@ class SimNode:
         if early or not op.sleep_us:
             copy.items.append(op.uid)
             place = len(copy.items)
+        if op.sleep_us % 7 == 1:
+            # A task that the handler leaves behind; until it ends the server is not quiet.
+            copy.tasks += 1
+            self.core.background(run.inc, 1, self.now_ms())
+            self.later(op.sleep_us, self._task_ended, run)
         if op.what == "tell":
             self._tell(run, op)
         elif op.what == "relay":
             yield from self._relay(run, op)
         return Settled(op.uid, place)
+
+    def _task_ended(self, run: Run) -> None:
+        run.copy.tasks -= 1
+        self.core.background(run.inc, -1, self.now_ms())
 
     def _chain(self, run: Run) -> tuple[str, ...]:
         return (*run.entry.chain, f"{run.copy.id}/{run.entry.run}")
@@ -630,7 +644,7 @@ class SimNode:
             return
         copy = inc.host
         assert isinstance(copy, Copy)
-        if copy.runs:
+        if copy.runs or copy.tasks:
             self.world.fail("quiescent", f"{inc.id} was frozen while a handler was running")
         self.moving[transfer] = copy
         record = self.core.export(inc, self.now_ms())

@@ -31,7 +31,6 @@ from migrate.core.messages import (
     Receipt,
     Reply,
 )
-
 from tests.sim.host import Copy, Settled
 
 if TYPE_CHECKING:
@@ -127,7 +126,13 @@ class Invariants:
         if row.epoch < before.epoch or (row.epoch == before.epoch and row.owner != before.owner):
             world.fail("epochs rise", f"{before} was followed by {row}")
         if row.state is RowState.LOST:
-            if before.owner in world.by_id:
+            owner = world.by_id.get(before.owner)
+            if owner is not None and (
+                before.state is not RowState.COMMITTED
+                or before.previous in world.by_id
+                or row.server in owner.core.hosted
+                or row.server in owner.core.arriving
+            ):
                 world.fail("lost", f"{row.server} was buried while its owner lives: {before}")
             if before.state is RowState.COMMITTED:
                 source = world.by_id.get(before.previous)

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any, NoReturn
 
 from migrate.core.ids import NodeId
-
 from tests.sim.clients import Client, Mover
 from tests.sim.directory import Directory
 from tests.sim.faults import Faults, Plan
