@@ -289,6 +289,9 @@ class Core:
                     self._end_session(inc, session)
                 else:
                     servers[sender] = None
+                    # Its last word may have been lost; a sender that has closed the session
+                    # says it again when it hears of it.
+                    self._tell(inc, session.reply_to, self._receipt(inc, session))
         if servers:
             # A server's session ends with its row, not with its silence.
             self.port.look_up_senders(list(servers))
@@ -749,9 +752,16 @@ class Core:
                 self._set_timer(("deadline", fresh.id), fresh.deadline_ms)
             self._refill(fresh, now_ms)
 
-    def _on_receipt(self, receipt: Receipt, now_ms: int) -> None:
+    def _on_receipt(self, receipt: Receipt, node: NodeId, now_ms: int) -> None:
         session = self.sending.get(receipt.session)
         if session is None:
+            sender = session_sender(receipt.session)
+            inc = self.hosted.get(sender)
+            if sender == self.node or (inc is not None and not inc.sender.muted):
+                # Closed here, and its owner does not know.
+                below = receipt.admitted_below
+                self._send(node, Acked(receipt.session, receipt.server, below, True))
+                return
             to = self.forwarding.get(session_sender(receipt.session), now_ms)
             if to is not None and receipt.hops < HOPS_MAX:
                 receipt.hops += 1
@@ -899,7 +909,7 @@ class Core:
             case Reply():
                 self._on_reply(message, now_ms)
             case Receipt():
-                self._on_receipt(message, now_ms)
+                self._on_receipt(message, node, now_ms)
             case Acked():
                 self._on_acked(message, now_ms)
             case Moved():
