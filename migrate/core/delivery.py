@@ -51,6 +51,7 @@ class Outgoing:
         "sent_ms",
         "seq",
         "token",
+        "wait",
         "withdrawn",
     )
 
@@ -77,6 +78,7 @@ class Outgoing:
         self.sent_ms = -1  # never sent
         self.admitted = False
         self.withdrawn = False
+        self.wait = True  # for room in the mailbox
 
 
 class Route:

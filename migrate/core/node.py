@@ -408,6 +408,7 @@ class Core:
             self._close_session(session)
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
         session.last_used_ms = now_ms
+        out.wait = wait
         if session.waiting or not session.has_room():
             if not wait:
                 return None
@@ -780,8 +781,21 @@ class Core:
                 out.admitted = False
                 self._dispatch(session, out, now_ms)
         session.route.attempts = 0
+        if receipt.window == 0:
+            self._withdraw_refused(session, now_ms)
         if session.waiting or not session.outstanding:
             self._settled(session, now_ms)
+
+    def _withdraw_refused(self, session: SendSession, now_ms: int) -> None:
+        """The mailbox is full: what may not wait for room is taken back.
+
+        It was numbered on trust. The number goes as an empty one, and the owner's answer says
+        whether the request got in after all.
+        """
+        for out in list(session.outstanding.values()):
+            if not out.wait and out.kind == CAST and out.seq >= session.grant:
+                self._withdraw(session, out)
+                self._dispatch(session, out, now_ms)
 
     def _on_moved(self, moved: Moved, now_ms: int) -> None:
         route = self.routes.get(moved.server)
