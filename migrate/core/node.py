@@ -793,7 +793,9 @@ class Core:
         whether the request got in after all.
         """
         for out in list(session.outstanding.values()):
-            if not out.wait and out.kind == CAST and out.seq >= session.grant:
+            refused = out.kind == CAST and out.seq >= session.grant
+            # Without a token nobody could be told: such a cast goes on being repeated.
+            if refused and not out.wait and out.token is not None:
                 self._withdraw(session, out)
                 self._dispatch(session, out, now_ms)
 
