@@ -1134,6 +1134,7 @@ class Core:
             and not (seq == expected and self._make_room(inc, session))
             and not self._nested(inc, out.chain)
         ):
+            self._arm_repeat(sending, now_ms)
             self._refuse(inc, session)
             return
         entry = Entry(
@@ -1150,6 +1151,8 @@ class Core:
             if seq not in session.early:
                 session.early[seq] = entry
                 inc.early += 1
+            # It may have to give way, as one from elsewhere may.
+            self._arm_repeat(sending, now_ms)
             return
         self._admit(inc, session, entry, now_ms)
         if session.early:
@@ -1455,6 +1458,8 @@ class Core:
         inc.records -= len(session.records)
         inc.record_bytes -= sum(len(r.payload) for r in session.records.values())
         inc.early -= len(session.early)
+        if inc.starved:
+            self._maybe_grant(inc)
 
     # -- knots of waits
 
