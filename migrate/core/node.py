@@ -313,7 +313,6 @@ class Core:
             session
             for session in inc.sessions.values()
             if not session.pending
-            and not session.early
             and (
                 now_ms - session.heard_ms > expiry
                 or (session.ended and not may_open(session.id, now_ms, expiry))

@@ -455,6 +455,23 @@ def test_a_result_for_a_frozen_sender_on_the_same_node_keeps_its_record() -> Non
     assert inc.sessions[session.id].records[1].payload == b"kept"
 
 
+def test_a_refused_local_request_is_sent_again() -> None:
+    at, port = core()
+    inc = host(at, limit=1)
+    port.busy = True
+    for name in ("a", "b", "c"):
+        sender = Sender(name)
+        at.request(sender, SERVER, out(name), NOW)
+    assert len(inc.mailbox) == 1
+    # The grant is lost here, as it is with a copy that is dropped.
+    inc.starved.clear()
+    port.busy = False
+    _, entry = port.began[0]
+    at.finish(inc, entry, OK, b"", None, NOW)
+    at.tick(NOW + 1_000)
+    assert port.ran == ["a", "b", "c"]
+
+
 # -- small parts
 
 

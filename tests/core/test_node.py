@@ -598,6 +598,42 @@ def test_a_senders_session_ends_with_its_row_not_with_its_silence() -> None:
     assert inc.sessions == {}
 
 
+def test_early_messages_of_a_sender_that_died_do_not_keep_their_room() -> None:
+    at, _ = core(session_expiry_ms=10_000)
+    inc = host(at)
+    at.receive(CLIENT, [env(2), env(3)], NOW)
+    assert inc.early == 2
+    at.tick(NOW + 11_000)
+    assert (inc.early, inc.sessions) == (0, {})
+
+
+def test_an_owner_that_missed_the_last_word_of_a_session_is_told_again() -> None:
+    at, port = core(session_expiry_ms=10_000)
+    inc = host(at)
+    sid = f"b|{NOW}|1"
+    at.receive(B, [env(1, session=sid, reply_to=B)], NOW)
+    assert inc.records == 1
+    port.take()
+    at.tick(NOW + 11_000)
+    [receipt] = port.of(Receipt)
+    other, other_port = core(B)
+    host(other, "b")
+    other.receive(A, [receipt], NOW + 11_000)
+    assert other_port.sent == [(A, Acked(sid, SERVER, 2, True))]
+    at.receive(B, [Acked(sid, SERVER, 2, True)], NOW + 11_000)
+    assert inc.records == 0
+
+
+def test_a_commit_to_a_node_that_gave_its_copy_up_is_buried_by_that_node() -> None:
+    at, _ = core(B)
+    row_of_nobody = committed_row()
+    assert not at.may_bury(row_of_nobody)
+    at.node_dead(A, NOW)
+    assert at.may_bury(row_of_nobody)
+    host(at)
+    assert not at.may_bury(row_of_nobody)
+
+
 def test_the_sweep_needs_no_sessions_to_pass() -> None:
     at, _ = core()
     for n in range(1, 20):
