@@ -23,7 +23,7 @@ Messages to this very node (a local sender of a copy that answers by message) go
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from migrate.core.actions import (
@@ -132,7 +132,7 @@ class CoreOptions:
     probe_ms: int = 100
     moves_max: int = 64
     moves_in_max: int = 256
-    move: MoveTimes = MoveTimes()
+    move: MoveTimes = field(default_factory=MoveTimes)
 
 
 class Port(Protocol):
@@ -529,7 +529,8 @@ class Core:
         ]
         session.repeat_armed = True
         session.repeats = session.repeats + 1 if again else 0
-        self._set_timer(("repeat", session.id), now_ms + min(most, first << min(session.repeats, 8)))
+        wait = min(most, first << min(session.repeats, 8))
+        self._set_timer(("repeat", session.id), now_ms + wait)
         for out in again:
             if out.seq in session.outstanding:
                 self._dispatch(session, out, now_ms)
@@ -1022,7 +1023,13 @@ class Core:
             self._send(env.reply_to, Reply(env.session, env.seq, status, b""))
 
     def _session(
-        self, inc: Incarnation, sid: SessionId, seq: int, acked_below: int, node: NodeId, now_ms: int
+        self,
+        inc: Incarnation,
+        sid: SessionId,
+        seq: int,
+        acked_below: int,
+        node: NodeId,
+        now_ms: int,
     ) -> ReceiveSession | int:
         """The receiving half of an unknown session, opened if that is allowed; else a status."""
         if (seq != 1 and acked_below != 1) or not may_open(

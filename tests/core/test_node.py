@@ -707,8 +707,9 @@ def apply(at: Core, port: Port, event: tuple[Any, ...], now: int) -> None:
                 at.export(at.hosted["b"], now)
                 at.move_event("out", False, Encoded(b""), now)
         case ("swap", outcome):
-            known = at.moves_out.get("out")
-            at.move_event("out", False, SwapResult(outcome, known and known.row, 2), now)
+            source = at.moves_out.get("out")
+            found = source.row if source is not None else None
+            at.move_event("out", False, SwapResult(outcome, found, 2), now)
         case ("dead", node):
             at.node_dead(node, now)
         case ("up", node):

@@ -45,7 +45,7 @@ def test_it_agrees_with_a_plain_dictionary(steps: list[tuple[str, int]]) -> None
         assert timers.next_ms() == min(known.values(), default=None)
         assert len(timers) == len(known)
     popped = []
-    while (key := timers.pop_due(100)) is not None:
-        popped.append(key)
-    assert sorted(popped, key=str) == sorted(known)
-    assert [known[str(key)] for key in popped] == sorted(known.values())
+    while (due_key := timers.pop_due(100)) is not None:
+        popped.append(str(due_key))
+    assert sorted(popped) == sorted(known)
+    assert [known[key] for key in popped] == sorted(known.values())

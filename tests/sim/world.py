@@ -77,7 +77,7 @@ class World:
         self.lines: deque[str] = deque(maxlen=None if keep else TAIL)
         self.counts: Counter[str] = Counter()
         self.over = False
-        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._n = 0
         self.plan = plan if plan is not None else Plan.draw(self.rng)
         self.node_class = node_class
@@ -96,7 +96,7 @@ class World:
 
     # -- time and chance
 
-    def at(self, delay_us: int, what: Callable[..., None], *args: Any) -> None:
+    def at(self, delay_us: int, what: Callable[..., object], *args: Any) -> None:
         """Let `what(*args)` happen in `delay_us` (0: next, after what is due already)."""
         self._n += 1
         heapq.heappush(self._heap, (self.now_us + delay_us, self._n, what, args))
