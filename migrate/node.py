@@ -132,6 +132,7 @@ class Node(Peer):
             AuthError: The cluster secret or the token of the public API cannot be read.
             MigrateError: The directory cannot be opened.
         """
+        self._check_new()
         self._gateway.load_token()
         try:
             await self._directory.start()
@@ -193,6 +194,14 @@ class Node(Peer):
         """See `Watcher`."""
         if self._links is not None and self._state == "open":
             self._links.dial(row.address, row.id)
+
+    def link_up(self, peer: PeerInfo) -> None:
+        """See `LinkHandler`: the other side need not wait for the next round of figures."""
+        super().link_up(peer)
+        if peer.kind == "node":
+            core = self._driver.core
+            load = self._meter.sample(core.hosted.values(), self._draining, self._cordoned)
+            self._peers.send(peer.id, load)
 
     def gone(self, row: NodeRow, cause: str) -> None:
         """See `Watcher`."""
@@ -646,12 +655,12 @@ class Node(Peer):
             return None
 
     async def _drain_target(self) -> NodeId:
-        candidates = [
-            candidate
-            for node in self._membership.nodes
-            if node != self._id and (candidate := self._meter.candidate(node)) is not None
-        ]
-        chosen = least_loaded(candidates)
+        others = [node for node in self._membership.nodes if node != self._id]
+        heard = {node: self._meter.candidate(node) for node in others}
+        chosen = least_loaded(candidate for candidate in heard.values() if candidate is not None)
+        if chosen is None:
+            # Better one that was not heard of lately than none: it can still refuse.
+            chosen = next((node for node in others if heard[node] is None), None)
         if chosen is None:
             raise TargetRefused("no other node takes servers", node=self._name)
         self._meter.spawned(chosen)

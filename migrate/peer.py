@@ -120,8 +120,7 @@ class Peer(abc.ABC):
 
     def _open(self, rows: Rows, links_me: PeerInfo, link_options: LinkOptions) -> Links:
         """Make links and driver; nothing is connected yet."""
-        if self._state != "new":
-            raise UsageError(f"{self!r} cannot be opened twice; make a new one")
+        self._check_new()
         try:
             secret = auth.load_or_create_secret(self._secret_file)
         except RpcError as error:
@@ -168,6 +167,10 @@ class Peer(abc.ABC):
 
     def _link_options(self) -> LinkOptions:
         return LinkOptions()
+
+    def _check_new(self) -> None:
+        if self._state != "new":
+            raise UsageError(f"{self!r} cannot be opened twice; make a new one")
 
     def _check_open(self) -> None:
         if self._state != "open":

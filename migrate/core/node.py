@@ -1586,6 +1586,8 @@ class Core:
             session.outstanding.clear()
             session.waiting.clear()
             self._close_session(session)
+        for inc in self.hosted.values():
+            inc.phase = Phase.FROZEN  # Ending a handler must not begin the next.
         self._loopback.clear()
 
     # ------------------------------------------------------------------ peers

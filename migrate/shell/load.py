@@ -15,7 +15,10 @@ from migrate.core.messages import Load
 from migrate.core.placement import Candidate
 
 INTERVAL_S: Final = 1.0
-"""Between two samples; psutil's CPU figure needs some 100 ms to mean anything."""
+"""Between two rounds in which nodes tell each other their figures."""
+
+CPU_S: Final = 0.1
+"""psutil's CPU figure means little over a shorter time; a sample before that repeats the last."""
 
 FRESH_S: Final = 5.0
 """Older figures are no longer trusted: five samples were missed."""
@@ -34,13 +37,17 @@ class Meter:
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._process.cpu_percent(None)
+        self._cpu_at_s = time.monotonic()
         self._heard: dict[NodeId, _Heard] = {}
         self.cpu = 0.0
         self.memory = 0.0
 
     def sample(self, servers: Iterable[Incarnation], draining: bool, cordoned: bool) -> Load:
         """Measure now; CPU is since the last sample, in cores."""
-        self.cpu = self._process.cpu_percent(None) / 100
+        now = time.monotonic()
+        if now - self._cpu_at_s >= CPU_S:
+            self._cpu_at_s = now
+            self.cpu = self._process.cpu_percent(None) / 100
         self.memory = self._process.memory_percent() / 100
         count = depth = 0
         for inc in servers:
