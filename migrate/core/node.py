@@ -97,8 +97,9 @@ from migrate.core.move import (
 )
 from migrate.core.timers import Timers
 
-PUMP_MAX = 64
-"""Messages handed out in one go before others get their turn on the loop."""
+PUMP_MAX = 512
+"""Messages handed out in one go before others get their turn on the loop, if the shell does not
+say sooner, by `crowded`, that it needs one."""
 
 GRACE_MS = 1_000
 """How long a withdrawn request waits for the owner's word that it was not done."""
@@ -1313,7 +1314,7 @@ class Core:
         mailbox = inc.mailbox
         left = PUMP_MAX
         while mailbox and not inc.running and inc.phase is Phase.RUNNING:
-            if not left:
+            if not left or self.crowded:
                 inc.pump_due = True
                 self.port.pump_later(inc)
                 break

@@ -130,6 +130,10 @@ millisecond of handlers that only count."""
 STATE_BYTES_MAX: Final = MESSAGE_BYTES_MAX - (1 << 20)
 """A state leaves in one message of the link; the rest is room for what is around it."""
 
+TURN_S: Final = 0.002
+"""How long plain handlers are run one after the other before the loop gets a turn: what a call to
+another server of the node may have to wait for those of one."""
+
 SERVER_KEY: Final = "server/"
 NAME_KEY: Final = "name/"
 
@@ -330,9 +334,8 @@ class Driver:
         self._burst -= 1
         if self._burst < 0:
             # A caller that is answered on its own stack never lets the loop turn by itself.
-            self.core.crowded = True
             self._burst = BURST_MAX
-            self.loop.call_soon(self._turned, context=self.context)
+            self.crowd()
         pending = Pending(loop=self.loop)
         pending.driver = self
         pending.session = pending.out = None
@@ -386,6 +389,13 @@ class Driver:
         if session is None:
             pending.set_exception(self._error(FULL, b"", False, pending))
         return pending
+
+    def crowd(self) -> None:
+        """Let the loop turn before more messages are handed out."""
+        self.host.turn_until_s = math.inf
+        if not self.core.crowded:
+            self.core.crowded = True
+            self.loop.call_soon(self._turned, context=self.context)
 
     def _turned(self) -> None:
         self.core.crowded = False
@@ -559,12 +569,16 @@ class Driver:
         self.loop.call_soon(self._pump, inc, context=self.context)
 
     def _pump(self, inc: Incarnation) -> None:
+        self.host.turn_until_s = time.monotonic() + TURN_S
         self.core.pump(inc, self.now_ms())
-        self.flush()
+        self.host.turn_until_s = math.inf
+        self.flush_soon()
 
     def received(self, node: NodeId, messages: list[Message]) -> list[Message]:
         """Take the messages of one frame; returns those that are not the core's."""
+        self.host.turn_until_s = time.monotonic() + TURN_S
         rest = self.core.receive(node, messages, self.now_ms())
+        self.host.turn_until_s = math.inf
         if rest and self._moves:
             rest = [message for message in rest if not self._take_release(message)]
         if self._todo:

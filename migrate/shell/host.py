@@ -13,6 +13,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -115,6 +116,7 @@ class Host:
     def __init__(self, driver: Driver, threads_max: int, warn_s: float) -> None:
         self.driver = driver
         self._warn_s = warn_s
+        self.turn_until_s = inf  # when the loop needs a turn, while frames or mailboxes are emptied
         self.loop = driver.loop
         self.threads = ThreadPoolExecutor(threads_max, thread_name_prefix="migrate-blocking")
         self._tasks: set[asyncio.Task[Any] | None] = set()
@@ -181,8 +183,11 @@ class Host:
             if kind == PLAIN_DEF:
                 begun = monotonic()
                 value = function(*args[0], **args[1])
-                if monotonic() - begun > self._warn_s:
-                    self._warn(inc, entry, monotonic() - begun)
+                ended = monotonic()
+                if ended - begun > self._warn_s:
+                    self._warn(inc, entry, ended - begun)
+                if ended > self.turn_until_s:
+                    self.driver.crowd()
                 if type(value) in wire.PLAIN or not isinstance(value, Awaitable):
                     return OK, None, value
                 # A plain handler that returns a call to somebody else: await it for the caller.
