@@ -45,12 +45,27 @@ def frame_head(size: int) -> bytes:
     Returns:
         Field tag and length.
     """
+    if size < len(_HEADS):
+        return _HEADS[size]
+    return _encode_head(size)
+
+
+def _encode_head(size: int) -> bytes:
     head = bytearray((_TAG,))
     while size > 0x7F:
         head.append(size & 0x7F | 0x80)
         size >>= 7
     head.append(size)
     return bytes(head)
+
+
+# Most frames are small, and each would pay a microsecond for its head.
+_HEADS: Final = tuple(map(_encode_head, range(2048)))
+
+
+def _message(parts: Sequence[Buffer]) -> bytes:
+    size = len(parts[0]) + len(parts[1]) if len(parts) == 2 else sum(map(len, parts))
+    return b"".join((frame_head(size), *parts))
 
 
 def frame_of(message: bytes) -> memoryview:
@@ -65,6 +80,11 @@ def frame_of(message: bytes) -> memoryview:
     Raises:
         FrameError: It is not exactly that field.
     """
+    length = len(message)
+    if 130 < length < 16387 and message[0] == _TAG and message[2] < 0x80 <= message[1]:
+        # A length of two bytes, as most frames have.
+        if message[1] - 0x80 + (message[2] << 7) == length - 3:
+            return memoryview(message)[3:]
     if not message:
         return memoryview(b"")
     size = 0
@@ -149,7 +169,7 @@ class _AcceptedChannel(Channel):
         if self._aborted or self.returned:
             raise self._broken("ended here")
         try:
-            await self._context.write(b"".join((frame_head(sum(map(len, parts))), *parts)))
+            await self._context.write(_message(parts))
         except _ENDED as error:
             raise self._broken(error) from error
 
@@ -229,7 +249,7 @@ class _DialledChannel(Channel):
 
     async def write(self, parts: Sequence[Buffer]) -> None:
         try:
-            await self._call.write(b"".join((frame_head(sum(map(len, parts))), *parts)))
+            await self._call.write(_message(parts))
         except _ENDED as error:
             raise self._error(error) from error
         except asyncio.CancelledError as error:

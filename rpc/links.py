@@ -4,11 +4,6 @@ There is at most one link between two peers, whoever dialled. The layer above
 hands over messages and gets messages; a link that breaks loses what was under
 way and says so by `link_down`, and the layer above repeats what matters.
 
-One link is two loops. The reader takes a frame and calls the handler for each
-message in it, with no task or queue between. The writer takes everything that
-waits as one frame, so while one write is under way the next frame fills up:
-an idle link sends at once, a busy one coalesces, with no timer.
-
 Both sides may dial at the same time. A side that has sent its proof and then
 receives the other's proof compares ids: the link dialled by the lower id
 comes up, the other is refused before it carries anything. `incoming_verdict`
@@ -22,8 +17,8 @@ import contextlib
 import enum
 import random
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 import grpc.aio
 
@@ -42,70 +37,10 @@ from rpc.errors import (
 )
 from rpc.grpc_channel import GrpcTransport
 from rpc.handshake import PeerInfo
+from rpc.link import CLOSING, HANG_UP, Link, LinkHandler, LinkOptions, drain
 from rpc.memory_channel import SCHEME, MemoryTransport
 
 __all__ = ["LinkHandler", "LinkOptions", "Links", "PeerInfo", "Verdict", "ask", "incoming_verdict"]
-
-
-@dataclass(frozen=True)
-class LinkOptions:
-    """Every tunable and limit of links.
-
-    Attributes:
-        message_bytes_max: Larger messages are refused on both sides; bounds
-            the memory in which a message is put together.
-        lane_bytes_max: Bytes of each lane (ordinary, bulk) in one frame; bounds
-            how long bulk can delay an ordinary message.
-        queue_bytes_max: A link with more than this waiting takes no more.
-        ping_interval_s: Seconds of silence after which a side asks.
-        silence_max_s: Seconds of silence after which a link is given up.
-            Generous, because a peer that is paused is not dead.
-        handshake_timeout_s: Seconds for a connection to become a link.
-        close_timeout_s: Seconds for what is queued to leave at an orderly end.
-        redial_first_s: First wait in seconds before dialling again.
-        redial_max_s: Longest wait in seconds before dialling again.
-        handshakes_max: Connections that may be unproven at one time.
-        links_max: Links at one time.
-    """
-
-    message_bytes_max: int = frames.MESSAGE_BYTES_MAX
-    lane_bytes_max: int = frames.LANE_BYTES_MAX
-    queue_bytes_max: int = 4 * 1024**3
-    ping_interval_s: float = 4.0
-    silence_max_s: float = 20.0
-    handshake_timeout_s: float = 10.0
-    close_timeout_s: float = 5.0
-    redial_first_s: float = 0.05
-    redial_max_s: float = 2.0
-    handshakes_max: int = 128
-    links_max: int = 4096
-
-
-class LinkHandler(Protocol):
-    """What `Links` tells the layer above: plain functions, called in the event loop.
-
-    An exception from one of them is reported to the loop's exception handler
-    and changes nothing else. All of them may call any method of `Links`.
-    """
-
-    def link_up(self, peer: PeerInfo) -> None:
-        """A link has come up; comes before any `received` of it."""
-
-    def link_down(self, peer: PeerInfo, cause: str) -> None:
-        """The link has ended; exactly once for each `link_up`, and nothing after it."""
-
-    def received(self, peer_id: str, data: bytes | bytearray | memoryview) -> None:
-        """A whole message has arrived; `data` is the receiver's to keep."""
-
-    def dial_failed(self, address: str, expected_id: str | None, error: RpcError) -> None:
-        """Dialling has stopped for a reason that trying again does not mend."""
-
-    def accept_failed(self, address: str, error: RpcError) -> None:
-        """A connection that came in did not become a link.
-
-        Not told of connections that just ended, and of second ones that the
-        rule against two links refused: both are in the course of things.
-        """
 
 
 class Verdict(enum.Enum):
@@ -159,276 +94,8 @@ def incoming_verdict(
 _STOP_GRACE_S: Final = 0.5
 """For connections that are not links: half a handshake, or another service's requests."""
 
-_CLOSING: Final = b"\x01"
-_HANG_UP: Final = b"\x02"
 
-
-class _Link:
-    """One link that is up, or was."""
-
-    __slots__ = (
-        "_broken",
-        "_channel",
-        "_finishing",
-        "_heard",
-        "_inbox",
-        "_links",
-        "_loop",
-        "_options",
-        "_outbox",
-        "_pumping",
-        "_silent_ticks",
-        "_timer",
-        "_write",
-        "_write_waits_for",
-        "_written",
-        "dialled_here",
-        "down",
-        "ended",
-        "goodbye",
-        "link_id",
-        "peer",
-    )
-
-    def __init__(
-        self,
-        links: Links,
-        peer: PeerInfo,
-        channel: Channel,
-        link_id: bytes,
-        outbox: frames.Outbox,
-        inbox: frames.Inbox,
-        dialled_here: bool,
-    ) -> None:
-        self.peer = peer
-        self.link_id = link_id
-        self.dialled_here = dialled_here
-        self.down = False
-        # What the peer gave as its reason, once it has said goodbye.
-        self.goodbye = b""
-        self._links = links
-        self._options = links.options
-        self._channel = channel
-        self._outbox = outbox
-        self._inbox = inbox
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._finishing = False
-        # Whether `_pump` is going to be called anyway, so nobody else needs to.
-        self._pumping = False
-        # The write under way, and what it waits for.
-        self._write: Coroutine[Any, Any, None] | None = None
-        self._write_waits_for: Any = None
-        # No more writes, because of an error or the end of the link.
-        self._broken = False
-        self._written: asyncio.Future[None] = self._loop.create_future()
-        self._heard = True
-        self._silent_ticks = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        self._pumping = True
-        self._loop.call_soon(self._pump)
-        self._timer = self._loop.call_later(self._options.ping_interval_s, self._tick)
-
-    def send(self, data: frames.Data, bulk: bool) -> bool:
-        outbox = self._outbox
-        if self._finishing or outbox.queued_bytes > self._options.queue_bytes_max:
-            return False
-        outbox.push(data, bulk)
-        if not self._pumping and self._write is None:
-            # An idle link sends at once; what follows in the same turn goes
-            # together in the next frame, since this write ends in a later one.
-            self._pump()
-        return True
-
-    @property
-    def queued_bytes(self) -> int:
-        return self._outbox.queued_bytes
-
-    def _control(self, kind: int, payload: bytes = b"") -> None:
-        self._outbox.push_control(kind, payload)
-        if not self._pumping and self._write is None:
-            self._pumping = True
-            self._loop.call_soon(self._pump)
-
-    def _pump(self, _event: object = None) -> None:
-        """Write what waits, frame by frame, until a write has to be waited for."""
-        self._pumping = False
-        if self._write is not None:
-            return  # Its end comes back here.
-        outbox = self._outbox
-        while not self._broken:
-            parts = outbox.take()
-            if parts is None:
-                break
-            self._write = self._channel.write(parts)
-            if not self._step():
-                return
-        if (self._finishing or self._broken) and not self._written.done():
-            self._written.set_result(None)
-
-    def _step(self) -> bool:
-        """Go on with the write under way; returns whether it is over.
-
-        The coroutine is stepped by hand, as a task would step it, because a
-        task starts one turn of the loop later, and wakes another turn later.
-        """
-        write = self._write
-        if write is None:
-            return True
-        try:
-            waits_for = write.send(None)
-        except StopIteration:
-            self._write = None
-            return True
-        except (RpcError, asyncio.CancelledError) as error:
-            self._write = None
-            self._broken = True
-            self.go_down(str(error) or "ended here")
-            self._channel.abort()
-            return True
-        if waits_for is None:
-            self._loop.call_soon(self._resume)
-        else:
-            # What a task does on being handed a future, to say that it took it.
-            waits_for._asyncio_future_blocking = False
-            waits_for.add_done_callback(self._resume)
-        self._write_waits_for = waits_for
-        return False
-
-    def _resume(self, _future: object = None) -> None:
-        self._write_waits_for = None
-        if self._step():
-            self._pump()
-
-    async def _stop_writing(self) -> None:
-        self._broken = True
-        if self._write_waits_for is not None:
-            self._write_waits_for.cancel()
-        elif self._write is None:
-            self._pump()
-        await asyncio.wait([self._written])
-
-    async def run(self, first: Sequence[frames.Received] = ()) -> None:
-        """Read until the link ends; leaves nothing of it behind."""
-        channel = self._channel
-        feed = self._inbox.feed
-        cause = "the connection was lost"
-        try:
-            self._handle(first)
-            while not self.goodbye:
-                if self.down and not self._finishing:
-                    break
-                frame = await channel.read()
-                if frame is None:
-                    cause = f"{self.peer.name or self.peer.id} ended the connection"
-                    break
-                self._heard = True
-                self._handle(feed(frame))
-        except RpcError as error:
-            cause = str(error)
-        finally:
-            self.go_down("closed here" if self._finishing else cause)
-            await self._clean_up()
-
-    def _handle(self, items: Sequence[frames.Received]) -> None:
-        received = self._links.handler.received
-        peer_id = self.peer.id
-        # What the handler sends in answer to this frame leaves together, and
-        # before the next read is begun, which would cost an answer some 20 us.
-        self._pumping = True
-        for kind, data in items:
-            if kind == frames.DATA:
-                if self.down:
-                    continue
-                try:
-                    received(peer_id, data)
-                except Exception as error:
-                    self._links.report(error, "received")
-            elif kind == frames.PING:
-                self._control(frames.PONG)
-            elif kind == frames.GOODBYE:
-                self.goodbye = bytes(data) or _CLOSING
-                reason = "hung up" if self.goodbye == _HANG_UP else "closed"
-                self.go_down(f"{self.peer.name or self.peer.id} {reason}")
-            elif kind != frames.PONG:
-                raise FrameError(f"a handshake message of kind {kind} on a link that is up")
-        self._pump()
-
-    def _tick(self) -> None:
-        # Ticks are counted rather than seconds: a pause of this very process
-        # costs one tick, and then what arrived meanwhile is read first.
-        interval_s = self._options.ping_interval_s
-        if self._heard:
-            self._heard = False
-            self._silent_ticks = 0
-        else:
-            self._silent_ticks += 1
-            if self._silent_ticks * interval_s >= self._options.silence_max_s:
-                self.go_down(
-                    f"nothing was heard from {self.peer.name or self.peer.id} for "
-                    f"{self._options.silence_max_s:g} s"
-                )
-                self._channel.abort()
-                return
-            self._control(frames.PING)
-        self._timer = self._loop.call_later(interval_s, self._tick)
-
-    def go_down(self, cause: str) -> None:
-        """Tell the handler, once; from now on nothing is received or taken."""
-        if self.down:
-            return
-        self.down = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._links.went_down(self, cause)
-
-    def drop(self, cause: str) -> None:
-        """End at once."""
-        self.go_down(cause)
-        self._channel.abort()
-
-    def finish(self, reason: bytes) -> None:
-        """Take no more messages; send what is queued, then a goodbye."""
-        if not self._finishing:
-            self._finishing = True
-            self._control(frames.GOODBYE, reason)
-
-    async def end(self, reason: bytes) -> None:
-        """Finish within `close_timeout_s`; then end whatever is left."""
-        self.finish(reason)
-        await asyncio.wait([self.ended], timeout=self._options.close_timeout_s)
-        if not self.ended.done():
-            self._channel.abort()
-            # The reader ends by the abort; this bounds what a channel may take over it.
-            await asyncio.wait([self.ended], timeout=self._options.close_timeout_s)
-        self.go_down("closed here")
-
-    async def _clean_up(self) -> None:
-        try:
-            if self._finishing and self.goodbye:
-                # Both sides are closing; ours still has its say.
-                await asyncio.wait([self._written], timeout=self._options.close_timeout_s)
-            await self._stop_writing()
-            if self.goodbye and self.dialled_here:
-                await _drain(self._channel, self._options.close_timeout_s)
-            if self.dialled_here:
-                await self._channel.close()
-        finally:
-            if not self.ended.done():
-                self.ended.set_result(None)
-
-
-async def _drain(channel: Channel, timeout_s: float) -> None:
-    """Send no more and read until the other side has ended too, so that it got everything."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await channel.finish()
-            while await channel.read() is not None:
-                pass
-    except (RpcError, TimeoutError):
-        return  # It ended otherwise, which is an end as well.
+_DEFAULTS: Final = LinkOptions()
 
 
 class _Dial:
@@ -454,7 +121,7 @@ class _Dial:
         # Whether it outlives those who wait in `connect`.
         self.kept = False
         self.last_error: RpcError | None = None
-        self.link: _Link | None = None
+        self.link: Link | None = None
         self.stopped = False
         self.task: asyncio.Task[None] | None = None
         self.waiters: list[asyncio.Future[PeerInfo]] = []
@@ -498,7 +165,7 @@ class Links:
         me: PeerInfo,
         secret: bytes,
         handler: LinkHandler,
-        options: LinkOptions = LinkOptions(),
+        options: LinkOptions = _DEFAULTS,
         *,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -527,9 +194,9 @@ class Links:
         """Told of everything that happens."""
         self._secret = secret
         self._draw = draw
-        self._up: dict[str, _Link] = {}
+        self._up: dict[str, Link] = {}
         # Links that have not ended; more than those up, as ends take a while.
-        self._alive: set[_Link] = set()
+        self._alive: set[Link] = set()
         self._ended: dict[str, bytes] = {}
         self._proving: dict[str, _Attempt] = {}
         self._dials: dict[tuple[str, str | None], _Dial] = {}
@@ -679,9 +346,9 @@ class Links:
         link = self._up.get(peer_id)
         if link is not None:
             # Finishing comes first: a link that is down without it just ends.
-            link.finish(_HANG_UP)
+            link.finish(HANG_UP)
             link.go_down("hung up here")
-            self._spawn(link.end(_HANG_UP))
+            self._spawn(link.end(HANG_UP))
 
     async def close(self) -> None:
         """End everything in order: send what is queued, say goodbye, stop listening.
@@ -693,7 +360,7 @@ class Links:
         self._closing = True
         for dial in list(self._dials.values()):
             self._stop_dial(dial)
-        ends = [asyncio.ensure_future(link.end(_CLOSING)) for link in self._alive]
+        ends = [asyncio.ensure_future(link.end(CLOSING)) for link in self._alive]
         if ends:
             await asyncio.gather(*ends)
         listeners, self._listeners = self._listeners, []
@@ -710,7 +377,7 @@ class Links:
 
     # ---- what links tell
 
-    def went_down(self, link: _Link, cause: str) -> None:
+    def went_down(self, link: Link, cause: str) -> None:
         """Take a link off the list and tell the handler; called by the link, once."""
         if self._up.get(link.peer.id) is link:
             del self._up[link.peer.id]
@@ -774,7 +441,7 @@ class Links:
         )
         return outbox, inbox, keys.link_id
 
-    def _bring_up(self, link: _Link) -> None:
+    def _bring_up(self, link: Link) -> None:
         self._up[link.peer.id] = link
         self._alive.add(link)
         link.ended.add_done_callback(lambda _ended: self._alive.discard(link))
@@ -896,7 +563,7 @@ class Links:
         peer: PeerInfo,
         boxes: tuple[frames.Outbox, frames.Inbox, bytes],
         ended_link: bytes,
-    ) -> _Link:
+    ) -> Link:
         if self._closing:
             raise PeerRefused(
                 f"{self.me.name or self.me.id} is closing; dial another node",
@@ -927,7 +594,7 @@ class Links:
             attempt.abandoned = True
             attempt.channel.abort()
         outbox, inbox, link_id = boxes
-        link = _Link(self, peer, channel, link_id, outbox, inbox, dialled_here=False)
+        link = Link(self, peer, channel, link_id, outbox, inbox, dialled_here=False)
         # The first record of the first frame, so it precedes whatever
         # `link_up` makes the handler send.
         outbox.push_control(frames.WELCOME)
@@ -963,7 +630,7 @@ class Links:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.report(error, "keeping")
 
-    def _link_of(self, dial: _Dial) -> _Link | None:
+    def _link_of(self, dial: _Dial) -> Link | None:
         return None if dial.peer_id is None else self._up.get(dial.peer_id)
 
     def _waits(self) -> Iterator[float]:
@@ -1001,7 +668,7 @@ class Links:
             except RpcError as failure:
                 error = failure
             else:
-                if link.goodbye and (dial.expected_id is not None or link.goodbye == _HANG_UP):
+                if link.goodbye and (dial.expected_id is not None or link.goodbye == HANG_UP):
                     error = PeerClosed(
                         f"{link.peer.name or link.peer.id} at {dial.address} ended the link and "
                         "will not take another one; dial the node that replaces it",
@@ -1027,7 +694,7 @@ class Links:
         if kept or not told:
             self._tell(self.handler.dial_failed, dial.address, dial.expected_id, error)
 
-    async def _dial_once(self, dial: _Dial) -> _Link:
+    async def _dial_once(self, dial: _Dial) -> Link:
         """Make one connection, and if it becomes a link, stay with it to its end."""
         options = self.options
         channel = await self._transport(dial.address).dial(dial.address)
@@ -1053,7 +720,7 @@ class Links:
                 if attempt.abandoned:
                     raise self._duplicate(dial, peer_id) from error
                 await self._refuse(channel, error)
-                await _drain(channel, options.close_timeout_s)
+                await drain(channel, options.close_timeout_s)
                 raise
             finally:
                 if self._proving.get(peer_id) is attempt:
@@ -1061,7 +728,7 @@ class Links:
             if attempt.abandoned or peer_id in self._up:
                 raise self._duplicate(dial, peer_id)
             outbox, inbox, link_id = boxes
-            link = _Link(self, peer, channel, link_id, outbox, inbox, dialled_here=True)
+            link = Link(self, peer, channel, link_id, outbox, inbox, dialled_here=True)
             dial.link = link
             dial.last_error = None
             self._bring_up(link)
