@@ -159,6 +159,19 @@ async def run(plan: Plan, show: Show) -> Verdict:
     Raises:
         MigrateError: The cluster could not be started, or a process of it died.
     """
+    try:
+        return await _run(plan, show)
+    except BaseExceptionGroup as group:
+        # The first failure ended the rest; what ended with it says nothing more.
+        ours = group.subgroup(MigrateError)
+        while ours is not None and isinstance(ours.exceptions[0], BaseExceptionGroup):
+            ours = ours.exceptions[0]
+        if ours is None:
+            raise
+        raise ours.exceptions[0] from group
+
+
+async def _run(plan: Plan, show: Show) -> Verdict:
     root = demo_text.stdlib()
     paths = demo_text.files(root, plan.files_max)
     options = NodeOptions(call_timeout_s=CALL_TIMEOUT_S)

@@ -384,11 +384,18 @@ def test_without_a_runtime_folder_of_the_system_one_is_made_for_this_user_alone(
 # ------------------------------------------------------------------ the verbs, on a cluster
 
 
+# As from a terminal: the background job of a shell would ignore SIGINT.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from migrate.tools.cli import main; main()"
+)
+
+
 @contextlib.contextmanager
 def process(*words: str, env: dict[str, str], cwd: pathlib.Path, **more: Any) -> Iterator[Any]:
     """Run a `migrate` of its own; whatever is left of it at the end is killed."""
     started = subprocess.Popen(
-        [sys.executable, "-m", "migrate", *words],
+        [sys.executable, "-c", PROGRAM, *words],
         env=env,
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -883,11 +890,17 @@ def test_importing_everything_starts_neither_threads_nor_processes(tmp_path: pat
     assert done.stdout == "1 0\n", done.stderr
 
 
-def test_the_module_runs_like_the_console_script(tmp_path: pathlib.Path, env: dict[str, str]):
-    with process("--version", env=env, cwd=tmp_path) as asked:
-        out, _ = asked.communicate(timeout=WAIT_S)
+def test_the_module_runs_like_the_console_script(env: dict[str, str]):
+    done = subprocess.run(
+        [sys.executable, "-m", "migrate", "--version"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
 
-    assert out.startswith("livemigrate, version ")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("livemigrate, version ")
 
 
 def test_a_verb_that_is_interrupted_says_so_and_leaves_no_traceback(
