@@ -12,7 +12,15 @@ from typing import Any, Final, Self
 from migrate.core.directory import Row
 from migrate.core.events import SwapOutcome, SwapResult
 from migrate.core.ids import NodeId, ServerId
-from migrate.errors import AuthError, InternalError, MigrateError, NodeNotFound, Outcome, UsageError
+from migrate.errors import (
+    AuthError,
+    InternalError,
+    MigrateError,
+    NameTaken,
+    NodeNotFound,
+    Outcome,
+    UsageError,
+)
 from migrate.options import NodeOptions
 from migrate.peer import Peer
 from migrate.ref import RefObject, runtime_closed, runtime_opened
@@ -311,6 +319,9 @@ class SyncClient:
         future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
             return self._bound(future.result())
+        except NameTaken as error:
+            error.ref = self._bound(error.ref)
+            raise
         except BaseException:
             future.cancel()
             raise
