@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import migrate
+from migrate.core.incarnation import Phase
 from tests.migrate.clusters import QUICK, break_links, eventually, failure_of, nodes, run, until
 from tests.migrate.servers import Busy, Counter, Gate
 
@@ -801,7 +802,7 @@ def test_calls_that_wait_in_the_mailbox_when_a_server_is_stopped_are_told_it_was
             inc = a._driver.core.hosted[ref._server_id]
             await until(lambda: len(inc.mailbox) == 2)
             stopping = asyncio.ensure_future(a.stop(ref))
-            await asyncio.sleep(0)
+            await until(lambda: inc.phase is Phase.STOPPING)
             Gate.events["stopping"].set()
             assert await running == 1
             await stopping
