@@ -228,6 +228,13 @@ _tunables = click.option(
     metavar="JSON",
     help="Tunables of migrate.NodeOptions, as a JSON object.",
 )
+_allow = click.option(
+    "--allow",
+    multiple=True,
+    envvar="LIVEMIGRATE_ALLOW",
+    metavar="MODULE:CLASS",
+    help="A class that the public gRPC API may spawn; repeatable.",
+)
 _log_level = click.option(
     "--log-level",
     default="warning",
@@ -315,6 +322,7 @@ def demo(
     help="Who owns what: sqlite:///PATH. By default one that goes with the cluster.",
 )
 @_tunables
+@_allow
 @click.option("--secret-file", metavar="FILE", help="The cluster secret; by default the user's.")
 @_log_level
 @_is_json
@@ -323,6 +331,7 @@ def up(
     name: str,
     directory: str | None,
     options: NodeOptions | None,
+    allow: tuple[str, ...],
     secret_file: str | None,
     log_level: str,
     as_json: bool,
@@ -344,6 +353,7 @@ def up(
                 directory=directory,
                 options=options,
                 secret_file=secret,
+                spawnable=allow,
                 log_level=log_level,
                 as_json=as_json,
             )
@@ -367,13 +377,13 @@ def up(
 @_tunables
 @click.option("--announce", is_flag=True, help="Print one line of JSON when up.")
 @click.option("--with-parent", is_flag=True, help="End when stdin ends, as when the parent dies.")
-@click.option(
-    "--allow",
-    multiple=True,
-    metavar="MODULE:CLASS",
-    help="A class that the public gRPC API may spawn; repeatable.",
-)
+@_allow
 @click.option("--secret-file", metavar="FILE", help="The cluster secret; by default the user's.")
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="The token that the public gRPC API asks for; by default beside the secret.",
+)
 @_log_level
 def node(
     name: str | None,
@@ -384,6 +394,7 @@ def node(
     with_parent: bool,
     allow: tuple[str, ...],
     secret_file: str | None,
+    token_file: str | None,
     log_level: str,
 ) -> None:
     """Run one node in this process until Ctrl-C or SIGTERM.
@@ -407,6 +418,7 @@ def node(
                 options=options or NodeOptions(),
                 secret_file=secret_file,
                 spawnable=allow,
+                token_file=token_file,
                 announce=announce,
                 with_parent=with_parent,
             )

@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> None:
     """Run `worker`, or `plain FILES_MAX SHARDS`."""
     if hasattr(os, "nice"):
         # The nodes come first, so that what is measured are moves, not a lack of cores.
-        os.nice(10)
+        os.nice(5)
     root = stdlib()
     if arguments == ["worker"]:
         worker(root, sys.stdin)

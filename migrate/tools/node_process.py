@@ -27,6 +27,7 @@ async def serve(
     options: NodeOptions,
     secret_file: str | None,
     spawnable: tuple[str, ...],
+    token_file: str | None,
     announce: bool,
     with_parent: bool,
 ) -> None:
@@ -41,7 +42,8 @@ async def serve(
         directory: See `Node`.
         options: See `Node`.
         secret_file: See `Node`.
-        spawnable: Classes, as "module:Class", that the public gRPC API may spawn.
+        spawnable: See `Node`.
+        token_file: See `Node`.
         announce: Print one line of JSON with name, address and pid once the node is up, instead
             of a sentence; afterwards whatever the process prints goes to stderr, since nobody
             may be reading stdout any more.
@@ -54,8 +56,15 @@ async def serve(
     ending = asyncio.Event()
     # A handler that prints must never fill a pipe that nobody reads.
     with _announcements(announce) as tell, _signals(ending, ignore_interrupt=with_parent):
-        extra: dict[str, Any] = {"spawnable": spawnable} if spawnable else {}
-        node = Node(name, listen, directory, options=options, secret_file=secret_file, **extra)
+        node = Node(
+            name,
+            listen,
+            directory,
+            options=options,
+            secret_file=secret_file,
+            spawnable=spawnable,
+            token_file=token_file,
+        )
         async with node:
             if with_parent:
                 _watch_stdin(asyncio.get_running_loop(), ending)

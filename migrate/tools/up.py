@@ -28,6 +28,7 @@ async def run(
     directory: str | None,
     options: NodeOptions | None,
     secret_file: str,
+    spawnable: tuple[str, ...],
     log_level: str,
     as_json: bool,
 ) -> None:
@@ -39,6 +40,7 @@ async def run(
         directory: URL of their directory; None: one that goes with the cluster.
         options: Tunables of every node; None: the defaults.
         secret_file: Path of the cluster secret, absolute; made if it is not there.
+        spawnable: Classes, as "module:Class", that the public gRPC API of a node may spawn.
         log_level: What the nodes log to stderr.
         as_json: Print one JSON object once the cluster is up, instead of text.
 
@@ -51,7 +53,11 @@ async def run(
         nodes,
         directory=directory,
         options=options,
-        env={"LIVEMIGRATE_SECRET_FILE": secret_file, "LIVEMIGRATE_LOG_LEVEL": log_level},
+        env={
+            "LIVEMIGRATE_SECRET_FILE": secret_file,
+            "LIVEMIGRATE_ALLOW": " ".join(spawnable),
+            "LIVEMIGRATE_LOG_LEVEL": log_level,
+        },
     )
     with _until_signalled(cluster):
         async with cluster, asyncio.TaskGroup() as group:
