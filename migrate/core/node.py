@@ -1745,7 +1745,8 @@ class Core:
     ) -> Incarnation | None:
         """Build the copy of an incoming move; None if the move is over."""
         target = self.moves_in.get(transfer)
-        if target is None:
+        if target is None or target.phase is not TargetPhase.DECODING:
+            # Over; or begun anew by a late Prepare, which will get its own state or end.
             return None
         placeholder = Row(
             target.server, 0, self.node, RowState.COMMITTED, transfer, "", "", 0
