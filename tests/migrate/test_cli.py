@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ WAIT_S = 60.0
 
 SERVERS = """
 import pathlib
+import re
 import migrate
 
 @migrate.server
@@ -928,3 +930,41 @@ def test_an_error_of_ours_never_reaches_people_as_a_traceback(env: dict[str, str
     assert isinstance(result.exception, SystemExit)
     assert issubclass(UsageError, MigrateError)
     assert "cannot name a cluster" in result.stderr
+
+
+# ------------------------------------------------------------------ the README
+
+
+def test_the_readme_names_every_verb_and_every_exit_status():
+    text = (ROOT / "README.md").read_text("utf-8")
+
+    assert [verb for verb in cli.cli.commands if f"`{verb}" not in text] == []
+    for code in ("0 done", "1 failed", "2 the", "3 the outcome is", "4 no", "5 carried", "130 "):
+        assert code in text
+
+
+def test_every_file_and_folder_of_the_readmes_map_exists():
+    text = (ROOT / "README.md").read_text("utf-8")
+    (tree,) = re.findall(r"## Map\n\n```\n(.*?)```", text, re.DOTALL)
+    folders: list[str] = []
+    paths = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"\s*(\S+(?: \S+)*)", line)
+        assert names is not None
+        # The description begins after two spaces or more.
+        for name in re.split(r"\s{2,}", names[1])[0].split():
+            folders[depth:] = [name]
+            paths.append("".join(folders[:depth]) + name)
+
+    assert len(paths) > 25
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_readmes_test_command_is_what_the_check_script_runs():
+    text = (ROOT / "README.md").read_text("utf-8")
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+
+    for command in ("--editable . --group dev", "-m pytest"):
+        assert command in text
+        assert f"python -m pip install --quiet {command}" in script or f"python {command}" in script
