@@ -22,6 +22,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Final, Protocol
 
 import serializers
@@ -211,6 +212,7 @@ class Driver:
         self.node = node
         self.options = options
         self.loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self.context = contextvars.copy_context()
         self.context.run(current_runtime.set, None)
         self.rows = rows
@@ -341,6 +343,13 @@ class Driver:
         pending.session = pending.out = None
         server = pending.server = ref._server_id
         pending.method = method
+        if get_ident() != self._thread:
+            raise UsageError(
+                f"{method!r} of server {server} was called in another thread than that of the "
+                "node's or client's loop: make the handler `async def`, or use "
+                "`migrate.connect_sync` in threads",
+                server=server,
+            )
         pending.timeout_s = timeout_s
         core = self.core
         now_ms = time.monotonic_ns() // 1_000_000
