@@ -12,6 +12,7 @@ from migrate.core import directory
 from migrate.core.actions import Finish, GoLive, Release, Result, SwapRow
 from migrate.core.directory import RowState
 from migrate.core.events import (
+    Checked,
     Encoded,
     EncodeFailed,
     RowRead,
@@ -394,6 +395,19 @@ def test_a_node_that_only_reserved_room_does_not_keep_envelopes_waiting() -> Non
     at.receive(A, [Prepare(TRANSFER, SERVER, 1, "Cls", 1, False, "")], NOW)
     at.receive(CLIENT, [env(1)], NOW)
     assert port.of(NotHere) == [NotHere(SERVER, SESSION, 1)]
+
+
+def test_a_copy_decoded_too_late_is_not_kept_by_a_move_that_began_anew() -> None:
+    source, _ = core()
+    inc = host(source)
+    record = source.export(inc, NOW)
+    at, _ = core(B)
+    prepare = Prepare(TRANSFER, SERVER, 1, "Cls", 1, False, "")
+    at.receive(A, [prepare], NOW)
+    at.move_event(TRANSFER, True, Checked(1), NOW)
+    at.receive(A, [Final(TRANSFER, SERVER, 1, b"state"), Abort(TRANSFER), prepare], NOW)
+    assert at.install(TRANSFER, record, object(), NOW) is None
+    assert at.copies == {}
 
 
 def test_a_server_that_is_here_already_is_refused_s08() -> None:

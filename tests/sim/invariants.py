@@ -202,8 +202,9 @@ class Invariants:
         if action.result in (Result.ROLLED_BACK, Result.REFUSED, Result.NOT_PICKLABLE):
             if owns and (inc is None or inc.phase is Phase.FROZEN):
                 world.fail("source serves", f"{server} does not serve at {node.id}: {transfer}")
-        elif owns and inc is None:
-            # After FENCED, or after MOVED, the row must name somebody else.
+        elif owns and inc is None and server not in node.core.arriving:
+            # After FENCED, or after MOVED, the row must name somebody else, unless the server
+            # is on its way back already.
             world.fail("source serves", f"{node.id} dropped {server}, which it owns: {transfer}")
 
     # -- bounds
