@@ -813,6 +813,30 @@ def test_calls_that_wait_in_the_mailbox_when_a_server_is_stopped_are_told_it_was
     run(body())
 
 
+class Threaded:
+    def __init__(self, ref: Any) -> None:
+        self.ref = ref
+
+    @migrate.blocking
+    def call_from_thread(self) -> Any:
+        return self.ref.incr()
+
+
+@HERE_AND_THERE
+def test_a_ref_used_in_another_thread_is_refused_and_nothing_is_sent(there: str):
+    async def body() -> None:
+        async with nodes("a", "b") as (a, _):
+            ref = await a.spawn(Counter, options=on(there))
+            threaded = await a.spawn(Threaded, ref, options=on("a"))
+            error = await failure_of(threaded.call_from_thread(), migrate.UsageError)
+            assert error.outcome is migrate.Outcome.NOT_DONE and "thread" in str(error)
+            with pytest.raises(migrate.UsageError, match="thread"):
+                await asyncio.to_thread(ref.incr)
+            assert await ref.incr() == 1
+
+    run(body())
+
+
 # ---------------------------------------------------------------- broken links
 
 

@@ -275,6 +275,20 @@ def test_an_address_in_use_is_a_usage_error():
     run(body())
 
 
+def test_a_node_that_has_left_is_not_waited_for():
+    async def body() -> None:
+        async with nodes("a") as (a,):
+            async with migrate.Node(name="b", directory=a._directory, options=QUICK) as b:
+                await linked(b, [a])
+            for verb in ("node", "cordon"):
+                error = await failure_of(
+                    asyncio.wait_for(a._asks.ask(b.id, verb), 15), migrate.NodeNotFound
+                )
+                assert error.node == "b"
+
+    run(body())
+
+
 # ---------------------------------------------------------------- strangers
 
 
