@@ -77,7 +77,7 @@ class Outgoing:
         self.seq = 0
         self.sent_ms = -1  # never sent
         self.admitted = False
-        self.withdrawn = False
+        self.withdrawn = 0  # the status it then ends in
         self.wait = True  # for room in the mailbox
 
 

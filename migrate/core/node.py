@@ -559,7 +559,7 @@ class Core:
             elif out.kind != EMPTY and (out.seq >= session.grant or out.sent_ms < 0):
                 # Refused so far, or never sent: the number goes as an empty one, and the
                 # owner's word that it took it so proves that nothing was done.
-                self._withdraw(session, out)
+                self._withdraw(session, out, FULL if out.seq >= session.grant else EXPIRED)
                 out.deadline_ms = now_ms + GRACE_MS
                 nearest = min(nearest, out.deadline_ms)
                 self._dispatch(session, out, now_ms)
@@ -570,12 +570,12 @@ class Core:
             self._set_timer(("deadline", session.id), nearest)
 
     @staticmethod
-    def _withdraw(session: SendSession, out: Outgoing) -> None:
+    def _withdraw(session: SendSession, out: Outgoing, status: int) -> None:
         out.method = "call" if out.kind == CALL else "cast"
         out.kind = EMPTY
         out.payload = b""
         out.args = None
-        out.withdrawn = True
+        out.withdrawn = status
         out.admitted = False
 
     def _resolve(self, out: Outgoing, status: int, payload: bytes | None, value: object) -> None:
@@ -597,7 +597,7 @@ class Core:
             if out in session.waiting:
                 session.waiting.remove(out)
         elif out.seq in session.outstanding and out.sent_ms < 0 and out.kind != EMPTY:
-            self._withdraw(session, out)
+            self._withdraw(session, out, CLOSED)
 
     def _refill(self, session: SendSession, now_ms: int) -> None:
         waiting = session.waiting
@@ -726,7 +726,7 @@ class Core:
             return
         status = reply.status
         if out.withdrawn and status == WITHDRAWN:
-            status = FULL
+            status = out.withdrawn
         session.route.attempts = 0
         self._resolve(out, status, reply.payload, None)
         if status == FORGOTTEN:
@@ -797,7 +797,7 @@ class Core:
             refused = out.kind == CAST and out.seq >= session.grant
             # Without a token nobody could be told: such a cast goes on being repeated.
             if refused and not out.wait and out.token is not None:
-                self._withdraw(session, out)
+                self._withdraw(session, out, FULL)
                 self._dispatch(session, out, now_ms)
 
     def _on_moved(self, moved: Moved, now_ms: int) -> None:
@@ -1420,7 +1420,7 @@ class Core:
                     session.acked_below = low
                 if out is not None:
                     if out.withdrawn and status == WITHDRAWN:
-                        status = FULL
+                        status = out.withdrawn
                     self._resolve(out, status, payload, value)
                 if sending.waiting:
                     self._settled(sending, now_ms)

@@ -464,7 +464,7 @@ class Driver:
                 )
             case _ if status == EXPIRED:
                 return CallTimeout(
-                    f"{what} was still in the mailbox when its time was over, and was not run",
+                    f"{what} was not begun when its time was over, and was not run",
                     server=server,
                     timeout_s=pending.timeout_s,
                     outcome=Outcome.NOT_DONE,
