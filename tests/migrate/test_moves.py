@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pathlib
+import random
 import sys
 import textwrap
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import migrate
-from tests.migrate.clusters import QUICK, eventually, failure_of, nodes, run, until
+from tests.migrate.clusters import QUICK, eventually, failure_of, linked, nodes, run, until
 from tests.migrate.servers import Busy, Counter, Gate, Large, Ticker, Unpicklable, Where
 
 pytestmark = pytest.mark.usefixtures("cluster_secret")
@@ -974,5 +975,72 @@ def test_the_report_tells_what_happened():
             assert await ref.node() == "b"
             info = await a.info(ref)
             assert (info.node, info.epoch, info.cls) == ("b", 2, "tests.migrate.servers:Where")
+
+    run(body())
+
+
+def test_calls_cancelled_and_timed_out_at_random_while_the_server_moves_stall_nobody():
+    async def body() -> None:
+        draw = random.Random(7)
+        async with nodes("a", "b", "c") as (a, b, c):
+            ref = await a.spawn(Counter)
+            ended = asyncio.Event()
+
+            async def storm(mine: Any) -> tuple[list[int], int]:
+                got: list[int] = []
+                given_up = 0
+                while not ended.is_set():
+                    calls = [mine.incr.with_options(timeout=20)() for _ in range(10)]
+                    hasty = mine.incr.with_options(timeout=0.001)()
+                    for call in draw.sample(calls, 4):
+                        if draw.random() < 0.5:
+                            await asyncio.sleep(0)
+                        given_up += call.cancel()
+                    results = await asyncio.gather(*calls, hasty, return_exceptions=True)
+                    got += [r for r in results if isinstance(r, int)]
+                    given_up += isinstance(results[-1], migrate.MigrateError)
+                    others = [r for r in results if not isinstance(r, int)]
+                    assert all(
+                        isinstance(r, asyncio.CancelledError | migrate.CallTimeout) for r in others
+                    ), others
+                return got, given_up
+
+            tasks = [asyncio.create_task(storm(ref._bound_to(n._driver))) for n in (a, b, c)]
+            for k in range(30):
+                await a.migrate(ref, to="bca"[k % 3])
+                await ref.get()
+            ended.set()
+            seen = await asyncio.gather(*tasks)
+            values = [value for got, _ in seen for value in got]
+            assert len(set(values)) == len(values)
+            for got, _ in seen:
+                assert got == sorted(got)
+            # What was given up has happened or not; everything else exactly once.
+            final = await ref.get()
+            assert len(values) <= final <= len(values) + sum(n for _, n in seen)
+
+    run(body())
+
+
+def test_a_node_closed_in_the_middle_of_moves_to_and_from_it_loses_no_server_of_the_others():
+    async def body() -> None:
+        async with nodes("a", "c") as (a, c):
+            b = migrate.Node(name="b", directory=a._directory, options=QUICK)
+            await b.start()
+            await linked(b, [a, c])
+            refs = [await a.spawn(Counter, n) for n in range(20)]
+            moves = [asyncio.create_task(a.migrate(ref, to="b")) for ref in refs]
+            await until(lambda: any(move.done() for move in moves))
+            closing = asyncio.create_task(b.drain("b"))
+            results = await asyncio.gather(*moves, return_exceptions=True)
+            await closing
+            # Some arrived and were drained off again, the others were refused and stayed.
+            assert all(
+                isinstance(r, migrate.MoveReport | migrate.TargetRefused | migrate.MoveRolledBack)
+                for r in results
+            ), results
+            assert b._driver.core.hosted == {}
+            await b.close()
+            assert [await ref.incr() for ref in refs] == [n + 1 for n in range(20)]
 
     run(body())
