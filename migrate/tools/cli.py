@@ -273,7 +273,7 @@ _log_level = click.option(
 )
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, writable=True),
+    type=click.Path(dir_okay=False),
     metavar="FILE",
     help="Write what the servers counted, as JSON: files, skipped, names.",
 )
@@ -300,6 +300,14 @@ def demo(
     """
     from migrate.tools import demo as program
 
+    if out is not None:
+        try:
+            # Now, rather than when everything is done.
+            open(out, "a").close()
+        except OSError as error:
+            raise click.BadParameter(
+                f"it cannot be written: {error}", param_hint="--out"
+            ) from error
     plan = program.Plan(
         nodes=nodes or max(2, os.cpu_count() or 1),
         shards=shards,

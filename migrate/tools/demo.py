@@ -162,13 +162,15 @@ async def run(plan: Plan, show: Show) -> Verdict:
     try:
         return await _run(plan, show)
     except BaseExceptionGroup as group:
-        # The first failure ended the rest; what ended with it says nothing more.
-        ours = group.subgroup(MigrateError)
-        while ours is not None and isinstance(ours.exceptions[0], BaseExceptionGroup):
-            ours = ours.exceptions[0]
-        if ours is None:
-            raise
-        raise ours.exceptions[0] from group
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup) -> BaseException:
+    """Of what ended a group of tasks the first; the rest ended with it and says nothing more."""
+    error: BaseException = group.subgroup(MigrateError) or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _run(plan: Plan, show: Show) -> Verdict:

@@ -20,12 +20,13 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate.errors import MigrateError
 from migrate.reports import MoveReport
-from migrate.tools import demo, demo_show, demo_text
+from migrate.tools import cli, demo, demo_show, demo_text
 from migrate.tools.demo_servers import Account
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -516,6 +517,66 @@ def test_an_interrupted_demo_ends_at_once_and_leaves_no_process(tmp_path: pathli
     assert errors.endswith("interrupted\n")
     _, alive = psutil.wait_procs(children, timeout=WAIT_S)
     assert alive == []
+
+
+def test_a_demo_whose_reader_is_gone_ends_without_a_traceback(tmp_path: pathlib.Path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "migrate", "demo"],
+        env=own(tmp_path),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demoing:
+        try:
+            assert demoing.stdout is not None and demoing.stderr is not None
+            assert "servers on nodes" in demoing.stdout.readline()
+            children = psutil.Process(demoing.pid).children(recursive=True)
+
+            demoing.stdout.close()
+
+            assert demoing.wait(WAIT_S) == 1
+            assert demoing.stderr.read() == ""
+            _, alive = psutil.wait_procs(children, timeout=WAIT_S)
+            assert alive == []
+        finally:
+            demoing.kill()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: pathlib.Path):
+    result = CliRunner().invoke(cli.cli, ["demo", "--out", str(tmp_path / "no" / "out.json")])
+
+    assert result.exit_code == 2
+    assert "it cannot be written" in result.stderr
+
+
+def test_a_node_that_dies_during_the_demo_is_named_and_ends_it(tmp_path: pathlib.Path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "migrate", "demo", "--json"],
+        env=own(tmp_path),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demoing:
+        try:
+            assert demoing.stderr is not None
+            while " s move " not in (line := demoing.stderr.readline()):
+                assert line, demoing.wait()
+            (victim,) = (
+                child
+                for child in psutil.Process(demoing.pid).children()
+                if child.cmdline()[-20:].count("n2")
+            )
+
+            victim.kill()
+            out, errors = demoing.communicate(timeout=WAIT_S)
+        finally:
+            demoing.kill()
+
+    assert demoing.returncode in (1, 3)
+    assert "node n2 died" in json.loads(out)["error"]["message"]
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("what", ["worker", "plain"])
