@@ -553,9 +553,14 @@ class _Engine:
             time.sleep(_BUSY_RETRY_S)
 
     def _is_prepared(self) -> bool:
-        [(application_id,)] = self._sql("PRAGMA application_id")
-        [(file_format,)] = self._sql("PRAGMA user_version")
-        [(tables,)] = self._sql("SELECT count(*) FROM sqlite_schema")
+        # One snapshot: another process may be creating it between two of these.
+        self._sql("BEGIN")
+        try:
+            [(application_id,)] = self._sql("PRAGMA application_id")
+            [(file_format,)] = self._sql("PRAGMA user_version")
+            [(tables,)] = self._sql("SELECT count(*) FROM sqlite_schema")
+        finally:
+            self._sql("ROLLBACK")
         if application_id == 0 and file_format == 0 and tables == 0:
             return False
         if application_id != _APPLICATION_ID:
