@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+import grpc
 import psutil
 import pytest
 from click.testing import CliRunner, Result
@@ -27,6 +28,7 @@ from migrate.errors import CallTimeout, HandlerFailed, MigrateError, MoveRolledB
 from migrate.tools import cli, clusters, output
 from migrate.tools.clusters import Place
 from migrate.tools.errors import ClusterNotFound
+from rpc.v1 import api_pb2, api_pb2_grpc
 
 ROOT = pathlib.Path(__file__).parents[2]
 WAIT_S = 60.0
@@ -930,6 +932,38 @@ def test_an_error_of_ours_never_reaches_people_as_a_traceback(env: dict[str, str
     assert isinstance(result.exception, SystemExit)
     assert issubclass(UsageError, MigrateError)
     assert "cannot name a cluster" in result.stderr
+
+
+@pytest.mark.parametrize("who", ["node", "up"])
+def test_allowed_classes_can_be_spawned_from_outside_with_the_token_and_no_others(
+    env: dict[str, str], tmp_path: pathlib.Path, who: str
+):
+    (tmp_path / "things.py").write_text(SERVERS)
+    token = tmp_path / "token"
+    allow = ["--allow", "things:Counter", "--allow", "json:JSONEncoder"]
+    words = {
+        "node": ["node", "--announce", *allow, "--token-file", str(token)],
+        "up": ["up", "-n", "1", "--json", *allow],
+    }[who]
+    env = {**env, "LIVEMIGRATE_TOKEN_FILE": str(token)} if who == "up" else env
+    with process(*words, env=env, cwd=tmp_path) as node:
+        told = json.loads(node.stdout.readline())
+        address = told["address"] if who == "node" else told["nodes"][0]["address"]
+        metadata = (("authorization", f"Bearer {token.read_text().strip()}"),)
+        with grpc.insecure_channel(address) as channel:
+            stub = api_pb2_grpc.ApiStub(channel)
+
+            def spawn(cls: str, **more: Any) -> Any:
+                return stub.Spawn(api_pb2.SpawnRequest(cls=cls), timeout=WAIT_S, **more)
+
+            with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                spawn("things:Counter")
+            with pytest.raises(grpc.RpcError, match="json:JSONDecoder"):
+                spawn("json:JSONDecoder", metadata=metadata)
+            spawn("things:Counter", metadata=metadata)
+        listed = run("ls", "--cluster", address, "--json")
+
+    assert [info["cls"] for info in json.loads(listed.stdout)] == ["things:Counter"]
 
 
 # ------------------------------------------------------------------ the README
