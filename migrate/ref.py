@@ -480,8 +480,7 @@ def _load_remote_method(
 def _no_such_method(info: ClassInfo, name: str) -> str:
     text = f"{info.short_name} has no method {name!r} that can be called remotely"
     close = difflib.get_close_matches(name, info.methods, n=1)
-    if close:
-        text += f"; did you mean {close[0]!r}?"
+    text += f"; did you mean {close[0]!r}?" if close else "."
     listed = ", ".join(info.methods[:30]) or "none"
     more = ", ..." if len(info.methods) > 30 else ""
     return (
