@@ -130,7 +130,7 @@ class Node(Peer):
         Raises:
             UsageError: A living node has the name, or the address cannot be listened on.
             AuthError: The cluster secret or the token of the public API cannot be read.
-            MigrateError: The directory cannot be opened.
+            MigrateError: The directory cannot be opened, or failed while the node joined.
         """
         self._check_new()
         self._gateway.load_token()
@@ -159,6 +159,8 @@ class Node(Peer):
                 await self._directory.close()
             if isinstance(error, RpcError):
                 raise UsageError(str(error), node=self._name, cause=str(error)) from error
+            if isinstance(error, DirectoryError):
+                raise _unreadable(error) from error
             raise
         self._driver.host.open()
         self._driver.task(self._measure(), "load")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -25,6 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate.errors import CallTimeout, HandlerFailed, MigrateError, MoveRolledBack, UsageError
+from migrate.node import Node
+from migrate.shell.directories import DirectoryUnavailable, MemoryDirectory
 from migrate.tools import cli, clusters, output
 from migrate.tools.clusters import Place
 from migrate.tools.errors import ClusterNotFound
@@ -775,6 +778,20 @@ def test_a_node_that_cannot_start_says_why_without_a_traceback(
     assert complaint in errors
     assert "Traceback" not in errors
     assert out == ""
+
+
+def test_a_directory_that_fails_while_a_node_joins_ends_in_an_error_of_ours(env: dict[str, str]):
+    class Failing(MemoryDirectory):
+        async def lease(self, ttl_s: float) -> int:
+            raise DirectoryUnavailable("it went away")
+
+    async def join() -> None:
+        async with Node(directory=Failing()):
+            raise AssertionError("it joined")
+
+    with pytest.raises(MigrateError, match="does not answer: it went away") as raised:
+        asyncio.run(join())
+    assert output.fail(raised.value, as_json=False) == output.FAILED
 
 
 def test_two_nodes_cannot_have_one_name(env: dict[str, str], tmp_path: pathlib.Path):
