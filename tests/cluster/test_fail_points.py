@@ -108,9 +108,9 @@ def check_nothing_was_lost(calls: Calls) -> None:
     assert calls.values, "the caller never got through"
 
 
-def state_of(point: Point) -> int:
+def state_of(point: Point, size: int = 24 << 20) -> int:
     """Half of the state has to be something."""
-    return 24 << 20 if point is Point.FINAL_HALF_SENT else 0
+    return size if point is Point.FINAL_HALF_SENT else 0
 
 
 @pytest.mark.parametrize("point", BEFORE, ids=lambda p: p.value)
@@ -248,7 +248,8 @@ def test_a_target_that_sleeps_before_the_commit_is_given_up_and_refused_when_it_
     point: Point,
 ):
     async def body() -> None:
-        async with scene(state_of(point)) as s:
+        # A slow wire would need seconds for more, and is waited for.
+        async with scene(state_of(point, 4 << 20)) as s:
             async with called(s) as saw:
                 await s.arm(point, "stop", s.target)
                 moving = asyncio.ensure_future(s.client.migrate(s.ref, to="target"))
