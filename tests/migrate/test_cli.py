@@ -400,7 +400,7 @@ PROGRAM = (
 
 @contextlib.contextmanager
 def process(*words: str, env: dict[str, str], cwd: pathlib.Path, **more: Any) -> Iterator[Any]:
-    """Run a `migrate` of its own; whatever is left of it at the end is killed."""
+    """Run a `migrate` of its own; at the end it is stopped, and what is left of it killed."""
     started = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words],
         env=env,
@@ -413,6 +413,9 @@ def process(*words: str, env: dict[str, str], cwd: pathlib.Path, **more: Any) ->
     try:
         yield started
     finally:
+        started.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(10)
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(started.pid).children(recursive=True):
                 child.kill()
@@ -698,6 +701,8 @@ def test_up_tells_of_a_node_that_died_and_ends_when_none_is_left(
 
 
 def test_the_nodes_of_up_end_when_it_is_killed(env: dict[str, str], tmp_path: pathlib.Path):
+    # It cannot clean up after itself.
+    env = {**env, "TMPDIR": str(tmp_path)}
     with process("up", "-n", "2", "--json", env=env, cwd=tmp_path) as up:
         pids = [node["pid"] for node in json.loads(up.stdout.readline())["nodes"]]
 
@@ -886,6 +891,8 @@ def test_a_handler_that_prints_a_lot_does_not_block_its_node(
 
 def test_the_nodes_of_a_script_end_when_it_is_killed(env: dict[str, str], tmp_path: pathlib.Path):
     text = script("os.kill(os.getpid(), 9)")
+    # It cannot clean up after itself.
+    env = {**env, "TMPDIR": str(tmp_path)}
 
     done = subprocess.run(
         [sys.executable, "-c", text], env=env, cwd=tmp_path, capture_output=True, timeout=WAIT_S
