@@ -16,13 +16,20 @@ from migrate.core.ids import NodeId
 DEPTH_FULL = 1_000
 """Waiting messages that weigh as much as a core that is always busy (some 5 ms of work)."""
 
+PLACED = 0.05
+"""What a server that was just placed is expected to add: a burst of spawns between two samples
+is spread, even from a node that looked idle for a moment."""
+
 STEP = 0.1
 """Scores are compared in steps of this size; a sample of one second is no finer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node and its figures: CPU in cores, memory as a share, messages waiting, servers."""
+    """A node and its figures: CPU in cores, memory as a share, messages waiting, servers.
+
+    `placed` servers were put there since the figures were taken, and do not show in them yet.
+    """
 
     node: NodeId
     cpu: float
@@ -30,11 +37,13 @@ class Candidate:
     mailbox: int
     servers: int
     admits: bool
+    placed: int = 0
 
 
 def score(candidate: Candidate) -> float:
     """How loaded a node is: 0.0 idle; above 1.0 something is full."""
-    return candidate.cpu + 0.5 * candidate.memory + candidate.mailbox / DEPTH_FULL
+    figures = candidate.cpu + 0.5 * candidate.memory + candidate.mailbox / DEPTH_FULL
+    return figures + PLACED * candidate.placed
 
 
 def least_loaded(candidates: Iterable[Candidate]) -> NodeId | None:
@@ -46,4 +55,4 @@ def least_loaded(candidates: Iterable[Candidate]) -> NodeId | None:
     open_ones = [c for c in candidates if c.admits]
     if not open_ones:
         return None
-    return min(open_ones, key=lambda c: (int(score(c) / STEP), c.servers, c.node)).node
+    return min(open_ones, key=lambda c: (int(score(c) / STEP), c.servers + c.placed, c.node)).node

@@ -31,6 +31,7 @@ from migrate.core.actions import (
     Action,
     CheckClass,
     DecodeState,
+    DropCopy,
     EncodeState,
     Finish,
     GoLive,
@@ -43,7 +44,7 @@ from migrate.core.actions import (
     SwapRow,
 )
 from migrate.core.delivery import Outgoing, SendSession
-from migrate.core.directory import Row
+from migrate.core.directory import Row, RowState
 from migrate.core.events import (
     Checked,
     Decoded,
@@ -225,6 +226,7 @@ class Driver:
         self._doing = False
         self._wake: asyncio.TimerHandle | None = None
         self._moves: dict[TransferId, MoveWatch] = {}
+        self._copies: dict[TransferId, Hosted] = {}  # arrived, and not yet released
         self._on_stopped: Callable[[Incarnation], Coroutine[Any, Any, None]] | None = None
         self._burst = BURST_MAX
         self._default_ms = (
@@ -555,7 +557,7 @@ class Driver:
                 row, _ = await self.rows.read(server)
             except (DirectoryError, MigrateError):
                 continue
-            if row is None:
+            if row is None or row.state is RowState.LOST:
                 gone.append(server)
         self.core.senders_gone(gone, self.now_ms())
 
@@ -650,10 +652,16 @@ class Driver:
                     host: Hosted = inc.host  # type: ignore[assignment]
                     self._begin_serving(inc, "on_stay" if host.departed else "")
                     host.departed = False
+            case DropCopy() if incoming:
+                # Its handlers may have begun; what they do is seen by nobody any more.
+                copy = self._copies.pop(transfer, None)
+                if copy is not None:
+                    self.host.cancel(copy)
+            case Finish() if incoming:
+                self._copies.pop(transfer, None)
             case Finish():
-                if not incoming:
-                    # After what else came in the same frame: the time of the release.
-                    self._soon(lambda: self._finished(transfer, action))
+                # After what else came in the same frame: the time of the release.
+                self._soon(lambda: self._finished(transfer, action))
             case Release():
                 at = ReleasedAt(transfer, boot_id(), time.monotonic_ns())
                 self.send(self.core.moves_in[transfer].source, at)
@@ -924,13 +932,19 @@ class Driver:
         host = Hosted(obj, spec, ref, self)
         host.by_value = target.prepare.by_value
         host.state_bytes = size
-        self.core.install(transfer, record, host, self.now_ms())
+        if self.core.install(transfer, record, host, self.now_ms()) is None:
+            return DecodeFailed("the move ended while its state was loaded")
+        self._copies[transfer] = host
         return Decoded()
 
     # -- rows
 
     async def _swap(self, transfer: TransferId, incoming: bool, action: SwapRow) -> None:
-        result = await self.rows.swap(action.row, action.rev)
+        try:
+            result = await self.rows.swap(action.row, action.rev)
+        except Exception as error:  # the move waits for exactly one result
+            log.exception("swap of %s failed", action.row.server)
+            result = SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
         if result.outcome is SwapOutcome.DONE and not incoming:
             self.reach(Point.SWAP_DONE)
         self._event(transfer, incoming, result)

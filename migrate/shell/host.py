@@ -62,6 +62,7 @@ class Hosted:
         "hook_task",
         "obj",
         "ref",
+        "running",
         "spec",
         "state_bytes",
         "tasks",
@@ -75,7 +76,8 @@ class Hosted:
         self.handlers: dict[str, tuple[int, Callable[..., Any]]] = {}
         self.departed = False  # on_depart has run; on_stay is due if the move is rolled back
         self.hook_task: asyncio.Task[None] | None = None
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.running: set[asyncio.Task[Any] | None] = set()  # of its handlers
+        self.tasks: set[asyncio.Task[Any]] = set()  # that its handlers started
         self.state_bytes = -1  # size of the last capture; -1: not known
         self.by_value = False
 
@@ -119,7 +121,7 @@ class Host:
         self.turn_until_s = inf  # when the loop needs a turn, while frames or mailboxes are emptied
         self.loop = driver.loop
         self.threads = ThreadPoolExecutor(threads_max, thread_name_prefix="migrate-blocking")
-        self._tasks: set[asyncio.Task[Any] | None] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()  # hooks
         self._factory: Any = None
 
     # -- tasks of handlers
@@ -162,7 +164,10 @@ class Host:
         """Cancel what still runs, and wait until it has ended."""
         if self._factory is not None and self.loop.get_task_factory() is self._factory:
             self.loop.set_task_factory(self._previous)
-        running = [task for task in self._tasks if task is not None]
+        running = [*self._tasks]
+        for inc in self.driver.core.hosted.values():
+            host: Hosted = inc.host  # type: ignore[assignment]
+            running += [task for task in (*host.running, *host.tasks) if task is not None]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -227,7 +232,13 @@ class Host:
         context.run(current_runtime.set, scope)
         # NB: not by the loop's factory: the handler's own task is not one it has started.
         task = asyncio.Task(self._finish(scope, entry, work), loop=self.loop, context=context)
-        self._tasks.add(task)
+        scope.host.running.add(task)
+
+    def cancel(self, copy: Hosted) -> None:
+        """End the handlers of a copy that is not the server (any more)."""
+        for task in [*copy.running, *copy.tasks]:
+            if task is not None:
+                task.cancel()
 
     async def _finish(self, scope: Scope, entry: Entry, work: Any) -> None:
         status, value = OK, None
@@ -239,7 +250,7 @@ class Host:
             status, _, value = self._failed(entry, error)
         driver = self.driver
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
-        self._tasks.discard(asyncio.current_task())
+        scope.host.running.discard(asyncio.current_task())
         peers = driver.peers
         peers.gathering = True
         driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +29,6 @@ FRESH_S: Final = 5.0
 class _Heard:
     load: Load
     at_s: float
-    spawned: int = 0
 
 
 class Meter:
@@ -39,6 +39,7 @@ class Meter:
         self._process.cpu_percent(None)
         self._cpu_at_s = time.monotonic()
         self._heard: dict[NodeId, _Heard] = {}
+        self._placed: dict[NodeId, deque[float]] = {}
         self.cpu = 0.0
         self.memory = 0.0
 
@@ -61,13 +62,21 @@ class Meter:
 
     def spawned(self, node: NodeId) -> None:
         """A server was placed on `node`; its figures do not show it yet."""
-        heard = self._heard.get(node)
-        if heard is not None:
-            heard.spawned += 1
+        self._placed.setdefault(node, deque()).append(time.monotonic())
+
+    def _placed_lately(self, node: NodeId) -> int:
+        """How many were placed there since figures of now can have been taken."""
+        placed = self._placed.get(node)
+        if placed is None:
+            return 0
+        while placed and time.monotonic() - placed[0] > 1.5 * INTERVAL_S:
+            placed.popleft()
+        return len(placed)
 
     def forget(self, node: NodeId) -> None:
         """The node is gone."""
         self._heard.pop(node, None)
+        self._placed.pop(node, None)
 
     def candidate(self, node: NodeId) -> Candidate | None:
         """What the placement may know of a node; None if nothing fresh was heard."""
@@ -80,6 +89,7 @@ class Meter:
             load.cpu,
             load.memory,
             load.mailbox,
-            load.servers + heard.spawned,
+            load.servers,
             not (load.draining or load.cordoned),
+            self._placed_lately(node),
         )

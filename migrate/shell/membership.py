@@ -338,20 +338,25 @@ class Membership:
             try:
                 entries, _ = await self.directory.list(SERVER_KEY)
                 rows = [(wire.decode_row(entry.value), entry.rev) for entry in entries]
-                owned = [(r, rev) for r, rev in rows if r.owner == node.id]
-                await asyncio.gather(
-                    *(self._bury_server(r, v, cause) for r, v in owned if self._watcher.may_bury(r))
-                )
-                await self._remove(node)
-                return
+                concerned = [
+                    (row, rev) for row, rev in rows if node.id in (row.owner, row.previous)
+                ]
+                doomed = [(row, rev) for row, rev in concerned if self._watcher.may_bury(row)]
+                await asyncio.gather(*(self._bury_server(row, rev, cause) for row, rev in doomed))
+                # What this node still holds a frozen copy of may be taken back yet: look again.
+                if not any(
+                    row.owner == node.id
+                    and row.previous == self.me.id
+                    and row.state is RowState.COMMITTED
+                    and (row, rev) not in doomed
+                    for row, rev in concerned
+                ):
+                    await self._remove(node)
+                    return
+                await asyncio.sleep(RETRY_S)
             except DirectoryError as error:
                 log.debug("burial of %s: %s", node.name, error)
                 await asyncio.sleep(RETRY_S)
-
-    async def bury_later(self, row: Row, rev: int) -> None:
-        """Bury one row whose owner is dead, now that the core's rules allow it."""
-        with contextlib.suppress(DirectoryError):
-            await self._bury_server(row, rev, "its node died, and nothing could take over")
 
     async def _bury_server(self, row: Row, rev: int, cause: str) -> None:
         if row.state is RowState.LOST:
