@@ -593,6 +593,8 @@ class Driver:
         if rest and self._moves:
             rest = [message for message in rest if not self._take_release(message)]
         if self._todo:
+            # What is ready to leave does not wait for what is still to be done.
+            self.flush()
             self._do_now()
         self.flush_soon()
         return rest
@@ -680,6 +682,7 @@ class Driver:
     def _event(self, transfer: TransferId, incoming: bool, event: Any) -> None:
         self.core.move_event(transfer, incoming, event, self.now_ms())
         if self._todo:
+            self.flush()
             self._do_now()
         self.flush()
 

@@ -34,6 +34,17 @@ WAITING_MAX: Final = 10_000
 
 FRAME_MESSAGES_MAX: Final = 1_000
 
+ENOUGH: Final = 80
+"""Messages that leave at once as a frame of their own: while the peer handles them, more are made.
+With 256 calls in flight, frames of 64 to 128 carried 70 to 98 thousand calls a second, whole
+windows 52 to 63, and frames cut by chance 52 to 67."""
+
+PACE: Final = 6.0
+"""Average size of the last frames from which on small ones are worth a wait for more."""
+
+IDLE_TURNS_MAX: Final = 1
+"""Turns of the loop that may add nothing before what was gathered leaves."""
+
 LINGER_TURNS_MAX: Final = 24
 """Turns of the loop that results wait for more of them; some 20 us each while there is work."""
 
@@ -62,6 +73,7 @@ class Peers:
         self._waiting: dict[NodeId, list[Message]] = {}
         self._scheduled = False
         self._lingering = False
+        self._pace = 0.0  # moving average of the size of frames
         # While set, what is sent waits as long as every turn of the loop adds something. For
         # results of tasks: a server that is handed message after message finishes one in each
         # turn, and a frame for each would cost more than the handler.
@@ -76,26 +88,43 @@ class Peers:
             self._dirty.append(node)
             if not self._scheduled:
                 self._scheduled = True
-                if self.gathering:
-                    self._lingering = True
-                    args = (0, LINGER_TURNS_MAX)
-                    self._loop.call_soon(self._lingered, *args, context=self._context)
+                if self.gathering or self._pace > PACE:
+                    self._linger()
                 else:
                     self._loop.call_soon(self.flush, context=self._context)
         box.append(message)
+        if len(box) >= ENOUGH and self.links.is_up(node):
+            self._boxes[node] = []
+            self._dirty.remove(node)
+            self._send_now(node, box)
 
-    def _lingered(self, before: int, turns: int) -> None:
-        queued = sum(len(self._boxes[node]) for node in self._dirty)
-        if queued > before and turns:
-            args = (queued, turns - 1)
-            self._loop.call_soon(self._lingered, *args, context=self._context)
-        else:
+    def _linger(self) -> None:
+        self._scheduled = self._lingering = True
+        self._loop.call_soon(self._lingered, 0, LINGER_TURNS_MAX, 0, context=self._context)
+
+    def _lingered(self, before: int, turns: int, idle: int) -> None:
+        queued = 0
+        for node in self._dirty:
+            queued += len(self._boxes[node])
+        if queued == before:
+            idle += 1
+        if not turns or idle > IDLE_TURNS_MAX:
             self.flush()
+        else:
+            args = (queued, turns - 1, idle)
+            self._loop.call_soon(self._lingered, *args, context=self._context)
 
     def flush_soon(self) -> None:
-        """Send what is queued now, unless results are being gathered: then with them."""
-        if not self._lingering:
-            self.flush()
+        """Send what is queued now, unless more is being gathered: then with it."""
+        if self._lingering:
+            return
+        if self._pace > PACE and self._dirty:
+            if not self._scheduled:
+                self._linger()
+            else:
+                self._lingering = True
+            return
+        self.flush()
 
     def flush(self) -> None:
         """Send what is queued now."""
@@ -114,9 +143,10 @@ class Peers:
                 self._send_now(node, box)
 
     def _send_now(self, node: NodeId, box: list[Message]) -> None:
+        self._pace += (len(box) - self._pace) / 4
         small = []
         for message in box:
-            if isinstance(message, FinalMessage):
+            if isinstance(message, FinalMessage) and len(message.state) > BULK_BYTES:
                 data = wire.encode_messages([message])
                 self._put(node, data, bulk=True)
                 if self.final_half_sent is not None:
