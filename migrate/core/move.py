@@ -123,7 +123,7 @@ class MoveTimes:
     reclaim_ms: int = 10_000
     confirm_ms: int = 1_000
     reserve_ms: int = 60_000
-    ship_bytes_per_ms: int = 1_000
+    ship_bytes_per_ms: int = 20_000
 
 
 Happening: TypeAlias = (

@@ -23,6 +23,7 @@ Messages to this very node (a local sender of a copy that answers by message) go
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -183,6 +184,10 @@ class Tombstone:
     until_ms: int
 
 
+def _no_hurry() -> None:
+    """What is sent leaves when the core's public method has returned."""
+
+
 class Core:
     """See the module's text. All public methods take `now_ms`, which never goes back."""
 
@@ -213,6 +218,9 @@ class Core:
         self._session_n = 0
         self._depth = 0  # above 0 inside a handler or a loop that hands out messages
         self._pumping: Incarnation | None = None
+        # Called after each message of a move: a server stands still until it has arrived.
+        self.hurry: Callable[[], None] = _no_hurry
+        self.marks = True  # whether `Port.perform` wants to hear of each step of a move
         self.crowded = False  # the loop needs a turn: hand out nothing on this stack
         self._wake_ms = NEVER
         self._set_timer(("sweep",), now_ms + self._sweep_ms())
@@ -1813,8 +1821,11 @@ class Core:
             match action:
                 case Tell():
                     self._send(action.node, action.message)
+                    self.hurry()
                 case SetTimer():
                     self._set_timer(("out", transfer), now_ms + action.delay_ms)
+                case Reach() if not self.marks:
+                    pass
                 case Quiesce():
                     inc = self.hosted[source.server]
                     inc.phase = Phase.QUIESCING
@@ -1934,8 +1945,11 @@ class Core:
             match action:
                 case Tell():
                     self._send(action.node, action.message)
+                    self.hurry()
                 case SetTimer():
                     self._set_timer(("in", transfer), now_ms + action.delay_ms)
+                case Reach() if not self.marks:
+                    pass
                 case GoLive():
                     self._go_live(target, action, now_ms)
                     self.port.perform(transfer, True, action)

@@ -11,6 +11,7 @@ to cause it: otherwise a handler's context would leak into timers and tasks of t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import math
@@ -18,9 +19,10 @@ import os
 import signal
 import sys
 import time
+import types
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, Final, Protocol
@@ -236,6 +238,7 @@ class Driver:
         # `Port.run`, bound once: it is on the per-message path.
         self.run = self.host.run
         self.core = Core(node, self, core_options(options), self.now_ms())
+        self.core.marks = failpoints is not None
 
     def attach(self, peers: Peers) -> None:
         """Set where messages go; before anything happens."""
@@ -244,6 +247,7 @@ class Driver:
         self.flush = peers.flush
         self.flush_soon = peers.flush_soon
         self.peers = peers
+        self.core.hurry = peers.flush
 
     # ------------------------------------------------------------------ time and tasks
 
@@ -258,6 +262,14 @@ class Driver:
         self._tasks.add(task)
         task.add_done_callback(self._ended, context=self.context)
         return task
+
+    def _task_now(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """As `task`, but its first step is taken here, not in the next turn of the loop."""
+        try:
+            waits_for = work.send(None)
+        except StopIteration:
+            return
+        self.task(_go_on(work, waits_for), name)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -468,7 +480,7 @@ class Driver:
                 return CallTimeout(
                     f"{what} was not begun when its time was over, and was not run",
                     server=server,
-                    timeout_s=pending.timeout_s,
+                    timeout_s=pending.timeout_s or self.options.call_timeout_s,
                     outcome=Outcome.NOT_DONE,
                 )
             case _ if status == FULL:
@@ -624,6 +636,7 @@ class Driver:
         )
         self.core.move(server, target, transfer, host.by_value, PYTHON, self.now_ms())
         self.flush()
+        _warm()
         return await asyncio.shield(watch.future)
 
     def perform(self, transfer: TransferId, incoming: bool, action: Action) -> None:
@@ -639,7 +652,7 @@ class Driver:
             case DecodeState():
                 self._soon(lambda: self._decode(transfer, action.state))
             case SwapRow():
-                self.task(self._swap(transfer, incoming, action), f"swap of {transfer}")
+                self._task_now(self._swap(transfer, incoming, action), f"swap of {transfer}")
             case ReadRow():
                 self.task(self._read_row(transfer, incoming), f"row of {transfer}")
             case CheckClass():
@@ -714,6 +727,12 @@ class Driver:
             self.task(self._encode_slowly(transfer, inc, version), f"capture of {inc.id}")
             return
         self._event(transfer, False, self._captured(transfer, self._capture, version))
+        # While the target loads it: the directory's thread is awake when the swap comes.
+        self.task(self._touch(inc.id), f"row of {inc.id}")
+
+    async def _touch(self, server: ServerId) -> None:
+        with contextlib.suppress(DirectoryError, MigrateError):
+            await self.rows.read(server)
 
     async def _encode_slowly(self, transfer: TransferId, inc: Incarnation, version: int) -> None:
         host: Hosted = inc.host  # type: ignore[assignment]
@@ -873,6 +892,7 @@ class Driver:
         spec = classes.known(action.cls)
         if spec is not None:
             self._event(transfer, True, self._checked(action.cls, spec))
+            _warm()
             return
         self.task(self._import_class(transfer, action.cls), f"import of {action.cls}")
 
@@ -1032,6 +1052,29 @@ def _too_large(size: int, options: NodeOptions, server: ServerId, method: str) -
         f"{options.message_bytes_max}: pass less, or raise it",
         server=server,
     )
+
+
+class _Sample:
+    """Something small with a state."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
+def _warm() -> None:
+    """Run once through capture and load while the other side is waited for.
+
+    A move is rare, and its code cold: what was last run some milliseconds ago takes ten times as
+    long (80 us instead of 8 for a small state). Better before the server stops than after.
+    """
+    serializers.loads(serializers.dumps((None, _Sample())))
+
+
+@types.coroutine
+def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """The rest of a coroutine whose first step was taken, and gave `waits_for`."""
+    yield waits_for
+    yield from work
 
 
 def _raise_in(pending: Pending, error: BaseException) -> None:
