@@ -247,7 +247,9 @@ class Driver:
         self.flush = peers.flush
         self.flush_soon = peers.flush_soon
         self.peers = peers
-        self.core.hurry = peers.flush
+        if self.failpoints is None:
+            # With fail points, what was sent leaves when the next one is reached (`reach`).
+            self.core.hurry = peers.flush
 
     # ------------------------------------------------------------------ time and tasks
 

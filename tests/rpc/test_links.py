@@ -339,7 +339,8 @@ def test_a_connection_cut_in_mid_frame_is_made_anew_and_nothing_arrives_in_part(
                 await a.recorder.count("down")
                 await b.recorder.count("down")
                 arrived = b.recorder.data
-                assert 1 <= len(arrived) <= 3
+                # What a connection still held when it was cut may be lost with it.
+                assert len(arrived) <= 3
                 assert arrived == whole[: len(arrived)]
                 proxy.cut_after = None
                 await a.recorder.count("up", 2)
