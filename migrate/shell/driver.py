@@ -11,7 +11,6 @@ to cause it: otherwise a handler's context would leak into timers and tasks of t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import math
@@ -638,7 +637,6 @@ class Driver:
         )
         self.core.move(server, target, transfer, host.by_value, PYTHON, self.now_ms())
         self.flush()
-        _warm()
         return await asyncio.shield(watch.future)
 
     def perform(self, transfer: TransferId, incoming: bool, action: Action) -> None:
@@ -729,12 +727,6 @@ class Driver:
             self.task(self._encode_slowly(transfer, inc, version), f"capture of {inc.id}")
             return
         self._event(transfer, False, self._captured(transfer, self._capture, version))
-        # While the target loads it: the directory's thread is awake when the swap comes.
-        self.task(self._touch(inc.id), f"row of {inc.id}")
-
-    async def _touch(self, server: ServerId) -> None:
-        with contextlib.suppress(DirectoryError, MigrateError):
-            await self.rows.read(server)
 
     async def _encode_slowly(self, transfer: TransferId, inc: Incarnation, version: int) -> None:
         host: Hosted = inc.host  # type: ignore[assignment]
@@ -894,7 +886,6 @@ class Driver:
         spec = classes.known(action.cls)
         if spec is not None:
             self._event(transfer, True, self._checked(action.cls, spec))
-            _warm()
             return
         self.task(self._import_class(transfer, action.cls), f"import of {action.cls}")
 
@@ -1054,22 +1045,6 @@ def _too_large(size: int, options: NodeOptions, server: ServerId, method: str) -
         f"{options.message_bytes_max}: pass less, or raise it",
         server=server,
     )
-
-
-class _Sample:
-    """Something small with a state."""
-
-    def __init__(self) -> None:
-        self.n = 0
-
-
-def _warm() -> None:
-    """Run once through capture and load while the other side is waited for.
-
-    A move is rare, and its code cold: what was last run some milliseconds ago takes ten times as
-    long (80 us instead of 8 for a small state). Better before the server stops than after.
-    """
-    serializers.loads(serializers.dumps((None, _Sample())))
 
 
 @types.coroutine
