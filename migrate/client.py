@@ -105,9 +105,7 @@ class Client(Peer):
 
     async def _learn_nodes(self, seen: tuple[str, ...] | None) -> None:
         timeout_s = None if seen is not None else self._timeout_s
-        rows = [
-            NodeRow(*row) for row in await self._ask_any("nodes", seen, timeout_s=timeout_s)
-        ]
+        rows = [NodeRow(*row) for row in await self._ask_any("nodes", seen, timeout_s=timeout_s)]
         present = {row.id: row for row in rows}
         for node in [n for n in self._nodes if n not in present]:
             self._forget(node)
@@ -189,6 +187,7 @@ class Client(Peer):
     async def _serve(self, node: NodeId, verb: str, args: tuple[Any, ...]) -> Any:
         raise UsageError(f"{self._name} is a client; it serves nothing", node=self._name)
 
+
 def connect(
     address: str,
     *,
@@ -210,9 +209,7 @@ def connect(
         AuthError: On entering: the secret is another one, or cannot be read.
         MigrateError: On entering: no node answered there.
     """
-    return Client(
-        address, name=name, options=options, secret_file=secret_file, timeout_s=timeout_s
-    )
+    return Client(address, name=name, options=options, secret_file=secret_file, timeout_s=timeout_s)
 
 
 async def _awaited(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -147,9 +147,7 @@ class SendSession:
     def has_room(self) -> bool:
         """Whether the next number may be given."""
         next_seq = self.next_seq
-        return next_seq - self.low < self.window and (
-            next_seq < self.grant or not self.outstanding
-        )
+        return next_seq - self.low < self.window and (next_seq < self.grant or not self.outstanding)
 
     def number(self, out: Outgoing) -> int:
         """Give `out` the next number."""

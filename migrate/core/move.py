@@ -293,9 +293,7 @@ class SourceMove:
 
     def _reclaim_swap(self) -> SwapRow:
         # `row` and `rev` are the committed row here.
-        back = directory.reclaimed(
-            self.row, self.node, self.reclaim_transfer, self._version_here
-        )
+        back = directory.reclaimed(self.row, self.node, self.reclaim_transfer, self._version_here)
         self._asking = True
         return SwapRow(back, self.rev)
 
@@ -434,9 +432,7 @@ class SourceMove:
         return [SetTimer(self._times.repeat_ms)]
 
     def _reclaim_result(self, event: SwapResult, now_ms: int) -> list[Action]:
-        wanted = directory.reclaimed(
-            self.row, self.node, self.reclaim_transfer, self._version_here
-        )
+        wanted = directory.reclaimed(self.row, self.node, self.reclaim_transfer, self._version_here)
         outcome = event.outcome
         if outcome is SwapOutcome.REFUSED and event.row == wanted:
             outcome = SwapOutcome.DONE
@@ -554,9 +550,7 @@ class TargetMove:
         "transfer",
     )
 
-    def __init__(
-        self, *, node: NodeId, source: NodeId, prepare: Prepare, times: MoveTimes
-    ) -> None:
+    def __init__(self, *, node: NodeId, source: NodeId, prepare: Prepare, times: MoveTimes) -> None:
         self.node = node
         self.source = source
         self.prepare = prepare

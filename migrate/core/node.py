@@ -409,9 +409,7 @@ class Core:
             session = self._chained(sender, server, now_ms)
         elif session is None:
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
-        elif (
-            now_ms - session.last_used_ms > self.options.session_expiry_ms // 4 and session.idle()
-        ):
+        elif now_ms - session.last_used_ms > self.options.session_expiry_ms // 4 and session.idle():
             # The owner may forget an idle session; a fresh one cannot be mistaken for it.
             self._close_session(session)
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
@@ -1259,9 +1257,7 @@ class Core:
                     return True
         return False
 
-    def _admit(
-        self, inc: Incarnation, session: ReceiveSession, entry: Entry, now_ms: int
-    ) -> None:
+    def _admit(self, inc: Incarnation, session: ReceiveSession, entry: Entry, now_ms: int) -> None:
         """The next number of its session: it will be handled, or is consumed right here."""
         session.expected = entry.seq + 1
         kind = entry.kind
@@ -1756,12 +1752,8 @@ class Core:
         if target is None or target.phase is not TargetPhase.DECODING:
             # Over; or begun anew by a late Prepare, which will get its own state or end.
             return None
-        placeholder = Row(
-            target.server, 0, self.node, RowState.COMMITTED, transfer, "", "", 0
-        )
-        inc = restore(
-            record, placeholder, 0, host, self.route_hint, self.options.window, now_ms
-        )
+        placeholder = Row(target.server, 0, self.node, RowState.COMMITTED, transfer, "", "", 0)
+        inc = restore(record, placeholder, 0, host, self.route_hint, self.options.window, now_ms)
         self.copies[transfer] = inc
         return inc
 
@@ -1770,9 +1762,7 @@ class Core:
         if known is not None:
             self._apply_target(known, known.handle(prepare, now_ms), now_ms)
             return
-        target = TargetMove(
-            node=self.node, source=node, prepare=prepare, times=self.options.move
-        )
+        target = TargetMove(node=self.node, source=node, prepare=prepare, times=self.options.move)
         refusal = self.refuse_moves
         if len(self.moves_in) >= self.options.moves_in_max:
             refusal = f"it is taking in {len(self.moves_in)} servers at the moment"
@@ -1857,9 +1847,7 @@ class Core:
         while self._queue and len(self.moves_out) < self.options.moves_max:
             self._begin(self._queue.popleft(), now_ms)
 
-    def _start_forwarding(
-        self, source: SourceMove, action: StartForwarding, now_ms: int
-    ) -> None:
+    def _start_forwarding(self, source: SourceMove, action: StartForwarding, now_ms: int) -> None:
         inc = self.hosted.get(source.server)
         if inc is None:
             return

@@ -68,9 +68,7 @@ class Asks:
         self._own: set[asyncio.Task[Any]] = set()
         self._answers: dict[str, Answer] = {}
 
-    async def ask(
-        self, node: NodeId, verb: str, *args: Any, timeout_s: float | None = None
-    ) -> Any:
+    async def ask(self, node: NodeId, verb: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Ask a node and wait for its answer.
 
         Raises:

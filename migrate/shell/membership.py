@@ -74,9 +74,7 @@ def process_started(pid: int) -> float:
 def describe(node: NodeId, name: str, address: str) -> NodeRow:
     """The row of a node in this process."""
     pid = os.getpid()
-    return NodeRow(
-        node, name, address, pid, process_started(pid), boot_id(), socket.gethostname()
-    )
+    return NodeRow(node, name, address, pid, process_started(pid), boot_id(), socket.gethostname())
 
 
 def seen_dead(row: NodeRow) -> bool:
