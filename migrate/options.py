@@ -94,8 +94,8 @@ class NodeOptions:
     on, every limit is enforced by the node that has it.
 
     Raises:
-        UsageError: A value is not a number of the field's kind, or lies outside
-            its bounds; the message names the field and the bounds.
+        UsageError: A value is not of the field's kind, or lies outside its bounds;
+            the message names the field and the bounds.
     """
 
     # Calls.
@@ -202,6 +202,12 @@ class NodeOptions:
     message_bytes_max: int = _option(256 << 20, 1024)
     """Largest arguments or result of one call, encoded."""
 
+    # Channels.
+
+    same_host: bool = True
+    """Whether links to processes of this host and user go over a Unix-domain socket
+    where both sides want it; otherwise over gRPC, as between hosts."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_number(field, getattr(self, field.name))
@@ -224,12 +230,16 @@ class NodeOptions:
 
 
 def _check_number(field: dataclasses.Field[Any], value: object) -> None:
-    bounds: Mapping[str, float] = field.metadata
-    low, high = bounds["low"], bounds["high"]
     # Annotations are strings here (PEP 563); "| None" is the only optional form used.
     declared = str(field.type)
     if value is None and declared.endswith("| None"):
         return
+    if declared == "bool":
+        if not isinstance(value, bool):
+            raise UsageError(f"NodeOptions({field.name}=...) takes True or False, not {value!r}")
+        return
+    bounds: Mapping[str, float] = field.metadata
+    low, high = bounds["low"], bounds["high"]
     kinds = (int,) if declared.startswith("int") else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         kind = "an int" if kinds == (int,) else "a number"

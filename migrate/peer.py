@@ -153,7 +153,6 @@ class Peer(abc.ABC):
     def _flush(self) -> None:
         self._peers.flush()
 
-
     async def _close(self) -> None:
         if self._state != "open":
             return
@@ -166,7 +165,7 @@ class Peer(abc.ABC):
             await self._links.close()
 
     def _link_options(self) -> LinkOptions:
-        return LinkOptions()
+        return LinkOptions(same_host=self._options.same_host)
 
     def _check_new(self) -> None:
         if self._state != "new":
@@ -513,5 +512,3 @@ def _server_id(ref: Any) -> ServerId:
             f"a ref is needed (what spawn or whereis returned), not {type(ref).__name__}"
         )
     return ref._server_id
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -19,9 +19,11 @@ class Channel(ABC):
 
     Attributes:
         address: The other end, for messages to people.
+        kind: "grpc", "unix" or "memory".
     """
 
     address: str
+    kind: ClassVar[str]
 
     @abstractmethod
     async def write(self, parts: Sequence[Buffer]) -> None:
@@ -49,6 +51,24 @@ class Channel(ABC):
             ChannelBroken: The connection has ended otherwise.
             FrameError: Something arrived that is no frame.
         """
+
+    async def receive(self, handle: Callable[[Buffer], bool]) -> bool:
+        """Receive frame after frame.
+
+        Args:
+            handle: Called with each frame; whether it wants another one.
+
+        Returns:
+            True once `handle` wants no more, False once the other end has finished.
+
+        Raises:
+            ChannelBroken, FrameError: As from `read`.
+            Exception: Whatever `handle` raises.
+        """
+        while (frame := await self.read()) is not None:
+            if not handle(frame):
+                return True
+        return False
 
     @abstractmethod
     async def finish(self) -> None:

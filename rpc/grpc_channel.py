@@ -153,6 +153,8 @@ def _calls_under_way() -> list[asyncio.Task[Any]]:
 class _AcceptedChannel(Channel):
     """The accepting end; lives inside the handler of one RPC."""
 
+    kind = "grpc"
+
     def __init__(self, context: Any) -> None:
         self.address = str(context.peer())
         self._context = context
@@ -210,6 +212,8 @@ class _AcceptedChannel(Channel):
 
 class _DialledChannel(Channel):
     """The dialling end; owns its gRPC channel."""
+
+    kind = "grpc"
 
     def __init__(
         self,

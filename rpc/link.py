@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from rpc import frames
-from rpc.channel import Channel
+from rpc.channel import Buffer, Channel
 from rpc.errors import FrameError, RpcError
 from rpc.handshake import PeerInfo
 
@@ -38,6 +38,8 @@ class LinkOptions:
         redial_max_s: Longest wait in seconds before dialling again.
         handshakes_max: Connections that may be unproven at one time.
         links_max: Links at one time.
+        same_host: Whether processes of one host and user use a Unix-domain
+            socket where they find one; otherwise gRPC, as between hosts.
     """
 
     message_bytes_max: int = frames.MESSAGE_BYTES_MAX
@@ -51,6 +53,7 @@ class LinkOptions:
     redial_max_s: float = 2.0
     handshakes_max: int = 128
     links_max: int = 4096
+    same_host: bool = True
 
 
 class LinkHandler(Protocol):
@@ -237,6 +240,10 @@ class Link:
         if self._step():
             self._pump()
 
+    @property
+    def channel_kind(self) -> str:
+        return self._channel.kind
+
     async def _stop_writing(self) -> None:
         self._broken = True
         if self._write_waits_for is not None:
@@ -248,24 +255,24 @@ class Link:
     async def run(self, first: Sequence[frames.Received] = ()) -> None:
         """Read until the link ends; leaves nothing of it behind."""
         channel = self._channel
-        feed = self._inbox.feed
         cause = "the connection was lost"
         try:
             self._handle(first)
-            while not self.goodbye:
-                if self.down and not self._finishing:
-                    break
-                frame = await channel.read()
-                if frame is None:
-                    cause = f"{self.peer.name or self.peer.id} ended the connection"
-                    break
-                self._heard = True
-                self._handle(feed(frame))
+            if self._goes_on() and not await channel.receive(self._frame):
+                cause = f"{self.peer.name or self.peer.id} ended the connection"
         except RpcError as error:
             cause = str(error)
         finally:
             self.go_down("closed here" if self._finishing else cause)
             await self._clean_up()
+
+    def _goes_on(self) -> bool:
+        return not self.goodbye and (self._finishing or not self.down)
+
+    def _frame(self, frame: Buffer) -> bool:
+        self._heard = True
+        self._handle(self._inbox.feed(frame))
+        return self._goes_on()
 
     def _handle(self, items: Sequence[frames.Received]) -> None:
         received = self._links.handler.received

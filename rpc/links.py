@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import grpc.aio
 
-from rpc import auth, frames, handshake
+from rpc import auth, frames, handshake, memory_channel, unix_channel
 from rpc.backoff import exponential, jittered
 from rpc.channel import Channel, Listener, Transport
 from rpc.errors import (
@@ -31,14 +31,17 @@ from rpc.errors import (
     FrameError,
     LinksClosed,
     LinkTimeout,
+    ListenFailed,
     PeerClosed,
     PeerRefused,
     RpcError,
+    Unreachable,
 )
-from rpc.grpc_channel import GrpcTransport
+from rpc.grpc_channel import GrpcTransport, is_loopback, split_address
 from rpc.handshake import PeerInfo
 from rpc.link import CLOSING, HANG_UP, Link, LinkHandler, LinkOptions, drain
-from rpc.memory_channel import SCHEME, MemoryTransport
+from rpc.memory_channel import MemoryTransport
+from rpc.unix_channel import UnixTransport
 
 __all__ = ["LinkHandler", "LinkOptions", "Links", "PeerInfo", "Verdict", "ask", "incoming_verdict"]
 
@@ -213,7 +216,9 @@ class Links:
         """Take links at an address.
 
         Args:
-            address: host:port on loopback, port 0 for any; or `memory:NAME`.
+            address: host:port on loopback, port 0 for any; or `memory:NAME`,
+                or `unix:NAME`. On host:port also the other processes of this
+                host and user find this side, by the channel they share.
             services: Each is called with the gRPC server before it starts, to
                 add a service of its own to the port.
 
@@ -232,6 +237,12 @@ class Links:
             await listener.close(0)
             self._check_open()
         self._listeners.append(listener)
+        if (same_host := self._same_host(listener.address)) is not None:
+            # Whoever finds no such name dials the port.
+            with contextlib.suppress(ListenFailed):
+                self._listeners.append(
+                    await self._transport(same_host).listen(same_host, self._accept)
+                )
         if self.me.kind == "node" and not self.me.address:
             self.me = replace(self.me, address=listener.address)
         return listener.address
@@ -245,7 +256,8 @@ class Links:
         or the expected one has said goodbye. Repeating a dial changes nothing.
 
         Args:
-            address: host:port, or `memory:NAME`.
+            address: host:port, `memory:NAME` or `unix:NAME`. A host:port of
+                this host is dialled by a faster channel if it has one.
             expected_id: The incarnation meant; None for whichever is there.
 
         Raises:
@@ -325,6 +337,11 @@ class Links:
         """Tell how many bytes wait to be sent to a peer; 0 without a link."""
         link = self._up.get(peer_id)
         return 0 if link is None else link.queued_bytes
+
+    def channel_kind(self, peer_id: str) -> str | None:
+        """Tell by which kind of channel a peer is reached: "grpc", "unix" or "memory"."""
+        link = self._up.get(peer_id)
+        return None if link is None else link.channel_kind
 
     def is_up(self, peer_id: str) -> bool:
         """Tell whether a link with the peer is up."""
@@ -409,13 +426,34 @@ class Links:
     def _transport(
         self, address: str, services: Sequence[Callable[[grpc.aio.Server], None]] = ()
     ) -> Transport:
-        if address.startswith(SCHEME):
+        if address.startswith(memory_channel.SCHEME):
             return MemoryTransport()
+        if address.startswith(unix_channel.SCHEME):
+            return UnixTransport(frame_bytes_max=self._frame_bytes_max)
         return GrpcTransport(
             frame_bytes_max=self._frame_bytes_max,
             silence_max_s=self.options.silence_max_s,
             services=services,
         )
+
+    def _same_host(self, address: str) -> str | None:
+        """Tell under which name processes of this host find who listens at host:port."""
+        if not (self.options.same_host and unix_channel.AVAILABLE):
+            return None
+        try:
+            host, port = split_address(address)
+        except ValueError:
+            return None
+        if not is_loopback(host):
+            return None
+        return f"{unix_channel.SCHEME}{'127.0.0.1' if host == 'localhost' else host}:{port}"
+
+    async def _channel_to(self, address: str) -> Channel:
+        """Begin a connection by the fastest channel that leads there."""
+        if (same_host := self._same_host(address)) is not None:
+            with contextlib.suppress(Unreachable):
+                return await self._transport(same_host).dial(same_host)
+        return await self._transport(address).dial(address)
 
     @property
     def _frame_bytes_max(self) -> int:
@@ -697,7 +735,7 @@ class Links:
     async def _dial_once(self, dial: _Dial) -> Link:
         """Make one connection, and if it becomes a link, stay with it to its end."""
         options = self.options
-        channel = await self._transport(dial.address).dial(dial.address)
+        channel = await self._channel_to(dial.address)
         attempt = _Attempt(channel)
         peer_id = ""
         try:

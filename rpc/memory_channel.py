@@ -44,6 +44,8 @@ class _Pipe:
 class MemoryChannel(Channel):
     """One end of a pair made by `pair`."""
 
+    kind = "memory"
+
     def __init__(self, address: str, outgoing: _Pipe, incoming: _Pipe) -> None:
         """Use `pair` instead."""
         self.address = address

@@ -26,7 +26,7 @@ from rpc.errors import (
 from rpc.links import LinkOptions
 from tests.rpc.harness import PATIENCE_S, End, HandMade, connected, run, transport
 
-pytestmark = pytest.mark.parametrize("address", ["memory:", "127.0.0.1:0"])
+pytestmark = pytest.mark.parametrize("address", ["memory:", "unix:", "127.0.0.1:0"])
 
 QUICK = LinkOptions(redial_first_s=0.001, redial_max_s=0.01)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from rpc import auth, frames, handshake
+from rpc import auth, frames, handshake, memory_channel, unix_channel
 from rpc.channel import Channel, Transport
 from rpc.errors import RpcError
 from rpc.grpc_channel import GrpcTransport
 from rpc.links import LinkOptions, Links, PeerInfo, ask
-from rpc.memory_channel import SCHEME, MemoryTransport
+from rpc.memory_channel import MemoryTransport
+from rpc.unix_channel import UnixTransport
 
 T = TypeVar("T")
 
@@ -121,12 +123,13 @@ class End:
         *,
         secret: bytes = SECRET,
         options: LinkOptions | None = None,
+        same_host: bool = False,
         **changes: Any,
     ) -> None:
         self.recorder = Recorder()
-        self.links = Links(
-            peer(peer_id, **changes), secret, self.recorder, options or LinkOptions()
-        )
+        # An address says which channel a test means; gRPC's is host:port.
+        options = replace(options or LinkOptions(), same_host=same_host)
+        self.links = Links(peer(peer_id, **changes), secret, self.recorder, options)
         self.recorder.links = self.links
 
     async def __aenter__(self) -> End:
@@ -151,8 +154,10 @@ async def connected(
 
 
 def transport(address: str) -> Transport:
-    if address.startswith(SCHEME):
+    if address.startswith(memory_channel.SCHEME):
         return MemoryTransport()
+    if address.startswith(unix_channel.SCHEME):
+        return UnixTransport(frame_bytes_max=frames.frame_bytes_max())
     return GrpcTransport(frame_bytes_max=frames.frame_bytes_max(), silence_max_s=20)
 
 
