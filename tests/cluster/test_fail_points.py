@@ -75,11 +75,15 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(state_bytes: int = 0) -> AsyncIterator[Scene]:
+async def scene(state_bytes: int = 0, *, same_host: bool = True) -> AsyncIterator[Scene]:
+    """Three nodes; those of whom one is going to sleep have links over gRPC.
+
+    So both kinds of channel are tested, and the slower one where nothing tells of an end.
+    """
     env = {"LIVEMIGRATE_FAILPOINTS": ""}
     # The client's own node is a third one: it sees neither of the two die of itself.
     async with migrate.LocalCluster(
-        nodes=["by", "source", "target"], options=OPTIONS, env=env
+        nodes=["by", "source", "target"], options=OPTIONS.replace(same_host=same_host), env=env
     ) as cluster:
         options = migrate.SpawnOptions(name="hits", on="source")
         if state_bytes:
@@ -249,7 +253,7 @@ def test_a_target_that_sleeps_before_the_commit_is_given_up_and_refused_when_it_
 ):
     async def body() -> None:
         # A slow wire would need seconds for more, and is waited for.
-        async with scene(state_of(point, 4 << 20)) as s:
+        async with scene(state_of(point, 4 << 20), same_host=False) as s:
             async with called(s) as saw:
                 await s.arm(point, "stop", s.target)
                 moving = asyncio.ensure_future(s.client.migrate(s.ref, to="target"))
@@ -273,7 +277,7 @@ def test_a_target_that_sleeps_before_the_commit_is_given_up_and_refused_when_it_
 @pytest.mark.parametrize("point", COMMITTED, ids=lambda p: p.value)
 def test_a_target_that_sleeps_after_the_commit_loses_the_server_to_the_source_again(point: Point):
     async def body() -> None:
-        async with scene() as s:
+        async with scene(same_host=False) as s:
             async with called(s) as saw:
                 await s.arm(point, "stop", s.target)
                 moving = asyncio.ensure_future(s.client.migrate(s.ref, to="target"))
@@ -296,7 +300,7 @@ def test_a_target_that_sleeps_after_the_commit_loses_the_server_to_the_source_ag
 @pytest.mark.parametrize("point", COMMITTED + DROPPED, ids=lambda p: p.value)
 def test_a_source_that_sleeps_after_the_commit_is_not_waited_for(point: Point):
     async def body() -> None:
-        async with scene() as s:
+        async with scene(same_host=False) as s:
             await s.ref.incr()
             await s.arm(point, "stop", s.source)
             moving = asyncio.ensure_future(s.client.migrate(s.ref, to="target"))
@@ -315,7 +319,7 @@ def test_a_source_that_sleeps_after_the_commit_is_not_waited_for(point: Point):
 @pytest.mark.parametrize("point", [*BEFORE, Point.SWAP_ASKED], ids=lambda p: p.value)
 def test_a_source_that_sleeps_before_the_commit_goes_on_when_it_wakes(point: Point):
     async def body() -> None:
-        async with scene(state_of(point)) as s:
+        async with scene(state_of(point), same_host=False) as s:
             async with called(s) as saw:
                 await s.arm(point, "stop", s.source)
                 moving = asyncio.ensure_future(s.client.migrate(s.ref, to="target"))
