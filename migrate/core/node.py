@@ -1376,8 +1376,10 @@ class Core:
             return
         if entry.session is not None and entry.kind == CALL:
             self._answer(inc, entry, status, payload, value, now_ms)
-        self._rest(inc, now_ms)
-        self._flush(now_ms)
+        if inc.mailbox or inc.starved or inc.phase is not Phase.RUNNING:
+            self._rest(inc, now_ms)
+        if self._loopback or self._receipts:
+            self._flush(now_ms)
 
     def background(self, inc: Incarnation, change: int, now_ms: int) -> None:
         """A task that a handler started has begun (+1) or ended (-1)."""

@@ -1048,10 +1048,30 @@ def _too_large(size: int, options: NodeOptions, server: ServerId, method: str) -
 
 
 @types.coroutine
-def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+class _Rest:
     """The rest of a coroutine whose first step was taken, and gave `waits_for`."""
-    yield waits_for
-    yield from work
+
+    def __init__(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self.work = work
+        self.waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self.waits_for
+        while True:
+            step: Callable[[Any], Any] = self.work.send
+            try:
+                given = yield waits_for
+            except BaseException as error:
+                # A cancelling, above all: it is the coroutine's to see.
+                step, given = self.work.throw, error
+            try:
+                waits_for = step(given)
+            except StopIteration:
+                return
+
+
+async def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    await _Rest(work, waits_for)
 
 
 def _raise_in(pending: Pending, error: BaseException) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
@@ -49,6 +50,25 @@ does not know it finds no method of that name and refuses."""
 
 class NotOpen(AuthError):
     """A method that does not answer calls from outside was called from there; it was not run."""
+
+
+EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+"""How a handler's task begins: on the stack of whoever delivered the message, as a plain
+handler does, where Python can do it. A handler that never waits is then over at once."""
+
+
+class Run:
+    """One run of an `async def` or `@migrate.blocking` handler."""
+
+    __slots__ = ("entry", "result", "scope", "starting", "task", "work")
+
+    def __init__(self, scope: Scope, entry: Entry, work: Any) -> None:
+        self.scope = scope
+        self.entry = entry
+        self.work = work
+        self.task: asyncio.Task[None] | None = None
+        self.starting = True  # whoever starts it takes the result
+        self.result: tuple[int, bytes | None, object] | None = None
 
 
 class Hosted:
@@ -179,6 +199,7 @@ class Host:
         """See `Port.run`."""
         host: Hosted = inc.host  # type: ignore[assignment]
         scope = Scope(self.driver, host, inc, entry)
+        work: Awaitable[Any]
         token = current_runtime.set(scope)
         try:
             kind, function = host.handlers.get(entry.method) or host.handler(entry.method)
@@ -200,16 +221,14 @@ class Host:
             elif kind == ASYNC:
                 work = function(*args[0], **args[1])
             else:
-                self._run_in_thread(scope, entry, function, args)
-                return None
+                work = self._in_thread(scope, function, args)
         except Exception as error:
             return self._failed(entry, error)
         except (SystemExit, asyncio.CancelledError) as error:
             return self._failed(entry, error)
         finally:
             current_runtime.reset(token)
-        self._start(scope, entry, work)
-        return None
+        return self._start(scope, entry, work)
 
     def _warn(self, inc: Incarnation, entry: Entry, took_s: float) -> None:
         log.warning(
@@ -227,12 +246,21 @@ class Host:
             log.error("handler %s failed", entry.method, exc_info=error)
         return ERROR, None, error
 
-    def _start(self, scope: Scope, entry: Entry, work: Any) -> None:
+    def _start(
+        self, scope: Scope, entry: Entry, work: Any
+    ) -> tuple[int, bytes | None, object] | None:
+        """Run a handler as a task; returns its result if it ended without ever waiting."""
         context = self.driver.context.copy()
         context.run(current_runtime.set, scope)
+        run = Run(scope, entry, work)
         # NB: not by the loop's factory: the handler's own task is not one it has started.
-        task = asyncio.Task(self._finish(scope, entry, work), loop=self.loop, context=context)
-        scope.host.running.add(task)
+        task = run.task = asyncio.Task(
+            self._finish(run), loop=self.loop, context=context, **EAGERLY
+        )
+        run.starting = False
+        if run.result is None:
+            scope.host.running.add(task)
+        return run.result
 
     def cancel(self, copy: Hosted) -> None:
         """End the handlers of a copy that is not the server (any more)."""
@@ -240,29 +268,33 @@ class Host:
             if task is not None:
                 task.cancel()
 
-    async def _finish(self, scope: Scope, entry: Entry, work: Any) -> None:
+    async def _finish(self, run: Run) -> None:
+        entry = run.entry
         status, value = OK, None
         try:
-            value = await work
+            value = await run.work
         except Exception as error:
             status, _, value = self._failed(entry, error)
         except (SystemExit, asyncio.CancelledError) as error:
             status, _, value = self._failed(entry, error)
-        driver = self.driver
+        if run.starting:
+            run.result = (status, None, value)
+            return
+        driver, scope = self.driver, run.scope
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
-        scope.host.running.discard(asyncio.current_task())
+        scope.host.running.discard(run.task)
         peers = driver.peers
         peers.gathering = True
         driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
         peers.gathering = False
 
-    def _run_in_thread(
-        self, scope: Scope, entry: Entry, function: Callable[..., Any], args: Any
-    ) -> None:
+    def _in_thread(
+        self, scope: Scope, function: Callable[..., Any], args: Any
+    ) -> asyncio.Future[Any]:
         context = self.driver.context.copy()
         context.run(current_runtime.set, scope)
         future = self.threads.submit(context.run, function, *args[0], **args[1])
-        self._start(scope, entry, asyncio.wrap_future(future, loop=self.loop))
+        return asyncio.wrap_future(future, loop=self.loop)
 
     # -- hooks
 

@@ -132,6 +132,7 @@ def test_a_client_whose_links_break_loses_and_repeats_nothing():
             ref = await client.spawn(Counter, options=migrate.SpawnOptions(on="b"))
             calls = []
             for _ in range(6):
+                await until(lambda: len(client._links.peers()) == 2)
                 calls += [ref.incr() for _ in range(20)]
                 await asyncio.sleep(0)
                 assert break_links(client) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import pathlib
 import secrets
@@ -632,5 +633,43 @@ def test_a_verb_of_a_later_release_says_so(verb: str):
             }[verb]
             error = await failure_of(getattr(a, verb)(*args), migrate.UsageError)
             assert verb in str(error)
+
+    run(body())
+
+
+def test_work_that_took_its_first_step_elsewhere_sees_results_errors_and_cancelling():
+    from migrate.shell.driver import _go_on
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        saw: list[Any] = []
+
+        async def work(first: asyncio.Future[int], second: asyncio.Future[int]) -> None:
+            for future in (first, second):
+                try:
+                    saw.append(await future)
+                except (ValueError, asyncio.CancelledError) as error:
+                    saw.append(type(error))
+            await asyncio.sleep(0)
+            saw.append("end")
+
+        for ways in itertools.product(("result", "error", "cancel"), repeat=2):
+            futures = [loop.create_future(), loop.create_future()]
+            coroutine = work(*futures)
+            task = asyncio.create_task(_go_on(coroutine, coroutine.send(None)))
+            await asyncio.sleep(0)
+            for way, future in zip(ways, futures, strict=True):
+                if way == "result":
+                    future.set_result(7)
+                elif way == "error":
+                    future.set_exception(ValueError())
+                else:
+                    task.cancel()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            await task
+            kinds = {"result": 7, "error": ValueError, "cancel": asyncio.CancelledError}
+            assert saw == [kinds[ways[0]], kinds[ways[1]], "end"]
+            saw.clear()
 
     run(body())
