@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 import time
-import types
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -1047,7 +1046,6 @@ def _too_large(size: int, options: NodeOptions, server: ServerId, method: str) -
     )
 
 
-@types.coroutine
 class _Rest:
     """The rest of a coroutine whose first step was taken, and gave `waits_for`."""
 
@@ -1056,18 +1054,21 @@ class _Rest:
         self.waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, None]:
-        waits_for = self.waits_for
+        work, waits_for = self.work, self.waits_for
         while True:
-            step: Callable[[Any], Any] = self.work.send
+            failure: BaseException | None = None
             try:
                 given = yield waits_for
             except BaseException as error:
                 # A cancelling, above all: it is the coroutine's to see.
-                step, given = self.work.throw, error
+                failure = error
             try:
-                waits_for = step(given)
+                waits_for = work.send(given) if failure is None else work.throw(failure)
             except StopIteration:
                 return
+            finally:
+                # Its traceback refers to this very frame.
+                failure = None
 
 
 async def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
