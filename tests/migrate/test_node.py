@@ -9,12 +9,15 @@ import logging
 import pathlib
 import secrets
 import struct
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 import migrate
 from migrate.core.ids import node_name
+from migrate.server import spec_of
+from migrate.shell.host import _never_waits
 from tests.migrate.clusters import (
     QUICK,
     break_links,
@@ -671,5 +674,70 @@ def test_work_that_took_its_first_step_elsewhere_sees_results_errors_and_cancell
             kinds = {"result": 7, "error": ValueError, "cancel": asyncio.CancelledError}
             assert saw == [kinds[ways[0]], kinds[ways[1]], "end"]
             saw.clear()
+
+    run(body())
+
+
+@migrate.server
+class Quick:
+    """Coroutines, of which only some can wait."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    async def value(self) -> int:
+        return 7
+
+    async def fails(self) -> int:
+        raise ValueError("no")
+
+    async def begins(self) -> str:
+        async def background() -> None:
+            await asyncio.sleep(0)
+            self.log.append("background")
+
+        asyncio.create_task(background())  # noqa: RUF006 - the node keeps and counts it
+        self.log.append("begun")
+        return migrate.current().node
+
+    async def waits(self) -> str:
+        await asyncio.sleep(0)
+        return "waited"
+
+    async def iterates(self) -> int:
+        async def numbers() -> AsyncIterator[int]:
+            for n in range(3):
+                await asyncio.sleep(0)
+                yield n
+
+        return sum([n async for n in numbers()])
+
+    async def guards(self) -> str:
+        async with contextlib.AsyncExitStack():
+            return "guarded"
+
+    async def seen(self) -> list[str]:
+        return self.log
+
+
+def test_a_coroutine_without_an_await_needs_no_task_and_is_a_handler_like_any_other():
+    never = {n for n in spec_of(Quick).methods if _never_waits(getattr(Quick(), n))}
+    assert never == {"value", "fails", "begins", "seen"}
+
+    async def body() -> None:
+        async with nodes("a", "b") as (a, _):
+            ref = await a.spawn(Quick)
+            for node in ("a", "b"):
+                assert await ref.value() == 7
+                with pytest.raises(ValueError, match="no"):
+                    await ref.fails()
+                assert await ref.begins() == node
+                assert await ref.waits() == "waited"
+                assert await ref.iterates() == 3
+                assert await ref.guards() == "guarded"
+                # Its task counts: the server moves when that has ended.
+                await ref.begins()
+                await a.migrate(ref, to="b" if node == "a" else "a")
+                assert (await ref.seen())[-2:] == ["begun", "background"]
 
     run(body())
