@@ -300,9 +300,10 @@ class SyncClient:
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             raise InternalError("a client ended before it was opened")
+        # In the loop's own thread: this one may have a loop that runs, as notebooks do.
+        asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:

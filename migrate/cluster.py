@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from migrate.client import Client, connect
 from migrate.errors import MigrateError, Outcome, UsageError
 from migrate.options import NodeOptions
+from rpc.auth import SECRET_FILE_VARIABLE, default_secret_path
 
 START_S: Final = 30.0
 """How long a node process may take to start; an import of heavy modules is part of it."""
@@ -94,7 +95,8 @@ class LocalCluster:
         nodes: The processes, in the order of their names.
         client: A connected client.
         directory: URL of the directory.
-        secret_file: The cluster secret, for further nodes and clients.
+        secret_file: The cluster secret: the user's own, so that further nodes and clients
+            need not be told, or what `env` names.
     """
 
     def __init__(
@@ -126,7 +128,8 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         folder = self._folder = Path(tempfile.mkdtemp(prefix="livemigrate-"))
         self.directory = self._given or f"sqlite:///{folder / 'cluster.db'}"
-        self.secret_file = Path(self._env.get("LIVEMIGRATE_SECRET_FILE", folder / "cluster.secret"))
+        given = self._env.get(SECRET_FILE_VARIABLE)
+        self.secret_file = Path(given) if given else default_secret_path()
         try:
             started = await asyncio.gather(
                 *(self._start(name) for name in self._names), return_exceptions=True
@@ -184,7 +187,7 @@ class LocalCluster:
             **os.environ,
             **self._env,
             **(env or {}),
-            "LIVEMIGRATE_SECRET_FILE": str(self.secret_file),
+            SECRET_FILE_VARIABLE: str(self.secret_file),
             # The nodes import what this process can import, from the same places.
             "PYTHONPATH": _import_path(),
         }

@@ -368,8 +368,19 @@ def test_a_closed_blocking_client_says_so():
     run(body())
 
 
-def test_a_blocking_client_of_nothing_leaves_no_thread():
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_a_blocking_client_of_nothing_leaves_no_thread(in_a_loop: bool):
     before = set(threading.enumerate())
-    with pytest.raises(migrate.MigrateError):
-        migrate.connect_sync("127.0.0.1:1", timeout_s=0.5).__enter__()
+
+    def connect() -> None:
+        with pytest.raises(migrate.MigrateError):
+            migrate.connect_sync("127.0.0.1:1", timeout_s=0.5).__enter__()
+
+    async def notebook() -> None:
+        connect()
+
+    if in_a_loop:
+        asyncio.run(notebook())
+    else:
+        connect()
     assert [t for t in threading.enumerate() if t not in before and t.name == "migrate"] == []

@@ -19,23 +19,36 @@ import migrate
 from tests.migrate.clusters import QUICK, eventually, failure_of, run
 from tests.migrate.servers import Busy, Counter, Where
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster_secret")]
 
 
 def test_a_cluster_has_its_nodes_and_a_client_and_leaves_nothing_behind():
-    async def body() -> tuple[list[int], pathlib.Path]:
+    async def body() -> tuple[list[int], str]:
         async with migrate.LocalCluster(nodes=2) as cluster:
             assert [n.name for n in cluster.nodes] == ["n1", "n2"]
             assert [n.name for n in await cluster.client.nodes()] == ["n1", "n2"]
             pids = [n.pid for n in cluster.nodes]
             where = await cluster.client.spawn(Where, options=migrate.SpawnOptions(on="n2"))
             assert await where.pid() == pids[1] != os.getpid()
-            return pids, cluster.secret_file.parent
+            return pids, cluster.directory
 
-    pids, folder = run(body())
+    pids, directory = run(body())
 
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert not folder.exists()
+    assert not pathlib.Path(directory.removeprefix("sqlite:///")).parent.exists()
+
+
+def test_whoever_shares_the_users_secret_finds_the_nodes_by_their_address_alone():
+    async def body() -> None:
+        async with migrate.LocalCluster(nodes=2) as cluster:
+            await cluster.client.spawn(Counter, options=migrate.SpawnOptions(name="hits"))
+            async with migrate.connect(cluster.nodes[1].address) as client:
+                assert await (await client.whereis("hits")).incr() == 1
+            # A notebook has a loop of its own, which runs in the thread that calls.
+            with migrate.connect_sync(cluster.nodes[0].address) as blocking:
+                assert blocking.whereis("hits").incr() == 2
+
+    run(body())
 
 
 def test_a_class_of_a_function_travels_by_value_and_moves():
