@@ -4,10 +4,10 @@
 large buffers are shipped without being copied.
 """
 
-from .auto import AutoSerializer, decode, dumps, encode, loads
-from .base import Serializer, Snapshot
+from .auto import AutoSerializer, check, decode, dumps, encode, loads
+from .base import Serializer, Snapshot, is_checking, lossy
 from .by_value import register_by_value, unregister_by_value
-from .errors import LoadFailed, NotSerializable, SerializerError
+from .errors import CheckReport, Finding, LoadFailed, NotSerializable, SerializerError
 from .plain import PlainSerializer
 from .resources import refuse, register
 
@@ -16,16 +16,21 @@ __livemigrate__ = True
 
 __all__ = [
     "AutoSerializer",
+    "CheckReport",
+    "Finding",
     "LoadFailed",
     "NotSerializable",
     "PlainSerializer",
     "Serializer",
     "SerializerError",
     "Snapshot",
+    "check",
     "decode",
     "dumps",
     "encode",
+    "is_checking",
     "loads",
+    "lossy",
     "refuse",
     "register",
     "register_by_value",

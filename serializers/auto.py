@@ -32,7 +32,8 @@ from .by_value import (
     reduce_class,
     reduce_function,
 )
-from .explain import explain_dump
+from .deep import DeepPickler
+from .errors import CheckReport
 from .resources import (
     REDUCERS,
     Places,
@@ -42,8 +43,9 @@ from .resources import (
     reduce_ndarray,
     singleton_reducer,
 )
+from .sink import IN_BAND_BYTES_MAX, PROTOCOL, Sink
 
-_Action = Callable[[Any, "_AutoPickler"], Reduced]
+_Action = Callable[[Any, "_Decider"], Reduced]
 
 _DECISIONS_MAX = 10_000
 """Types whose treatment is remembered; beyond that all are decided anew."""
@@ -57,8 +59,8 @@ cloudpickle 3.1.2; the other ones, such as `super` objects and caches, are reduc
 pickle within a pickle would cut what they share with the rest of the state."""
 
 
-class _AutoPickler(pickle.Pickler):
-    """One stream; see the module.
+class _Decider:
+    """What one stream's pickler knows; see the module.
 
     What most streams do not need is made when first used: a small stream takes microseconds.
     """
@@ -67,9 +69,6 @@ class _AutoPickler(pickle.Pickler):
     # By type, for types that cannot be imported, as `_plain_types` and `_actions` for all others.
     plain_types: Set[type] = frozenset()
     actions: Mapping[type, _Action] = types.MappingProxyType({})
-
-    def __init__(self, sink: plain.Sink) -> None:
-        super().__init__(sink, plain.PROTOCOL, buffer_callback=sink.take_buffer)
 
     def remember_plain(self, kind: type) -> None:
         """Leave instances of `kind` to pickle in this stream."""
@@ -99,7 +98,16 @@ class _AutoPickler(pickle.Pickler):
         return action(obj, self)
 
 
-def _decide(kind: type, pickler: _AutoPickler) -> _Action:
+class _AutoPickler(_Decider, pickle.Pickler):
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink, PROTOCOL, buffer_callback=sink.take_buffer)
+
+
+class _DeepAutoPickler(_Decider, DeepPickler):
+    """For what nests too deep for the C pickler."""
+
+
+def _decide(kind: type, pickler: _Decider) -> _Action:
     """Choose how instances of `kind` are reduced, and remember it.
 
     For ever if the class can be imported, else for this stream: it might be a temporary one.
@@ -175,18 +183,18 @@ _HEAP_TYPE = 1 << 9
 _CARRIES_CODE = (types.CodeType,)
 
 
-def _as_pickle_does(obj: Any, pickler: _AutoPickler) -> Reduced:
+def _as_pickle_does(obj: Any, pickler: _Decider) -> Reduced:
     return NotImplemented
 
 
-def _function_action(obj: Any, pickler: _AutoPickler) -> Reduced:
+def _function_action(obj: Any, pickler: _Decider) -> Reduced:
     if is_importable(obj):
         return NotImplemented
     pickler.code_by_value = True
     return reduce_function(obj, pickler.namespaces)
 
 
-def _class_action(obj: Any, pickler: _AutoPickler) -> Reduced:
+def _class_action(obj: Any, pickler: _Decider) -> Reduced:
     if is_importable(obj):
         return NotImplemented
     special = _SPECIAL_CLASSES.get(obj)
@@ -209,30 +217,22 @@ _TYPES_NAMES: dict[Any, str] = {
 }
 
 
-def _code_action(obj: Any, pickler: _AutoPickler) -> Reduced:
+def _code_action(obj: Any, pickler: _Decider) -> Reduced:
     pickler.code_by_value = True
     return TYPE_REDUCERS[type(obj)](obj)
 
 
-def _dill_action(obj: Any, pickler: _AutoPickler) -> Reduced:
-    return dill.loads, (dill.dumps(obj, protocol=plain.PROTOCOL),)
+def _dill_action(obj: Any, pickler: _Decider) -> Reduced:
+    return dill.loads, (dill.dumps(obj, protocol=PROTOCOL),)
 
 
-def _write(obj: object) -> tuple[plain.Sink, bool]:
+def _write(obj: object) -> tuple[Sink, bool]:
     """Pickle `obj` into a sink; also tell whether code went along by value."""
     global _copyreg_size
     if len(copyreg.dispatch_table) != _copyreg_size:
         forget_decisions()
         _copyreg_size = len(copyreg.dispatch_table)
-    sink = plain.Sink()
-    pickler = _AutoPickler(sink)
-    try:
-        pickler.dump(obj)
-        sink.assemble()
-    except MemoryError:
-        raise
-    except Exception as exc:
-        raise explain_dump(obj, exc, _AutoPickler(plain.Sink()).reducer_override) from exc
+    sink, pickler = plain.write(obj, _AutoPickler, _DeepAutoPickler)
     return sink, pickler.code_by_value
 
 
@@ -274,6 +274,17 @@ def decode(snapshot: Snapshot) -> object:
     return plain.decode(snapshot)
 
 
+def check(obj: object) -> CheckReport:
+    """Tell ahead of time whether `obj` can travel, with all that it refers to.
+
+    Each object is asked for its reduction, as a dump would; nothing is changed, written or
+    unpickled. Of a class, what travels by value is looked at, and what its annotations declare.
+    """
+    from .explain import report
+
+    return report(obj, _AutoPickler(Sink()).reducer_override)
+
+
 _ATOMS = frozenset((int, str, float, bool, type(None)))
 _SMALL_NODES_MAX = 32
 """Built-in values that the quick path looks at. Source: measured, about where the look costs what
@@ -292,7 +303,7 @@ def _is_small_and_plain(obj: Any) -> bool:
         elif kind is dict:
             pending += value
             pending += value.values()
-        elif kind is not bytes or len(value) > plain.IN_BAND_BYTES_MAX:
+        elif kind is not bytes or len(value) > IN_BAND_BYTES_MAX:
             return False
         seen = len(pending)
         if seen > _SMALL_NODES_MAX:
@@ -307,7 +318,7 @@ def dumps(obj: object) -> bytes:
         NotSerializable: Something cannot travel; names the path to it. `obj` is as before.
     """
     if _is_small_and_plain(obj):
-        body = pickle.dumps(obj, plain.PROTOCOL)
+        body = pickle.dumps(obj, PROTOCOL)
         return PLAIN_PREFIX + len(body).to_bytes(8, "little") + body
     sink, code_by_value = _write(obj)
     if code_by_value or sink.found:
@@ -333,11 +344,11 @@ def loads(data: bytes | bytearray | memoryview) -> object:
         and data.startswith(PLAIN_PREFIX)
         and len(data) - HEAD_SIZE_BYTES == int.from_bytes(data[16:HEAD_SIZE_BYTES], "little")
     ):
-        if len(data) < plain.IN_BAND_BYTES_MAX:
+        if len(data) < IN_BAND_BYTES_MAX:
             # Copying this little costs less than making a view of it.
             return plain.load(data[HEAD_SIZE_BYTES:], ())
         return plain.load(memoryview(data)[HEAD_SIZE_BYTES:], ())
     return plain.decode(Snapshot.from_bytes(data))
 
 
-__all__ = ["AutoSerializer", "decode", "dumps", "encode", "forget_decisions", "loads"]
+__all__ = ["AutoSerializer", "check", "decode", "dumps", "encode", "forget_decisions", "loads"]

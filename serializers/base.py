@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, TypeAlias
@@ -234,6 +236,38 @@ class Snapshot:
             raise LoadFailed(f"{kind}: the head announces {end} bytes, and there are {len(view)}")
         buffers = tuple(view[start:stop] for start, stop in bounds)
         return cls(bytes(view[: head.size_bytes]), view[head.size_bytes : offset], buffers)
+
+
+_notes: ContextVar[list[str] | None] = ContextVar("serializers.notes", default=None)
+
+
+def lossy(reason: str) -> None:
+    """Say, from within a reducer, what of its object will not arrive as it is.
+
+    It is noted with the object's path while somebody checks; a dump itself goes on.
+
+    Args:
+        reason: What is lost, as in "its cached results are left behind".
+    """
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(reason)
+
+
+def is_checking() -> bool:
+    """Tell a reducer whether it is asked ahead of time: then nothing may change, files included."""
+    return _notes.get() is not None
+
+
+@contextmanager
+def gathering() -> Iterator[list[str]]:
+    """Gather what reducers call lossy into the list that it gives."""
+    notes: list[str] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
 
 
 class Serializer(Protocol):

@@ -33,6 +33,8 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as machinery
 
+from .base import lossy
+
 Reduced = Any
 """What `__reduce__` may return: a name, or a tuple of 2 to 6 items; or NotImplemented."""
 
@@ -185,6 +187,7 @@ def _reduce_lru_cache(wrapper: Any) -> Reduced:
     if is_importable(wrapper):
         return wrapper.__reduce__()
     # What it has cached is left behind: the function can compute it again.
+    lossy("its cached results are left behind")
     parameters = wrapper.cache_parameters()
     return _make_lru_cache, (wrapper.__wrapped__, parameters["maxsize"], parameters["typed"])
 

@@ -2,36 +2,58 @@
 
 pickle's own errors name a C type at best. So after a failed dump the graph is walked once more, in
 the pickler's order but in Python: each object is asked for its reduction, as the pickler would, and
-the path to it is kept. The first object that cannot even be reduced is the culprit. The walk keeps
-its own stack, so no depth of nesting can exhaust the interpreter's.
+the path to it is kept. Each object that cannot even be reduced is an obstacle; what lies behind it
+is not looked at, and the walk goes on beside it. The walk keeps its own stack, so no depth of
+nesting can exhaust the interpreter's.
+
+`check` does the same ahead of time, and gathers what reducers say about losses (`lossy`). On the
+command line:
+
+    python -m serializers.explain MODULE:OBJECT [--json]
+
+OBJECT is an instance, a class or a function that the module holds, dots allowed. Importing the
+module runs it; beyond that nothing is changed, called or unpickled. Exit status: 0 it can travel,
+maybe with losses; 1 something in it cannot; 2 the command line is wrong, or there is no such
+object.
 """
 
 from __future__ import annotations
 
+import asyncio
+import collections.abc
 import copyreg
+import dataclasses
+import importlib
+import json
+import multiprocessing.process
 import pickle
 import pickletools
 import reprlib
+import socket
+import sqlite3
+import subprocess
 import sys
+import threading
 import types
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .errors import LoadFailed, NotSerializable, SerializerError
-from .resources import type_name
+from .base import gathering
+from .errors import CheckReport, Finding, LoadFailed, NotSerializable, SerializerError
+from .resources import REOPEN, type_name
 
 _OBJECTS_MAX = 2_000_000
 """Objects walked in search of the culprit; then the error names the root only."""
-_DEPTH_MAX = 10_000
-"""Levels walked in search of the culprit; what is deeper is not walked."""
 _PATH_STEPS_MAX = 24
 """Steps of a path shown; of longer ones the beginning and the end."""
 _OPCODES_MAX = 5_000_000
 """Opcodes of a body looked at for missing modules."""
 
 _ATOMS = frozenset((int, str, float, bool, complex, bytes, bytearray, type(None), type(...)))
+_PROBLEMS_MAX = 100
+"""Findings of one kind in one report; then the walk ends."""
 _REMEDY = "leave it out in __getstate__ and rebuild it in __setstate__, or serializers.register it"
-_DEPTH_REMEDY = "hold the nodes in a list, or define a __getstate__ that returns a flat form"
 
 _KEY_REPR = reprlib.Repr()
 _KEY_REPR.maxstring = 40
@@ -51,25 +73,71 @@ def explain_dump(root: object, cause: BaseException, reduce: _Reduce) -> NotSeri
         reduce: The pickler's `reducer_override`.
 
     Returns:
-        An error to raise from `cause`, its path never empty.
+        An error to raise from `cause`, its path never empty; it names all obstacles.
     """
     walk = _Walk(root, reduce)
-    culprit = walk.first_failure()
-    if culprit is not None:
-        path, obj, exc = culprit
-        if isinstance(exc, NotSerializable):
-            return NotSerializable(path, exc.type_name, exc.reason, exc.remedy)
-        return NotSerializable(path, _name_of(obj), _reason_of(exc), _REMEDY)
-    if isinstance(cause, RecursionError):
-        reason = f"references nest too deep for pickle: {walk.deepest} levels and more below it"
-        if walk.deepest < _DEPTH_MAX:
-            reason = f"references nest too deep for pickle: {walk.deepest} levels from the root"
-        return NotSerializable(
-            walk.deepest_path, type_name(type(walk.deepest_object)), reason, _DEPTH_REMEDY
-        )
-    if isinstance(cause, NotSerializable):
-        return NotSerializable(type_name(type(root)), cause.type_name, cause.reason, cause.remedy)
-    return NotSerializable(_root_name(root), type_name(type(root)), _reason_of(cause), _REMEDY)
+    walk.run()
+    if walk.problems:
+        first, *others = walk.problems
+    elif isinstance(cause, NotSerializable):
+        where = walk.deepest_path if walk.deepest_path else type_name(type(root))
+        first, others = Finding(where, cause.type_name, cause.reason, cause.remedy), []
+    else:
+        name = type_name(type(root))
+        first, others = Finding(_root_name(root), name, _reason_of(cause), _REMEDY), []
+    return NotSerializable(first.path, first.type_name, first.reason, first.remedy, tuple(others))
+
+
+def report(root: object, reduce: _Reduce) -> CheckReport:
+    """Walk `root` as a pickler would whose `reducer_override` is `reduce`; see `auto.check`."""
+    walk = _Walk(root, reduce)
+    with gathering() as notes:
+        walk.notes = notes
+        walk.run()
+    if isinstance(root, type):
+        walk.look_at_declarations(root)
+    return CheckReport(
+        subject=_root_name(root),
+        problems=tuple(walk.problems),
+        lossy=tuple(walk.lossy),
+        by_value=tuple(walk.by_value),
+        objects=len(walk.seen),
+        complete=walk.complete,
+    )
+
+
+_LIVE: tuple[tuple[type, str], ...] = (
+    (threading.Thread, "it is refused while it runs"),
+    (multiprocessing.process.BaseProcess, "it is refused: it is a child of its process"),
+    (subprocess.Popen, "it is refused: it is a child of its process"),
+    (socket.socket, "it is refused while it is connected"),
+    (sqlite3.Connection, "it is refused unless its database can be made again"),
+    (asyncio.Future, "it is refused while it is pending"),
+    (asyncio.AbstractEventLoop, "it is refused: it belongs to its thread"),
+    (types.GeneratorType, "it is refused while it is suspended"),
+    (types.CoroutineType, "it is refused while it is suspended"),
+    (types.AsyncGeneratorType, "it is refused while it is suspended"),
+    (collections.abc.Generator, "it is refused while it is suspended"),
+    (collections.abc.Coroutine, "it is refused while it is suspended"),
+    (collections.abc.AsyncGenerator, "it is refused while it is suspended"),
+)
+"""Types of which an attribute, declared as such, is likely to be in the way of a move."""
+
+
+def _declared(cls: type) -> Iterator[tuple[str, type]]:
+    """Attributes that annotations declare, with each class that is named in their types."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception:
+        # Names that only type checkers can see, say; then nothing is known.
+        return
+    for name, hint in hints.items():
+        pending: list[Any] = [hint]
+        for part in pending:
+            pending += typing.get_args(part)
+            origin = typing.get_origin(part) or part
+            if isinstance(origin, type):
+                yield name, origin
 
 
 def _root_name(root: object) -> str:
@@ -100,46 +168,87 @@ class _Walk:
         self._root = root
         self._reduce = reduce
         # Objects by id, kept alive: an id of a temporary one may be given out again.
-        self._seen: dict[int, object] = {}
-        self.deepest = 0
-        self.deepest_path = _root_name(root)
-        self.deepest_object = root
+        self.seen: dict[int, object] = {}
+        self.problems: list[Finding] = []
+        self.lossy: list[Finding] = []
+        # By name; a dict, to keep the order.
+        self.by_value: dict[str, None] = {}
+        self.complete = True
+        self.notes: list[str] = []
+        self.deepest_path = ""
+        self._deepest = 0
 
-    def first_failure(self) -> tuple[str, object, BaseException] | None:
-        """Path, object and error of the first object that cannot be reduced; None if all can."""
+    def run(self) -> None:
+        """Look at all that the root refers to, until there are too many findings or objects."""
         steps = [_root_name(self._root)]
-        objects = [self._root]
-        try:
-            stack = [self._enter(self._root)]
-            while stack:
+        stack: list[Iterator[_Child]] = [iter([("", self._root)])]
+        holders = [self._root]
+        while stack:
+            try:
                 child = next(stack[-1], None)
-                if child is None:
-                    stack.pop()
-                    steps.pop()
-                    objects.pop()
-                    continue
-                step, obj = child
-                if type(obj) in _ATOMS or id(obj) in self._seen:
-                    continue
-                if len(self._seen) >= _OBJECTS_MAX or len(stack) >= _DEPTH_MAX:
-                    continue
+            except MemoryError:
+                raise
+            except Exception as exc:
+                # What a reduction gave cannot be gone through.
+                self._failed(steps, holders[-1], exc)
+                child = None
+            if child is None:
+                stack.pop()
+                steps.pop()
+                holders.pop()
+                continue
+            step, obj = child
+            if type(obj) in _ATOMS or id(obj) in self.seen:
+                continue
+            if len(self.seen) >= _OBJECTS_MAX or len(self.problems) >= _PROBLEMS_MAX:
+                self.complete = False
+                return
+            if step:
                 steps.append(step)
-                objects.append(obj)
-                stack.append(self._enter(obj))
-                if len(stack) > self.deepest:
-                    self.deepest = len(stack)
-                    self.deepest_object = obj
-                    if len(stack) >= _DEPTH_MAX or not len(stack) % 100:
-                        self.deepest_path = _join(steps)
-        except MemoryError:
-            raise
-        except Exception as exc:
-            return _join(steps), objects[-1], exc
-        return None
+            try:
+                children = self._enter(obj)
+            except MemoryError:
+                raise
+            except Exception as exc:
+                self._failed(steps, obj, exc)
+                children = iter(())
+            if self.notes:
+                self._lost(steps, obj)
+            if not step:
+                stack[-1] = children
+            else:
+                stack.append(children)
+                holders.append(obj)
+                if len(stack) > self._deepest + 100:
+                    self._deepest = len(stack)
+                    self.deepest_path = _join(steps)
+
+    def look_at_declarations(self, cls: type) -> None:
+        """Note what a class declares that is likely to be refused in its objects."""
+        for name, kind in _declared(cls):
+            for live, reason in _LIVE:
+                if issubclass(kind, live):
+                    path = f"{cls.__qualname__}.{name}"
+                    self.lossy.append(Finding(path, type_name(kind), reason, REOPEN))
+                    break
+
+    def _failed(self, steps: list[str], obj: object, exc: BaseException) -> None:
+        path = _join(steps)
+        if isinstance(exc, NotSerializable):
+            finding = Finding(path, exc.type_name, exc.reason, exc.remedy)
+        else:
+            finding = Finding(path, _name_of(obj), _reason_of(exc), _REMEDY)
+        self.problems.append(finding)
+
+    def _lost(self, steps: list[str], obj: object) -> None:
+        if len(self.lossy) < _PROBLEMS_MAX:
+            path, name = _join(steps), _name_of(obj)
+            self.lossy += [Finding(path, name, reason) for reason in self.notes]
+        self.notes.clear()
 
     def _enter(self, obj: Any) -> Iterator[_Child]:
         """What the pickler would save next because of `obj`; raises what the reduction raises."""
-        self._seen[id(obj)] = obj
+        self.seen[id(obj)] = obj
         kind = type(obj)
         if kind is dict:
             return _dict_children(obj)
@@ -157,13 +266,15 @@ class _Walk:
                 return iter(())
             special = copyreg.dispatch_table.get(kind)
             reduced = special(obj) if special is not None else obj.__reduce_ex__(5)
+        elif kind is types.FunctionType or (issubclass(kind, type) and len(reduced) > 2):
+            self.by_value.setdefault(f"{obj.__module__}.{obj.__qualname__}")
         if isinstance(reduced, str):
             pickle.dumps(obj, 5)
             return iter(())
         if not isinstance(reduced, tuple) or not 2 <= len(reduced) <= 6:
             raise pickle.PicklingError("its __reduce__ must return a string or 2 to 6 items")
         # NB: iterators in it are used up here, and belong to this reduction alone.
-        self._seen[id(reduced)] = reduced
+        self.seen[id(reduced)] = reduced
         return _reduced_children(obj, reduced)
 
 
@@ -380,3 +491,40 @@ def _globals_of(body: bytes | memoryview) -> Iterator[tuple[str, str]]:
                 last = None
     except ValueError:
         return  # Damaged from here on; the caller reports what pickle said.
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> int:
+    """Check what is named on the command line; see the module for the exit status."""
+    from . import check
+
+    as_json = "--json" in arguments
+    names = [argument for argument in arguments if argument != "--json"]
+    if any(name in ("-h", "--help") for name in names):
+        print(__doc__.strip())
+        return 0
+    module_name, colon, place = names[0].partition(":") if len(names) == 1 else ("", "", "")
+    if not module_name or not colon or not place or module_name.startswith("-"):
+        print("usage: python -m serializers.explain MODULE:OBJECT [--json]", file=sys.stderr)
+        return 2
+    # As for a script: what lies in the current folder can be named.
+    sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for piece in place.split("."):
+            found = getattr(found, piece)
+    except Exception as exc:
+        print(f"{names[0]} cannot be had: {type(exc).__name__}: {exc}", file=sys.stderr)
+        return 2
+    checked = check(found)
+    if as_json:
+        print(json.dumps({"ok": checked.ok, **dataclasses.asdict(checked)}, indent=2))
+    else:
+        print(checked)
+    return 0 if checked.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

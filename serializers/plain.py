@@ -1,156 +1,24 @@
-"""Pickle protocol 5 with buffers out of band: the fast path, and what all of it shares.
-
-`assemble` turns what a C pickler wrote into a body and buffers. CPython's pickler hands bytes and
-bytearrays of 64 KiB and more to its file as they are, outside of any frame, right after a chunk
-that ends in their opcode and length. That boundary lets them leave the body without being copied
-into it: their opcode is replaced by NEXT_BUFFER. Bytearrays are copied once, since a view of a live
-one would forbid its owner to resize it. Source: `_Pickler_write_bytes` in CPython's
-Modules/_pickle.c; framing as in PEP 3154, buffers as in PEP 574.
-"""
+"""Pickle protocol 5 with buffers out of band: the fast path, and what all of it shares."""
 
 from __future__ import annotations
 
 import gc
 import pickle
+import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from .base import BUFFERS_MAX, BufferKind, Snapshot, pack_head, parse_head
+from .base import BufferKind, Snapshot, parse_head
+from .deep import DeepPickler
 from .errors import LoadFailed, NotSerializable
-from .explain import explain_dump, explain_load
+from .sink import PROTOCOL, Sink
 
-PROTOCOL = 5
-IN_BAND_BYTES_MAX = 4096
-"""Arrays up to this size stay in the body: a part of its own costs more than copying a page."""
 COLLECTOR_OFF_BYTES_MIN = 64 * 1024
 """Bodies from this size on are loaded with the collector off. Source: measured, the young
 generation is scanned about once per 700 containers, which is felt from some thousands on."""
-
-_OPCODE_PROTO = 0x80
-_OPCODE_FRAME = 0x95
-_OPCODE_NEXT_BUFFER = b"\x97"
-
-
-class Sink:
-    """A file for a C pickler that keeps the chunks as they come, and the buffers between them."""
-
-    __slots__ = ("body", "buffers", "chunks", "found", "write")
-
-    def __init__(self) -> None:
-        self.chunks: list[bytes | bytearray | memoryview] = []
-        self.write = self.chunks.append
-        self.buffers: list[tuple[int, memoryview, BufferKind]] = []
-        self.body = b""
-        self.found: list[tuple[memoryview, BufferKind]] = []
-
-    def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        """Buffer callback: True to keep it in the body.
-
-        Raises:
-            BufferError: The memory is not contiguous.
-        """
-        raw = buffer.raw()
-        if raw.nbytes <= IN_BAND_BYTES_MAX or len(self.buffers) >= BUFFERS_MAX // 2:
-            return True
-        kind = BufferKind.READ_ONLY if raw.readonly else BufferKind.WRITABLE
-        # NB: read-only, so that no decoder in this process can make two objects share memory.
-        self.buffers.append((len(self.chunks), raw.toreadonly(), kind))
-        return False
-
-    def assemble(self) -> None:
-        """Fill `body` and `found`, the buffers that it asks for in order; once all is written.
-
-        Raises:
-            BufferError: A bytearray changed its size in the meantime.
-        """
-        self.body, self.found = assemble(self.chunks, self.buffers)
-
-    def snapshot(self, *, code_by_value: bool) -> Snapshot:
-        """What was assembled, as a snapshot."""
-        body, found = self.body, self.found
-        head = pack_head(
-            code_by_value=code_by_value,
-            body_size_bytes=len(body),
-            buffer_sizes_bytes=[view.nbytes for view, _ in found],
-            kinds=bytes(kind for _, kind in found),
-        )
-        return Snapshot(head, body, tuple(view for view, _ in found))
-
-
-def assemble(
-    chunks: list[bytes | bytearray | memoryview], taken: list[tuple[int, memoryview, BufferKind]]
-) -> tuple[bytes, list[tuple[memoryview, BufferKind]]]:
-    """Separate large byte strings from what a C pickler wrote.
-
-    Args:
-        chunks: Arguments of the file's `write`, in order.
-        taken: Buffers taken out of band: how many chunks were written before, memory, kind.
-
-    Returns:
-        The body, and all buffers in the order in which the body asks for them.
-    """
-    if len(chunks) == 1:
-        whole = chunks[0]
-        body = whole if type(whole) is bytes else bytes(whole)
-        return body, [(view, kind) for _, view, kind in taken]
-    pieces: list[bytes | bytearray | memoryview] = []
-    buffers: list[tuple[memoryview, BufferKind]] = []
-    at = 0
-    own = 0
-    loose = b""
-    for index, chunk in enumerate(chunks):
-        # A buffer taken while this chunk was being filled comes before whatever follows it.
-        while at < len(taken) and taken[at][0] < index:
-            buffers.append(taken[at][1:])
-            at += 1
-        kind = _payload_kind(chunk, loose) if loose and own < BUFFERS_MAX // 2 else None
-        if kind is not None:
-            header = 9 if kind is BufferKind.BYTEARRAY or len(chunk) > 0xFFFFFFFF else 5
-            pieces[-1] = b"".join((memoryview(pieces[-1])[:-header], _OPCODE_NEXT_BUFFER))
-            buffers.append((memoryview(bytes(chunk)), kind))
-            own += 1
-            loose = b""
-        else:
-            pieces.append(chunk)
-            # What follows the header of a payload that stays is never itself a header.
-            loose = b"" if loose else _unframed_tail(chunk)
-    buffers.extend(entry[1:] for entry in taken[at:])
-    return b"".join(pieces), buffers
-
-
-def _unframed_tail(chunk: bytes | bytearray | memoryview) -> bytes:
-    """What follows the last whole frame: empty unless a payload, or the end, comes next."""
-    view = memoryview(chunk)
-    at = 2 if len(view) > 2 and view[0] == _OPCODE_PROTO else 0
-    while len(view) - at >= 9 and view[at] == _OPCODE_FRAME:
-        at += 9 + int.from_bytes(view[at + 1 : at + 9], "little")
-    return bytes(view[at:])
-
-
-def _payload_kind(chunk: object, loose: bytes) -> BufferKind | None:
-    """Tell whether `chunk` is the payload that the opcode at the end of `loose` announces."""
-    if type(chunk) is bytearray:
-        announced = b"\x96" + len(chunk).to_bytes(8, "little")
-        kind = BufferKind.BYTEARRAY
-    elif type(chunk) is bytes:
-        size = len(chunk)
-        announced = (
-            b"B" + size.to_bytes(4, "little")
-            if size <= 0xFFFFFFFF
-            else b"\x8e" + size.to_bytes(8, "little")
-        )
-        kind = BufferKind.BYTES
-    else:
-        return None
-    if loose.endswith(announced):
-        return kind
-    if kind is BufferKind.BYTEARRAY:
-        raise BufferError("a bytearray changed its size while it was being captured")
-    return None
-
 
 _collector_lock = threading.Lock()
 _collector_users = 0
@@ -187,6 +55,9 @@ def load(body: bytes | memoryview, buffers: Sequence[object]) -> object:
         with collector_off():
             return pickle.loads(body, buffers=buffers)
     except Exception as exc:
+        # Imported when first needed, here and below: `python -m serializers.explain` wants it so.
+        from .explain import explain_load
+
         raise explain_load(body, exc) from exc
 
 
@@ -222,6 +93,78 @@ def _revive(view: memoryview, kind: int) -> object:
     return view if type(owner) is bytes else memoryview(bytes(view))
 
 
+class Pickler(Protocol):
+    """A pickler as `write` uses it."""
+
+    def dump(self, obj: Any, /) -> None: ...
+    def reducer_override(self, obj: Any, /) -> Any: ...
+
+
+Quick = TypeVar("Quick", bound=Pickler)
+Deep = TypeVar("Deep", bound=DeepPickler)
+
+
+def write(
+    obj: object, quick: Callable[[Sink], Quick], deep: Callable[[Sink], Deep]
+) -> tuple[Sink, Quick | Deep]:
+    """Pickle `obj` into an assembled sink, by the C pickler unless it nests too deep for that.
+
+    Returns:
+        The sink, and the pickler that was used.
+
+    Raises:
+        NotSerializable: Something cannot travel; names the path to it.
+    """
+    sink = Sink()
+    pickler: Quick | Deep = quick(sink)
+    try:
+        if STACK_IS_BOUNDED or sys.getrecursionlimit() <= RECURSION_LIMIT_MAX:
+            pickler.dump(obj)
+            sink.assemble()
+            return sink, pickler
+    except MemoryError:
+        raise
+    except Exception as exc:
+        if not _ran_out_of_stack(exc):
+            raise _explained(obj, exc, quick) from exc
+    sink = Sink()
+    pickler = deep(sink)
+    try:
+        pickler.dump(obj)
+    except MemoryError:
+        raise
+    except Exception as exc:
+        raise _explained(obj, exc, quick) from exc
+    return sink, pickler
+
+
+def _explained(
+    obj: object, cause: BaseException, quick: Callable[[Sink], Pickler]
+) -> NotSerializable:
+    from .explain import explain_dump
+
+    return explain_dump(obj, cause, quick(Sink()).reducer_override)
+
+
+STACK_IS_BOUNDED = sys.version_info >= (3, 12)
+"""Whether Python bounds the recursion of C code whatever `sys.setrecursionlimit` says."""
+RECURSION_LIMIT_MAX = 20_000
+"""A much higher limit than this, where it is the only bound, would let the C pickler overflow a
+stack of 8 MiB. Source: measured on 3.11, which overflows at 47,000 nested lists or 19,000 nested
+objects, each of which counts twice."""
+
+
+def _ran_out_of_stack(exc: BaseException | None) -> bool:
+    # A reducer may have wrapped it. Bounded, for the chain might be a ring.
+    for _ in range(64):
+        if exc is None:
+            return False
+        if isinstance(exc, RecursionError):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
 class PlainSerializer:
     """Nothing but pickle: refuses classes and functions that are not importable.
 
@@ -230,15 +173,7 @@ class PlainSerializer:
 
     def encode(self, obj: object) -> Snapshot:
         """Capture `obj`; see `Serializer.encode`."""
-        sink = Sink()
-        pickler = _PlainPickler(sink, PROTOCOL, buffer_callback=sink.take_buffer)
-        try:
-            pickler.dump(obj)
-            sink.assemble()
-        except MemoryError:
-            raise
-        except Exception as exc:
-            raise explain_dump(obj, exc, pickler.reducer_override) from exc
+        sink, _ = write(obj, _PlainPickler, _DeepPlainPickler)
         return sink.snapshot(code_by_value=False)
 
     def decode(self, snapshot: Snapshot) -> object:
@@ -246,7 +181,7 @@ class PlainSerializer:
         return decode(snapshot)
 
 
-class _PlainPickler(pickle.Pickler):
+class _NothingOfMain:
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type | types.FunctionType) and obj.__module__ == "__main__":
             raise NotSerializable(
@@ -256,3 +191,12 @@ class _PlainPickler(pickle.Pickler):
                 "use the auto serializer, or move it into a module",
             )
         return NotImplemented
+
+
+class _PlainPickler(_NothingOfMain, pickle.Pickler):
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink, PROTOCOL, buffer_callback=sink.take_buffer)
+
+
+class _DeepPlainPickler(_NothingOfMain, DeepPickler):
+    pass

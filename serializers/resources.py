@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import thread as thread_pool
 from typing import Any, NoReturn
 
+from .base import is_checking, lossy
 from .errors import LoadFailed, NotSerializable
 
 Reduced = Any
@@ -183,6 +184,8 @@ _RLOCK_STATE = re.compile(r"owner=(\d+) count=(\d+)")
 
 
 def _reduce_lock(lock: Any) -> Reduced:
+    if lock.locked():
+        lossy("it is locked, and so will the copy be: whoever is to release it must travel too")
     return _make_lock, (lock.locked(),)
 
 
@@ -222,6 +225,7 @@ def _reduce_condition(condition: threading.Condition) -> Reduced:
 
 def _reduce_local(local: Any) -> Reduced:
     # Values of other threads are theirs, and cannot be seen from here.
+    lossy("only the values of the capturing thread are carried")
     return _new, (type(local),), dict(vars(local)), None, None, _set_state
 
 
@@ -284,6 +288,7 @@ def _reduce_thread_pool(executor: Any) -> Reduced:
     running = sum(1 for thread in executor._threads if _works(thread))
     _refuse_work(executor, queued, running)
     initializer, initargs = _initializer_of(executor)
+    lossy("it is made anew with the same size: what its threads hold is left behind")
     return _make_thread_pool, (
         type(executor),
         executor._max_workers,
@@ -343,6 +348,7 @@ def _make_thread_pool(
 
 def _reduce_process_pool(executor: Any) -> Reduced:
     _refuse_work(executor, len(executor._pending_work_items or ()), 0)
+    lossy("it is made anew with the same size: what its processes hold is left behind")
     return _make_process_pool, (
         type(executor),
         executor._max_workers,
@@ -461,7 +467,8 @@ def _reduce_file(file: Any) -> Reduced:
     if file.closed:
         return _make_closed_file, (mode, raw.name, style, buffered)
     try:
-        position = file.tell()
+        # NB: telling a text file's position writes what it buffers.
+        position = 0 if is_checking() and file.writable() else file.tell()
     except OSError as exc:
         if text and file.seekable():
             refuse(
@@ -470,13 +477,14 @@ def _reduce_file(file: Any) -> Reduced:
                 "read it by readline(), or capture it after the loop",
             )
         refuse(file, f"it has no position ({exc.strerror or exc})", REOPEN)
-    if file.writable():
+    if file.writable() and not is_checking():
         file.flush()
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         refuse(file, "it is a pipe, a terminal or a device, not a regular file", REOPEN)
     if not status.st_nlink:
         refuse(file, "its file was deleted, so no path leads to it", "keep its content instead")
+    lossy("it is opened again by its path: the same file must be there at the other end")
     return _make_file, (_path_of(file, raw), mode, position, style, buffered)
 
 
@@ -550,6 +558,7 @@ def _reduce_logger(logger: logging.Logger) -> Reduced:
         return logging.getLogger, ()
     # NB: not getLogger(), which would create one of that name here.
     if logging.root.manager.loggerDict.get(logger.name) is logger:
+        lossy("it is found by its name: level, handlers and filters are those of the other end")
         return logging.getLogger, (logger.name,)
     state = {name: value for name, value in vars(logger).items() if name not in _LOGGER_PLACE}
     return _new, (type(logger),), state, None, None, _fill_logger
@@ -572,6 +581,7 @@ def _reduce_weakref(ref: Any) -> Reduced:
     callback = ref.__callback__
     if referent is None:
         return _make_dead_reference, (type(ref),)
+    lossy("it will be dead unless something else in the state holds what it refers to")
     if type(ref) is not weakref.ref:
         refuse(ref, "it is a weak reference of a class of its own", "hold a weakref.ref instead")
     return weakref.ref, (referent,) if callback is None else (referent, callback)
