@@ -12,8 +12,9 @@ from migrate.core.messages import MoveMessage
 
 
 class Point(enum.Enum):
-    """Steps of a move at which tests may kill either side; the names are the fail points."""
+    """Steps at which tests may kill any process; the names are the fail points."""
 
+    # Of a move.
     PREPARE_SENT = "prepare_sent"
     PREPARE_RECEIVED = "prepare_received"
     PREPARED = "prepared"
@@ -32,6 +33,35 @@ class Point(enum.Enum):
     COPY_DROPPED = "copy_dropped"
     RELEASED = "released"
     FORWARDING_EXPIRED = "forwarding_expired"
+
+    # Of delivery; reached by a `MarkedCore` only. At the sender:
+    REQUEST_SENT = "request_sent"
+    REPEAT_DUE = "repeat_due"
+    ROW_LOOKED_UP = "row_looked_up"
+    MOVED_RECEIVED = "moved_received"
+    NOT_HERE_RECEIVED = "not_here_received"
+    REPLY_RECEIVED = "reply_received"
+    REPLY_TAKEN = "reply_taken"
+    RECEIPT_RECEIVED = "receipt_received"
+    ACKED_SENT = "acked_sent"
+    # At the owner:
+    REQUEST_RECEIVED = "request_received"
+    REQUEST_ADMITTED = "request_admitted"  # in the mailbox, where it waits for its turn
+    HANDLER_BEGUN = "handler_begun"
+    HANDLER_DONE = "handler_done"  # its result is not recorded yet
+    REPLY_READY = "reply_ready"  # recorded, and about to leave
+    REPLY_SENT = "reply_sent"
+    RECEIPT_READY = "receipt_ready"
+    RECEIPT_SENT = "receipt_sent"
+    REPEAT_RECEIVED = "repeat_received"
+    ACKED_RECEIVED = "acked_received"
+    RECORDS_FREED = "records_freed"
+    # While the server moves, at its source or target:
+    REQUEST_HELD = "request_held"  # at the source, from the freeze to the commit
+    REQUEST_KNOCKED = "request_knocked"  # at the target, before it is live there
+    REQUEST_FORWARDED = "request_forwarded"
+    MOVED_SENT = "moved_sent"
+    NOT_HERE_SENT = "not_here_sent"
 
 
 class Result(enum.Enum):

@@ -57,6 +57,7 @@ from migrate.core.events import (
 )
 from migrate.core.ids import NodeId, ServerId, TransferId, node_name
 from migrate.core.incarnation import Incarnation
+from migrate.core.marks import MarkedCore
 from migrate.core.messages import (
     CALL,
     CAST,
@@ -235,7 +236,9 @@ class Driver:
         self.host = Host(self, options.blocking_threads_max, options.hold_warn_ms / 1000)
         # `Port.run`, bound once: it is on the per-message path.
         self.run = self.host.run
-        self.core = Core(node, self, core_options(options), self.now_ms())
+        # Only where fail points may be set does a message pay for the steps it passes.
+        core: type[Core] = Core if failpoints is None else MarkedCore
+        self.core = core(node, self, core_options(options), self.now_ms())
         self.core.marks = failpoints is not None
 
     def attach(self, peers: Peers) -> None:
@@ -980,7 +983,7 @@ class Driver:
     # ------------------------------------------------------------------ fail points
 
     def reach(self, point: Point) -> None:
-        """A step of a move was reached; tests may end or stop the process here."""
+        """A step of a move or of delivery was reached; tests may end or stop a process here."""
         if self.failpoints is not None:
             self.failpoints.reach(point.value, self.flush)
 
