@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -341,7 +342,14 @@ class Node(Peer):
                 )
 
     async def _nodes_after(self, seen: tuple[str, ...] | None) -> list[tuple[Any, ...]]:
-        """The nodes, as soon as they are others than those that were `seen`."""
+        """The nodes, as soon as they are others than those that were `seen`.
+
+        Whoever has seen none misses one that may have joined an instant ago: the directory knows.
+        """
+        if seen is None:
+            # What is known here has to do while the directory is away.
+            with contextlib.suppress(DirectoryError):
+                await self._membership._list()
         try:
             async with asyncio.timeout(WATCH_S):
                 while seen is not None and set(seen) == set(self._membership.nodes):

@@ -12,6 +12,7 @@ import pytest
 
 import migrate
 from migrate.client import SyncClient
+from migrate.shell.membership import Membership
 from tests.migrate.clusters import QUICK, break_links, eventually, failure_of, nodes, run, until
 from tests.migrate.servers import Busy, Counter, Gate, Where
 
@@ -52,6 +53,24 @@ def test_a_client_has_every_verb_of_a_node():
             await client.stop(ref)
             await failure_of(ref.incr(), migrate.ServerNotFound)
             await failure_of(client.migrate(ref, to="b"), migrate.ServerNotFound)
+
+    run(body())
+
+
+def test_a_client_finds_a_node_that_its_own_node_has_not_heard_of_yet(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async def never(self: Membership) -> None:
+        await asyncio.Event().wait()
+
+    async def body() -> None:
+        with monkeypatch.context() as deaf:
+            deaf.setattr(Membership, "_follow", never)
+            async with nodes("a", directory="memory://deaf") as (a,), client_of(a) as client:
+                async with migrate.Node(name="b", directory="memory://deaf", options=QUICK):
+                    assert list(a._membership.nodes) == [a.id]
+                    ref = await client.spawn(Counter, options=migrate.SpawnOptions(on="b"))
+                    assert await ref.incr() == 1
 
     run(body())
 
