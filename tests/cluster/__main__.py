@@ -1,0 +1,61 @@
+"""`python -m tests.cluster --runs N [--seed S] [--workers W]`: recorded runs of real processes.
+
+Each run starts node processes, calls and moves servers on them, kills, stops and cuts them, and
+judges what the clients saw (see `histories`). One line a run, totals at the end; the history of
+a run that breaks a promise is kept in a file. Exit status 1 if one did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import pathlib
+import statistics
+import sys
+import time
+from collections import Counter as Tally
+
+from tests.cluster.histories import carry_out
+
+
+def main() -> int:
+    """Run the campaign; 1 if a run broke a promise."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of faults, in each run")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--keep", type=pathlib.Path, default=pathlib.Path(), help="folder of failing histories"
+    )
+    options = parser.parse_args()
+    begun = time.monotonic()
+    counts: Tally[str] = Tally()
+    took: list[float] = []
+    failed: list[int] = []
+    jobs = [(seed, options.seconds) for seed in range(options.seed, options.seed + options.runs)]
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        for done, (seed, line, more, violations, history, took_s) in enumerate(
+            pool.imap_unordered(carry_out, jobs), 1
+        ):
+            counts.update(more)
+            counts["violations"] += len(violations)
+            counts["runs with a kill and a pause"] += bool(more.get("kills") and more.get("pauses"))
+            took.append(took_s)
+            print(f"[{done}/{options.runs}, {time.monotonic() - begun:.0f} s] {line}", flush=True)
+            if violations:
+                failed.append(seed)
+                options.keep.mkdir(parents=True, exist_ok=True)
+                path = options.keep / f"history-{seed}.txt"
+                path.write_text(history)
+                print("\n".join(f"  {text}" for text in violations[:5]))
+                print(f"  all of it in {path}", flush=True)
+    print(f"\n{len(took)} runs in {time.monotonic() - begun:.0f} s, median of one")
+    print(f"  {statistics.median(took):.1f} s; failing seeds: {failed or 'none'}")
+    for name in sorted(counts, key=lambda name: (":" in name, name)):
+        print(f"  {name:<40}{counts[name]:>9}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
