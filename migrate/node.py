@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from migrate.core.directory import Row, RowState
+from migrate.core.events import SwapOutcome, SwapResult
 from migrate.core.ids import NodeId, ServerId, node_name
 from migrate.core.incarnation import Incarnation, Phase
 from migrate.core.messages import Load
@@ -216,9 +217,11 @@ class Node(Peer):
         self._driver.core.node_dead(row.id, self._driver.now_ms())
         self._flush()
 
-    def may_bury(self, row: Row) -> bool:
+    def burials(
+        self, node: NodeId, rows: list[tuple[Row, int]]
+    ) -> tuple[list[tuple[Row, int]], bool]:
         """See `Watcher`."""
-        return self._driver.core.may_bury(row)
+        return self._driver.core.burials(node, rows)
 
     def _address_of(self, node: NodeId) -> str | None:
         row = self._membership.nodes.get(node)
@@ -455,7 +458,7 @@ class Node(Peer):
             try:
                 await driver.host.hook(inc, "on_start", self._options.hook_timeout_s)
             except BaseException:
-                await self._remove_row(row)
+                await self._remove_for_sure(row)
                 driver.core.removed(server, driver.now_ms())
                 raise
             finally:
@@ -482,15 +485,17 @@ class Node(Peer):
         if row.name:
             compares.append(Compare(NAME_KEY + row.name, 0))
             puts.append(Put(NAME_KEY + row.name, row.server.encode()))
+        doubtful = False
         while True:
             try:
                 txn = await self._directory.txn(compares, puts, [])
-            except OutcomeUnknown:
+            except DirectoryError as error:
+                doubtful = doubtful or isinstance(error, OutcomeUnknown)
+                if not doubtful:
+                    raise _unreadable(error) from error
                 # The same again: at most one of the copies can take effect.
                 await asyncio.sleep(RETRY_S)
                 continue
-            except DirectoryError as error:
-                raise _unreadable(error) from error
             if txn.ok:
                 return txn.rev
             entry = txn.entries.get(key)
@@ -499,27 +504,35 @@ class Node(Peer):
             await self._check_name_free(row.name)
             # The name was freed meanwhile.
 
-    async def _remove_row(self, row: Row) -> None:
-        """Remove a server's row and name, whatever it takes; only its owner does that."""
+    async def _remove_row(self, row: Row) -> SwapResult:
+        """Try to remove a server's row and name; only its owner does that."""
+        try:
+            deletes = [SERVER_KEY + row.server]
+            compares = []
+            if row.name:
+                entry = await self._directory.get(NAME_KEY + row.name)
+                if entry is not None and entry.value.decode() == row.server:
+                    compares.append(Compare(NAME_KEY + row.name, entry.rev))
+                    deletes.append(NAME_KEY + row.name)
+            txn = await self._directory.txn(compares, [], deletes)
+        except OutcomeUnknown as error:
+            return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
+        except DirectoryError as error:
+            return SwapResult(SwapOutcome.NOT_DONE, None, 0, str(error))
+        return SwapResult(SwapOutcome.DONE if txn.ok else SwapOutcome.REFUSED, None, txn.rev)
+
+    async def _remove_for_sure(self, row: Row) -> None:
+        """Remove the row of a server that never served: its name must not stay taken."""
         while True:
-            try:
-                deletes = [SERVER_KEY + row.server]
-                compares = []
-                if row.name:
-                    entry = await self._directory.get(NAME_KEY + row.name)
-                    if entry is not None and entry.value.decode() == row.server:
-                        compares.append(Compare(NAME_KEY + row.name, entry.rev))
-                        deletes.append(NAME_KEY + row.name)
-                txn = await self._directory.txn(compares, [], deletes)
-                if txn.ok:
-                    return
-            except OutcomeUnknown:
-                await asyncio.sleep(RETRY_S)
+            result = await self._remove_row(row)
+            if result.outcome is SwapOutcome.DONE:
+                return
+            await asyncio.sleep(RETRY_S)
 
     # ------------------------------------------------------------------ stop
 
     async def _stop_here(self, server: ServerId) -> None:
-        inc = self._owned(server)
+        self._owned(server)
         future = self._stops.get(server)
         if future is None:
             if server in self._driver.core.leaving:
@@ -537,10 +550,16 @@ class Node(Peer):
             async with asyncio.timeout(self._options.quiesce_timeout_s):
                 await asyncio.shield(future)
         except TimeoutError as error:
-            if inc.phase is Phase.STOPPING and not future.done():
-                self._stops.pop(server, None)
-                future.cancel()
-                self._driver.core.keep_serving(server, self._driver.now_ms())
+            if not self._driver.core.keep_serving(server, self._driver.now_ms()):
+                raise MigrateError(
+                    f"server {server} is being stopped, and that goes on: the directory has not "
+                    f"said in {self._options.quiesce_timeout_s:g} s that its row is removed",
+                    server=server,
+                    node=self._name,
+                    outcome=Outcome.UNKNOWN,
+                ) from error
+            self._stops.pop(server, None)
+            future.cancel()
             raise MigrateError(
                 f"server {server} handled one message for more than "
                 f"{self._options.quiesce_timeout_s:g} s, so it was not stopped; it serves",
@@ -556,19 +575,29 @@ class Node(Peer):
             await driver.host.hook(inc, "on_stop", self._options.hook_timeout_s)
         except Exception:
             log.exception("on_stop of server %s failed; it is stopped all the same", inc.id)
-        try:
-            await self._remove_row(inc.row)
-        except DirectoryError as error:
-            driver.core.keep_serving(inc.id, driver.now_ms())
-            self._stops.pop(inc.id, None)
-            if future is not None and not future.done():
-                future.set_exception(_unreadable(error))
-            return
-        driver.core.removed(inc.id, driver.now_ms())
+        while True:
+            result = await self._remove_row(inc.row)
+            gone = driver.core.removal_ended(inc.id, result.outcome, driver.now_ms())
+            if gone is not None:
+                break
+            await asyncio.sleep(RETRY_S)
         self._flush()
         self._stops.pop(inc.id, None)
-        if future is not None and not future.done():
+        if future is None or future.done():
+            return
+        if gone:
             future.set_result(None)
+        else:
+            future.set_exception(
+                MigrateError(
+                    f"server {inc.id} was not stopped, and serves on: the directory does not "
+                    f"answer: {result.cause}",
+                    server=inc.id,
+                    node=self._name,
+                    cause=result.cause,
+                    outcome=Outcome.NOT_DONE,
+                )
+            )
 
     # ------------------------------------------------------------------ move and drain
 

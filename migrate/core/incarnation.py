@@ -36,6 +36,14 @@ class Phase(enum.IntEnum):
     STOPPING = 4  # ends at the next quiescent point
 
 
+class Removal(enum.Enum):
+    """Whether the row of a server that stops was asked to be removed."""
+
+    NONE = enum.auto()
+    ASKED = enum.auto()  # for the first time; the result has not come
+    IN_DOUBT = enum.auto()  # an attempt had an unknown outcome
+
+
 class TimerState:
     """A timer of a server: `queued` while its message is in the mailbox (ticks are merged)."""
 
@@ -70,6 +78,7 @@ class Incarnation:
         "record_bytes",
         "records",
         "reentrant",
+        "removal",
         "rev",
         "row",
         "run_no",
@@ -100,6 +109,7 @@ class Incarnation:
         self.records = 0
         self.record_bytes = 0
         self.background = 0  # tasks that handlers started and that still run
+        self.removal = Removal.NONE
         self.starved: dict[SessionId, ReceiveSession] = {}
         self.pump_due = False
         # Target before its release: what would be seen waits here.

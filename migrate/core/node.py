@@ -23,7 +23,7 @@ Messages to this very node (a local sender of a copy that answers by message) go
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,10 +54,25 @@ from migrate.core.delivery import (
     may_open,
 )
 from migrate.core.directory import Row, RowState
-from migrate.core.events import NodeDead, PeerUp, Quiesced, TimerFired, Withdraw
+from migrate.core.events import (
+    NodeDead,
+    PeerUp,
+    Quiesced,
+    SwapOutcome,
+    TimerFired,
+    Withdraw,
+)
 from migrate.core.forwarding import HOPS_MAX, Forwarding
 from migrate.core.ids import NodeId, ServerId, SessionId, TransferId, session_id, session_sender
-from migrate.core.incarnation import Incarnation, Phase, StateRecord, TimerState, export, restore
+from migrate.core.incarnation import (
+    Incarnation,
+    Phase,
+    Removal,
+    StateRecord,
+    TimerState,
+    export,
+    restore,
+)
 from migrate.core.messages import (
     CALL,
     CAST,
@@ -173,7 +188,10 @@ class Port(Protocol):
         """A move's action that is not the core's own to apply."""
 
     def stopped(self, inc: Incarnation) -> None:
-        """A server that was asked to stop is at its last quiescent point."""
+        """A server that was asked to stop is at its last quiescent point: remove its row.
+
+        `removal_ended` follows each attempt.
+        """
 
 
 @dataclass(slots=True)
@@ -1397,7 +1415,7 @@ class Core:
                 if not inc.holding:
                     self._quiesced(inc, now_ms)
             elif inc.phase is Phase.STOPPING:
-                self.port.stopped(inc)
+                self._stop_now(inc)
 
     def _answer(
         self,
@@ -1543,16 +1561,54 @@ class Core:
             return False
         inc.phase = Phase.STOPPING
         if inc.quiet():
-            self.port.stopped(inc)
+            self._stop_now(inc)
         return True
 
-    def keep_serving(self, server: ServerId, now_ms: int) -> None:
-        """The stop could not be carried out (the directory is away): serve on."""
+    def _stop_now(self, inc: Incarnation) -> None:
+        if inc.removal is Removal.NONE:
+            inc.removal = Removal.ASKED
+            self.port.stopped(inc)
+
+    def keep_serving(self, server: ServerId, now_ms: int) -> bool:
+        """Give up a stop that waits for a handler, and serve on.
+
+        Returns:
+            False if that is not possible any more: the row may be gone.
+        """
         inc = self.hosted.get(server)
-        if inc is not None and inc.phase is Phase.STOPPING:
-            inc.phase = Phase.RUNNING
-            self._pump(inc, now_ms)
-            self._flush(now_ms)
+        if inc is None or inc.phase is not Phase.STOPPING or inc.removal is not Removal.NONE:
+            return False
+        self._serve_on(inc, now_ms)
+        return True
+
+    def _serve_on(self, inc: Incarnation, now_ms: int) -> None:
+        inc.removal = Removal.NONE
+        inc.phase = Phase.STARTING if inc.starting else Phase.RUNNING
+        self._arm_ticks(inc, now_ms)
+        self._pump(inc, now_ms)
+        self._flush(now_ms)
+
+    def removal_ended(self, server: ServerId, outcome: SwapOutcome, now_ms: int) -> bool | None:
+        """The result of an attempt to remove the row of a server that stops.
+
+        Returns:
+            True: the server is gone. False: the row is as it was, and the server serves on.
+            None: that is not known, or the row changed otherwise; the removal has to be asked
+            for again, and nothing is served meanwhile.
+        """
+        inc = self.hosted.get(server)
+        if inc is None or inc.removal is Removal.NONE:
+            return True
+        if outcome is SwapOutcome.DONE:
+            self.removed(server, now_ms)
+            return True
+        if outcome is SwapOutcome.NOT_DONE and inc.removal is not Removal.IN_DOUBT:
+            self._serve_on(inc, now_ms)
+            return False
+        if outcome is not SwapOutcome.REFUSED:
+            # An earlier attempt may have taken effect, or may yet.
+            inc.removal = Removal.IN_DOUBT
+        return None
 
     def removed(self, server: ServerId, now_ms: int, status: int = STOPPED) -> None:
         """The row is gone (or never came): answer what is unhandled, keep a tombstone."""
@@ -1631,9 +1687,7 @@ class Core:
         """Whether a row whose owner was seen dead may be marked lost by this node.
 
         A COMMITTED row still has a frozen copy at its source: only the source buries it, and
-        only when it has no such copy any more, or any node when the source is dead too. To be
-        asked for every row whose owner or `previous` was seen dead, own rows included, and
-        again until none of them is left as it was.
+        only when it has no such copy any more, or any node when the source is dead too.
         """
         if row.state is RowState.LOST:
             return False
@@ -1651,6 +1705,30 @@ class Core:
         if row.state is RowState.ACTIVE or row.previous in self.dead or not row.previous:
             return True
         return row.previous == self.node and row.server not in self.leaving
+
+    def burials(
+        self, node: NodeId, rows: Iterable[tuple[Row, int]]
+    ) -> tuple[list[tuple[Row, int]], bool]:
+        """What this node does about the rows that a dead node leaves behind.
+
+        Args:
+            node: Seen dead, and told to this core.
+            rows: All rows with their revisions, as just read.
+
+        Returns:
+            The rows to mark lost now, each by a swap at its revision; and whether all rows have
+            to be read again after that. They have if any was to be marked: the swap may be
+            refused because the dead node's own last commit came through before it, to a node
+            that has nothing of the server any more. They have also if this node keeps a frozen
+            copy of one, which may be taken back yet or not.
+        """
+        concerned = [item for item in rows if node in (item[0].owner, item[0].previous)]
+        doomed = [item for item in concerned if self.may_bury(item[0])]
+        kept = any(
+            row.owner == node and row.state is RowState.COMMITTED and row.previous == self.node
+            for row, _ in concerned
+        )
+        return doomed, bool(doomed) or kept
 
     # ------------------------------------------------------------------ moves
 

@@ -21,7 +21,7 @@ import msgspec
 import psutil
 
 from migrate.core import directory as rules
-from migrate.core.directory import Row, RowState
+from migrate.core.directory import Row
 from migrate.core.ids import NodeId
 from migrate.errors import UsageError
 from migrate.shell import wire
@@ -107,8 +107,10 @@ class Watcher(Protocol):
     def gone(self, row: NodeRow, cause: str) -> None:
         """A node was seen dead, or has left in order."""
 
-    def may_bury(self, row: Row) -> bool:
-        """Whether this node may mark the server's row as lost."""
+    def burials(
+        self, node: NodeId, rows: list[tuple[Row, int]]
+    ) -> tuple[list[tuple[Row, int]], bool]:
+        """See `Core.burials`."""
 
 
 class Membership:
@@ -336,29 +338,18 @@ class Membership:
             try:
                 entries, _ = await self.directory.list(SERVER_KEY)
                 rows = [(wire.decode_row(entry.value), entry.rev) for entry in entries]
-                concerned = [
-                    (row, rev) for row, rev in rows if node.id in (row.owner, row.previous)
-                ]
-                doomed = [(row, rev) for row, rev in concerned if self._watcher.may_bury(row)]
+                doomed, again = self._watcher.burials(node.id, rows)
                 await asyncio.gather(*(self._bury_server(row, rev, cause) for row, rev in doomed))
-                # What this node still holds a frozen copy of may be taken back yet: look again.
-                if not any(
-                    row.owner == node.id
-                    and row.previous == self.me.id
-                    and row.state is RowState.COMMITTED
-                    and (row, rev) not in doomed
-                    for row, rev in concerned
-                ):
+                if not again:
                     await self._remove(node)
                     return
-                await asyncio.sleep(RETRY_S)
+                if not doomed:
+                    await asyncio.sleep(RETRY_S)
             except DirectoryError as error:
                 log.debug("burial of %s: %s", node.name, error)
                 await asyncio.sleep(RETRY_S)
 
     async def _bury_server(self, row: Row, rev: int, cause: str) -> None:
-        if row.state is RowState.LOST:
-            return
         key = SERVER_KEY + row.server
         compares = [Compare(key, rev)]
         deletes = []

@@ -555,12 +555,74 @@ def test_late_repeats_of_a_stopped_server_are_answered_from_its_records() -> Non
 
 def test_a_stop_that_could_not_be_written_lets_the_server_serve_on() -> None:
     at, port = core()
-    host(at)
+    host(at, timers=[("tick", 50)])
     at.stop(SERVER, NOW)
     at.receive(CLIENT, [env(1)], NOW)
+    at.tick(NOW + 60)
     assert port.ran == []
-    at.keep_serving(SERVER, NOW)
+    assert at.removal_ended(SERVER, SwapOutcome.NOT_DONE, NOW + 60) is False
     assert port.ran == ["m1"]
+    at.tick(NOW + 61)
+    assert port.ran == ["m1", "tick"]
+    assert at.stop(SERVER, NOW + 61) and len(port.ended) == 2
+
+
+def test_a_stop_that_waits_for_a_handler_can_be_given_up() -> None:
+    at, port = core()
+    host(at, timers=[("tick", 50)])
+    port.busy = True
+    at.receive(CLIENT, [env(1), env(2)], NOW)
+    at.stop(SERVER, NOW)
+    at.tick(NOW + 60)
+    assert at.keep_serving(SERVER, NOW + 60)
+    at.tick(NOW + 61)
+    port.busy = False
+    at.finish(*port.began[0], OK, b"", None, NOW + 62)
+    assert port.ran == ["m1", "m2", "tick"]
+    assert port.ended == []
+
+
+def test_a_removal_in_doubt_is_asked_for_until_it_is_known_and_serves_nothing() -> None:
+    at, port = core()
+    host(at)
+    at.stop(SERVER, NOW)
+    assert not at.keep_serving(SERVER, NOW)
+    assert at.removal_ended(SERVER, SwapOutcome.REFUSED, NOW) is None
+    assert at.removal_ended(SERVER, SwapOutcome.UNKNOWN, NOW) is None
+    # The first attempt may have taken effect: that the second has not says nothing.
+    assert at.removal_ended(SERVER, SwapOutcome.NOT_DONE, NOW) is None
+    at.receive(CLIENT, [env(1)], NOW)
+    assert not at.keep_serving(SERVER, NOW)
+    assert port.ran == []
+    assert at.removal_ended(SERVER, SwapOutcome.DONE, NOW) is True
+    assert [(m.seq, m.status) for m in port.of(Reply)] == [(1, STOPPED)]
+    assert SERVER not in at.hosted
+    assert at.removal_ended(SERVER, SwapOutcome.UNKNOWN, NOW) is True
+
+
+def test_burials_look_again_until_nothing_of_the_dead_is_left() -> None:
+    at, _ = core(C)
+    at.node_dead(A, NOW)
+    lost = (row(owner=A), 5)
+    others = [(row("other", owner=B), 6), (row("kept", owner=B, previous=A), 7)]
+    assert at.burials(A, [lost, *others]) == ([lost], True)
+    # The burial was refused: the dead node's commit came first, to a node that lives.
+    assert at.burials(A, [(committed_row(), 8), *others]) == ([], False)
+    target, _ = core(B)
+    target.node_dead(A, NOW)
+    assert target.burials(A, [(committed_row(), 8)]) == ([(committed_row(), 8)], True)
+    host(target)
+    assert target.burials(A, [(committed_row(), 8)]) == ([], False)
+
+
+def test_burials_look_again_while_this_node_has_a_frozen_copy() -> None:
+    at, port = core()
+    host(at)
+    committed_move(at, port)
+    at.node_dead(B, NOW)
+    assert at.burials(B, [(committed_row(), 2)]) == ([], True)
+    at.move_event(TRANSFER, False, SwapResult(DONE, None, 3), NOW)
+    assert at.burials(B, [(port.did(SwapRow)[-1].row, 3)]) == ([], False)
 
 
 def test_a_committed_row_is_buried_by_nobody_while_its_source_has_a_copy() -> None:
