@@ -35,12 +35,23 @@ _Children = Iterator[Any]
 _PythonPickler: Any = pickle._Pickler
 
 
+class _Copying:
+    """A file for Python's framer, which gives views of a buffer that they must not outlive."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._chunks = sink.chunks
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take a frame, or its head."""
+        self._chunks.append(bytes(data))
+
+
 class DeepPickler(_PythonPickler):  # type: ignore[misc]
     """One stream; subclasses add `reducer_override`."""
 
     def __init__(self, sink: Sink) -> None:
-        super().__init__(sink, PROTOCOL)
         self._sink = sink
+        super().__init__(_Copying(sink), PROTOCOL)
 
     def dump(self, obj: Any) -> None:
         """Write `obj`, and all that it refers to, and assemble the sink.
