@@ -130,6 +130,7 @@ from migrate.reports import (  # noqa: E402
 from migrate.server import Current, blocking, call, current, every, server  # noqa: E402
 
 if TYPE_CHECKING:
+    from migrate.checks import CheckReport, check
     from migrate.client import connect, connect_sync
     from migrate.cluster import LocalCluster
     from migrate.node import Node
@@ -140,6 +141,7 @@ __all__ = [
     "CallCycle",
     "CallError",
     "CallTimeout",
+    "CheckReport",
     "CheckpointError",
     "CheckpointInfo",
     "Current",
@@ -175,6 +177,7 @@ __all__ = [
     "UsageError",
     "blocking",
     "call",
+    "check",
     "connect",
     "connect_sync",
     "current",
@@ -182,11 +185,13 @@ __all__ = [
     "server",
 ]
 
-# Loaded at first use: they pull in gRPC, which takes longer than everything
-# else together, and a module that only declares servers does not need it.
+# Loaded at first use: they pull in gRPC or the serializers, which takes longer
+# than everything else together, and a module that only declares servers does not need it.
 _LAZY: Final = {
+    "CheckReport": "migrate.checks",
     "LocalCluster": "migrate.cluster",
     "Node": "migrate.node",
+    "check": "migrate.checks",
     "connect": "migrate.client",
     "connect_sync": "migrate.client",
 }

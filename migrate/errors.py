@@ -287,15 +287,21 @@ class NotPicklable(MoveError):
 
     Args:
         message: See `MigrateError`.
-        path: Attribute path from the server down, as `Counter.cache['db'].conn`.
+        path: Attribute path from the server down, as `Counter.cache['db'].conn`, of the first
+            obstacle.
+        problems: All obstacles, the first one included: path, type, reason and remedy of each.
         **fields: See `MoveError`.
     """
 
     default_outcome = Outcome.NOT_DONE
+    _fields_not_in_text = frozenset({"message", "problems"})
 
-    def __init__(self, message: str, *, path: str = "", **fields: Any) -> None:
+    def __init__(
+        self, message: str, *, path: str = "", problems: tuple[str, ...] = (), **fields: Any
+    ) -> None:
         super().__init__(message, **fields)
         self.path = path
+        self.problems = tuple(problems)
 
 
 class TargetRefused(MoveError):

@@ -47,6 +47,7 @@ from migrate.ref import (
 )
 
 __all__ = [
+    "FORMER_NAMES",
     "HOOKS",
     "AsyncHandler",
     "ClassMethod",
@@ -60,6 +61,7 @@ __all__ = [
     "call",
     "current",
     "every",
+    "options_of",
     "server",
     "spec_of",
 ]
@@ -76,6 +78,9 @@ HOOKS: Final = frozenset(
 
 MAILBOX_DEFAULT: Final = 10_000
 """Envelopes that a mailbox holds unless `@server(mailbox=...)` says otherwise."""
+
+FORMER_NAMES: Final[dict[tuple[str, str], type]] = {}
+"""Classes by the (module, qualified name) that `@server(former_names=...)` says they once had."""
 
 _OPTIONS_ATTRIBUTE: Final = "__migrate_options__"
 _SPEC_ATTRIBUTE: Final = "__migrate_spec__"
@@ -393,6 +398,7 @@ def server(
     mailbox: int = MAILBOX_DEFAULT,
     reentrant: bool = False,
     movable: bool = True,
+    former_names: tuple[str, ...] = (),
 ) -> _Server: ...
 def server(cls: Any = None, /, **options: Any) -> Any:
     """Declare a class to be a server; it stays an ordinary class.
@@ -404,7 +410,10 @@ def server(cls: Any = None, /, **options: Any) -> Any:
             10,000): envelopes that the mailbox holds. `reentrant` (bool, False):
             calls that come back along their own chain are admitted instead of
             refused with `CallCycle`. `movable` (bool, True): False pins the
-            server to the node that spawned it.
+            server to the node that spawned it. `former_names` (tuple of "module:Class",
+            empty): names that the class had before it was moved or renamed; servers and
+            states written under them are found as this class wherever the former name
+            leads to nothing. The module that declares them must be imported there.
 
     Returns:
         The class itself, or a decorator for it.
@@ -427,6 +436,9 @@ def _declare(cls: Any, *, options: _Options) -> Any:
             "make the function a method of a class"
         )
     _read_class(cls, options, is_declared=True)
+    for name in options.former_names:
+        module, _, qualname = name.partition(":")
+        FORMER_NAMES[module, qualname] = cls
     setattr(cls, _OPTIONS_ATTRIBUTE, options)
     return cls
 
@@ -439,6 +451,7 @@ class _Options:
     mailbox: int = MAILBOX_DEFAULT
     reentrant: bool = False
     movable: bool = True
+    former_names: tuple[str, ...] = ()
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> _Options:
@@ -450,6 +463,9 @@ class _Options:
                 raise UsageError(
                     f"@migrate.server has no option {name}{hint} It has: {', '.join(known)}"
                 )
+            if name == "former_names":
+                _check_former_names(value)
+                continue
             is_flag = isinstance(known[name], bool)
             if is_flag and not isinstance(value, bool):
                 raise UsageError(f"@migrate.server({name}=...) takes True or False, not {value!r}")
@@ -459,6 +475,22 @@ class _Options:
                     f"not {value!r}"
                 )
         return cls(**options)
+
+
+def _check_former_names(value: object) -> None:
+    names = value if isinstance(value, tuple) else ()
+    for name in names:
+        parts = name.split(":") if isinstance(name, str) else []
+        if len(parts) != 2 or not all(
+            piece.isidentifier() for part in parts for piece in part.split(".")
+        ):
+            names = ()
+            break
+    if not names and value != ():
+        raise UsageError(
+            '@migrate.server(former_names=...) takes a tuple of "module:Class", as in '
+            f'("shop.old:Basket",), not {value!r}'
+        )
 
 
 # Both options travel as 32-bit numbers.
@@ -547,6 +579,12 @@ class _SpecCell:
         return _SpecCell, ()
 
 
+def options_of(cls: type) -> _Options:
+    """The options that `@server` gave a class or its nearest parent, or the defaults."""
+    options: _Options = getattr(cls, _OPTIONS_ATTRIBUTE, _Options())
+    return options
+
+
 def spec_of(cls: Any) -> ServerSpec:
     """Return what is known of a class; read once, then kept in the class.
 
@@ -572,7 +610,7 @@ def spec_of(cls: Any) -> ServerSpec:
     # The class is compared because some decorators copy a namespace to a new class.
     if type(cell) is _SpecCell and cell.spec is not None and cell.spec.cls is cls:
         return cell.spec
-    spec = _read_class(cls, getattr(cls, _OPTIONS_ATTRIBUTE, _Options()), is_declared=False)
+    spec = _read_class(cls, options_of(cls), is_declared=False)
     try:
         setattr(cls, _SPEC_ATTRIBUTE, _SpecCell(spec))
     except (AttributeError, TypeError):

@@ -8,7 +8,7 @@ from .auto import AutoSerializer, check, decode, dumps, encode, loads
 from .base import Serializer, Snapshot, is_checking, lossy
 from .by_value import register_by_value, unregister_by_value
 from .errors import CheckReport, Finding, LoadFailed, NotSerializable, SerializerError
-from .plain import PlainSerializer
+from .plain import PlainSerializer, former_names
 from .resources import refuse, register
 
 __livemigrate__ = True
@@ -28,6 +28,7 @@ __all__ = [
     "decode",
     "dumps",
     "encode",
+    "former_names",
     "is_checking",
     "loads",
     "lossy",

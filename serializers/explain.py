@@ -41,6 +41,7 @@ from typing import Any
 
 from .base import gathering
 from .errors import CheckReport, Finding, LoadFailed, NotSerializable, SerializerError
+from .plain import find_former
 from .resources import REOPEN, type_name
 
 _OBJECTS_MAX = 2_000_000
@@ -438,6 +439,8 @@ def _missing_global(body: bytes | memoryview) -> LoadFailed | None:
         if (module_name, name) in checked:
             continue
         checked.add((module_name, name))
+        if find_former(module_name, name) is not None:
+            continue
         module = sys.modules.get(module_name)
         if module is None:
             # It was imported by the failed load, had that been possible.

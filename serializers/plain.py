@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import io
 import pickle
+import re
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -43,6 +45,45 @@ def collector_off() -> Iterator[None]:
                 gc.enable()
 
 
+former_names: list[Mapping[tuple[str, str], object]] = []
+"""Tables of classes by the (module, qualified name) that they had before they were moved or
+renamed. A load looks there for what it does not find under the name that was written."""
+
+
+def _mentions_former_name(body: bytes | memoryview) -> bool:
+    """Whether a body may refer to something by a former name: a search for its text."""
+    for table in former_names:
+        for _, name in table:
+            if re.search(re.escape(name.encode()), body):
+                return True
+    return False
+
+
+def find_former(module: str, name: str) -> object | None:
+    """What once had this name, as far as was declared; None if nothing had."""
+    for table in former_names:
+        if (module, name) in table:
+            return table[module, name]
+    return None
+
+
+class _FormerNamesUnpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        try:
+            return super().find_class(module_name, global_name)
+        except (ImportError, AttributeError):
+            found = find_former(module_name, global_name)
+            if found is None:
+                raise
+            return found
+
+
+def _unpickle(body: bytes | memoryview, buffers: Sequence[object]) -> object:
+    if former_names and _mentions_former_name(body):
+        return _FormerNamesUnpickler(io.BytesIO(body), buffers=buffers).load()
+    return pickle.loads(body, buffers=buffers)
+
+
 def load(body: bytes | memoryview, buffers: Sequence[object]) -> object:
     """Unpickle a body, naming what is missing if it fails.
 
@@ -51,9 +92,9 @@ def load(body: bytes | memoryview, buffers: Sequence[object]) -> object:
     """
     try:
         if len(body) < COLLECTOR_OFF_BYTES_MIN:
-            return pickle.loads(body, buffers=buffers)
+            return _unpickle(body, buffers)
         with collector_off():
-            return pickle.loads(body, buffers=buffers)
+            return _unpickle(body, buffers)
     except Exception as exc:
         # Imported when first needed, here and below: `python -m serializers.explain` wants it so.
         from .explain import explain_load

@@ -8,8 +8,12 @@ import sys
 from typing import Any, Final
 
 from migrate.errors import PeerError, UsageError
-from migrate.server import ServerSpec, spec_of
+from migrate.server import FORMER_NAMES, ServerSpec, spec_of
+from serializers import former_names
 from serializers.by_value import is_importable
+
+# Loads look there for what is not found under the name that was written.
+former_names.append(FORMER_NAMES)
 
 _specs: dict[str, ServerSpec] = {}
 _HEAD_BYTES: Final = 8
@@ -25,17 +29,17 @@ def known(name: str) -> ServerSpec | None:
     spec = _specs.get(name)
     if spec is not None:
         return spec
-    module = name.partition(":")[0]
-    if module in sys.modules:
+    module, _, qualname = name.partition(":")
+    if module in sys.modules or (module, qualname) in FORMER_NAMES:
         try:
             return find(name)
-        except UsageError:
+        except (UsageError, ImportError):
             return None
     return None
 
 
 def find(name: str) -> ServerSpec:
-    """Import a class by "module:Qualname".
+    """Import a class by "module:Qualname", the present one or a declared former one.
 
     Raises:
         UsageError: The name is malformed, or what it names is no class.
@@ -44,12 +48,19 @@ def find(name: str) -> ServerSpec:
     module_name, _, qualname = name.partition(":")
     if not module_name or not qualname:
         raise UsageError(f"{name!r} names no class; write module:Class")
-    obj: Any = importlib.import_module(module_name)
-    for part in qualname.split("."):
-        try:
-            obj = getattr(obj, part)
-        except AttributeError as error:
-            raise UsageError(f"module {module_name!r} has no class {qualname!r}") from error
+    try:
+        obj: Any = importlib.import_module(module_name)
+        for part in qualname.split("."):
+            try:
+                obj = getattr(obj, part)
+            except AttributeError as error:
+                raise UsageError(f"module {module_name!r} has no class {qualname!r}") from error
+    except (ImportError, UsageError):
+        # Asked last, since importing the module may have been what declares it.
+        former = FORMER_NAMES.get((module_name, qualname))
+        if former is None:
+            raise
+        obj = former
     spec = spec_of(obj)
     _specs[name] = spec
     return spec

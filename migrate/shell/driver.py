@@ -848,10 +848,12 @@ class Driver:
                 )
             case Result.NOT_PICKLABLE:
                 path = getattr(watch.error, "path", "") or ""
+                problems = tuple(map(str, getattr(watch.error, "problems", ())))
                 error = NotPicklable(
                     f"the state cannot travel: {action.reason}; the server goes on serving at "
                     f"{source}",
                     path=path,
+                    problems=problems,
                     **where,
                 )
             case Result.FENCED:

@@ -149,9 +149,7 @@ def env(seq: int, method: str = "", kind: int = CALL, **more: Any) -> Envelope:
     )
 
 
-def out(
-    method: str = "m", kind: int = CALL, *, token: object = "token", **more: Any
-) -> Outgoing:
+def out(method: str = "m", kind: int = CALL, *, token: object = "token", **more: Any) -> Outgoing:
     """A request of a sender."""
     return Outgoing(
         kind,

@@ -90,9 +90,7 @@ def source_move(phase: SourcePhase = SourcePhase.PREPARING, epoch: int = 7) -> S
 
 
 def committed_row(epoch: int = 7, **more: Any) -> Row:
-    return row(
-        epoch=epoch + 1, owner=B, state=RowState.COMMITTED, transfer=T, previous=A, **more
-    )
+    return row(epoch=epoch + 1, owner=B, state=RowState.COMMITTED, transfer=T, previous=A, **more)
 
 
 def target_move(phase: TargetPhase = TargetPhase.CHECKING) -> TargetMove:

@@ -43,6 +43,7 @@ def test_s06_state_that_cannot_be_pickled_is_named_by_its_path_and_the_server_se
             assert error.path == "Unpicklable.deep['frames'][1]"
             assert error.path in str(error)
             assert "generator" in str(error)
+            assert len(error.problems) == 1 and error.problems[0].startswith(error.path)
             assert await ref.incr() == 2
             assert (await a.info(ref)).node == "a"
             await ref.mend()
@@ -415,6 +416,38 @@ def test_an_upgrade_that_fails_leaves_the_server_at_the_older_version(releases: 
     assert isinstance(error, migrate.MoveRolledBack)
     assert "unknown schema" in str(error)
     assert (balance, info.node, info.version) == (5, "source", 1)
+
+
+@pytest.mark.cluster
+def test_a_class_that_was_moved_and_renamed_is_found_by_its_former_name(
+    releases: dict[str, str], tmp_path: pathlib.Path
+):
+    folder = tmp_path / "renamed"
+    folder.mkdir()
+    (folder / "bank.py").write_text(
+        textwrap.dedent(
+            """
+            import migrate
+
+            @migrate.server(version=2, former_names=("rolling_release:Account",))
+            class Vault:
+                def upgrade(self, state, from_version):
+                    return {"cents": state["euros"] * 100}
+
+                def deposit(self, cents):
+                    self.cents += cents
+                    return self.cents
+            """
+        )
+    )
+    # What a node imports at its start, so that it knows the class by both names.
+    (folder / "sitecustomize.py").write_text("import bank\n")
+    releases["renamed"] = str(folder)
+
+    report, balance, info = run(moved_between(releases, "v1", "renamed"))
+
+    assert report.target == "target"
+    assert (balance, info.node, info.version) == (500, "target", 2)
 
 
 # ---------------------------------------------------------------- hooks

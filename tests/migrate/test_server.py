@@ -262,6 +262,11 @@ def test_server_on_something_else_than_a_class_is_refused():
         ({"mailbox": 2**31}, "from 1 to"),
         ({"reentrant": 1}, "True or False"),
         ({"movable": "no"}, "True or False"),
+        ({"former_names": "shop:Old"}, "a tuple of"),
+        ({"former_names": ["shop:Old"]}, "a tuple of"),
+        ({"former_names": ("shop.Old",)}, "a tuple of"),
+        ({"former_names": ("shop:",)}, "a tuple of"),
+        ({"former_names": (3,)}, "a tuple of"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message):

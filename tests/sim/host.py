@@ -272,9 +272,7 @@ class SimNode:
                 left = True
             if self.core.may_bury(row):
                 buried = directory.buried(row, "its node died")
-                self._later_out(
-                    self.world.directory.swap, self, server, buried, rev, self._buried
-                )
+                self._later_out(self.world.directory.swap, self, server, buried, rev, self._buried)
         self._burying = left
         if left:
             self.later(self.world.between(20_000, 80_000), self._bury)
@@ -666,4 +664,3 @@ class SimNode:
             return
         self.moving[transfer] = copy
         self._event(self.world.between(0, 500), transfer, True, Decoded())
-

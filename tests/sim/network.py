@@ -89,9 +89,7 @@ class Network:
             if world.faults.on and world.chance(plan.spike):
                 world.counts["spike"] += 1
                 delay += world.between(1_000, plan.spike_us)
-            factor = max(
-                self.slow.get(node_name(source), 1), self.slow.get(node_name(target), 1)
-            )
+            factor = max(self.slow.get(node_name(source), 1), self.slow.get(node_name(target), 1))
             delay *= factor
             if not plan.reorder:
                 key = (source, target)

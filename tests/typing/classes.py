@@ -49,7 +49,9 @@ class Counter:
         return times
 
 
-@migrate.server(version=2, mailbox=100, reentrant=True, movable=False)
+@migrate.server(
+    version=2, mailbox=100, reentrant=True, movable=False, former_names=("old.rooms:Hall",)
+)
 class Room(Counter):
     """Inherits handlers and overrides one."""
 

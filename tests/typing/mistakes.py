@@ -73,6 +73,11 @@ class Misspelled:
     pass
 
 
+@migrate.server(former_names="old.rooms:Hall")  # error: a tuple of names
+class Renamed:
+    pass
+
+
 class Decorated:
     @migrate.every(second=1)  # error: no such option
     def tick(self) -> None: ...

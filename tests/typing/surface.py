@@ -71,6 +71,9 @@ async def calling(node: migrate.Node, ref: migrate.Ref[Counter], room: migrate.R
 
 
 async def verbs(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
+    checked = migrate.check(Counter(3))
+    reveal_type(checked)  # revealed: CheckReport
+    reveal_type(migrate.check(Counter).problems[0].path)  # revealed: str
     report = await node.migrate(ref, to="b")
     reveal_type(report)  # revealed: MoveReport
     reveal_type(report.downtime_s)  # revealed: float
