@@ -484,6 +484,40 @@ def test_a_directory_opened_before_a_fork_is_refused_after_it(path: Path) -> Non
     run(main)
 
 
+def test_a_new_file_that_another_node_is_still_creating_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        path.touch()
+        # As one that creates has it, for longer than SQLite itself waits for a lock.
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        locked = threading.Semaphore(0)
+        engine = sqlite_home._Engine
+        sql = engine._sql
+
+        def told(self: Any, *statement: Any) -> Any:
+            try:
+                return sql(self, *statement)
+            except sqlite3.OperationalError:
+                locked.release()
+                raise
+
+        monkeypatch.setattr(engine, "_sql", told)
+        async with asyncio.TaskGroup() as group:
+            directory = SqliteDirectory(path, patience_s=WAIT_S_MAX)
+            opening = group.create_task(directory.start())
+            for _ in range(2):
+                assert await asyncio.to_thread(locked.acquire, timeout=WAIT_S_MAX)
+            assert not opening.done()
+            other.execute("ROLLBACK")
+            other.close()
+        await put(directory, "k")
+        await directory.close()
+
+    run(main)
+
+
 def test_a_program_outside_the_queue_that_locks_the_database_is_reported(
     path: Path, spawn: Spawn
 ) -> None:

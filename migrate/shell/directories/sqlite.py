@@ -47,10 +47,11 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from migrate.shell.directories.base import (
     Change,
@@ -153,6 +154,8 @@ _STATE_SQL = """SELECT clock.id, clock.offset_s, (SELECT min(deadline_s) FROM le
     FROM clock LEFT JOIN (SELECT id, bytes_sum FROM log ORDER BY id DESC LIMIT 1) AS last"""
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,11 +474,12 @@ class _Engine:
     # ------------------------------------------------------------------------- opening
 
     def _open(self) -> None:
+        deadline_s = time.monotonic() + self._options.patience_s
         try:
             self._make_file()
             self._queue = WritersQueue(self._path + ".queue", self._granted)
-            self._connect()
-            self._prepare()
+            self._connect(deadline_s)
+            self._prepare(deadline_s)
             found = os.stat(self._path)
         except OSError as error:
             raise DirectoryUnavailable(
@@ -485,7 +489,7 @@ class _Engine:
             raise self._not_opened(error) from error
         self._file = (found.st_dev, found.st_ino)
         try:
-            self._read_state()
+            self._patiently(self._read_state, deadline_s)
         except sqlite3.Error as error:
             raise self._not_opened(error) from error
         if self._options.hints:
@@ -514,7 +518,7 @@ class _Engine:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
-    def _connect(self) -> None:
+    def _connect(self, deadline_s: float) -> None:
         self._connection = sqlite3.connect(
             self._path, timeout=_BUSY_MS / 1000, isolation_level=None
         )
@@ -525,31 +529,42 @@ class _Engine:
             "temp_store=MEMORY",
             "trusted_schema=OFF",
         ):
-            self._sql(f"PRAGMA {pragma}")
+            # NB: some of them read the file, which may be locked for readers too while another
+            # process creates it.
+            self._patiently(partial(self._sql, f"PRAGMA {pragma}"), deadline_s)
 
-    def _prepare(self) -> None:
+    def _prepare(self, deadline_s: float) -> None:
         """Create the tables if the file is new; refuse a file that is not ours."""
-        if self._is_prepared():
-            return
         # Several nodes may start at once; the first one creates, the others wait and look again.
-        deadline_s = time.monotonic() + self._options.patience_s
-        assert self._queue is not None
-        while True:
-            if self._queue.try_acquire():
-                try:
-                    if self._is_prepared():
-                        return
-                    self._create()
-                    return
-                except sqlite3.OperationalError as error:
-                    if not _is_code(error, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                        raise
-                    if time.monotonic() >= deadline_s:
-                        raise
-                finally:
-                    self._queue.release()
+        while not self._patiently(self._is_prepared, deadline_s):
+            if self._created(deadline_s):
+                return
             if time.monotonic() >= deadline_s:
                 raise self._lock_refused()
+            time.sleep(_BUSY_RETRY_S)
+
+    def _created(self, deadline_s: float) -> bool:
+        """Create the tables if it is this process's turn and nobody else has; whether it was."""
+        assert self._queue is not None
+        if not self._queue.try_acquire():
+            return False
+        try:
+            if not self._patiently(self._is_prepared, deadline_s):
+                self._patiently(self._create, deadline_s)
+        finally:
+            self._queue.release()
+        return True
+
+    @staticmethod
+    def _patiently(do: Callable[[], T], deadline_s: float) -> T:
+        """Do what another process may forbid for a while, by creating or recovering the file."""
+        while True:
+            try:
+                return do()
+            except sqlite3.OperationalError as error:
+                busy = _is_code(error, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                if not busy or time.monotonic() >= deadline_s:
+                    raise
             time.sleep(_BUSY_RETRY_S)
 
     def _is_prepared(self) -> bool:
@@ -1069,7 +1084,7 @@ class _Engine:
         except sqlite3.Error as error:
             _log.warning("%s: roll-back failed (%s); opening it again", self.url, error)
             self._close_connection()
-            self._connect()
+            self._connect(time.monotonic() + self._options.patience_s)
 
     def _close_connection(self) -> None:
         if self._connection is not None:
