@@ -73,6 +73,7 @@ class Stage:
         self.nodes: dict[str, NodeProcess] = dict(zip(ROLES, cluster.nodes, strict=True))
         self.relay: Subject | None = None
         self.calls = 0
+        self.spares: set[asyncio.Task[NodeProcess]] = set()
 
     async def spawn(self, cls: str, role: str, large: bool = False) -> Subject:
         from tests.cluster import workloads
@@ -82,19 +83,29 @@ class Stage:
         ref = await self.client.spawn(getattr(workloads, cls), *args, options=on)
         return Subject("counter" if cls == "Counter" else "relay", ref, large)
 
-    async def call(self, subject: Subject, ended: asyncio.Event, relayed: asyncio.Event) -> None:
-        """Calls and casts without end, direct and (once they may be) through the relay."""
+    async def call(self, subject: Subject, ended: asyncio.Event) -> None:
+        """Calls and casts without end, by the client itself."""
         while not ended.is_set():
-            begun = []
-            for n in range(6):
-                self.calls += 1
-                call = ("increment", f"c#{self.calls}")
-                relay = self.relay if n % 2 and relayed.is_set() else None
-                made = self.run.make(self.client, "c", subject, call, relay=relay, cast=n in (2, 3))
-                begun.append(made)
-            await asyncio.wait(begun)
-            # Long enough for the acknowledgement of an idle sender, now and then.
-            await asyncio.sleep(0.12 if self.calls % 4 == 0 else 0.002)
+            await self.batch(subject, None)
+
+    async def relay_calls(
+        self, subject: Subject, begin: asyncio.Event, ended: asyncio.Event
+    ) -> None:
+        """The same through the relay, once that may begin."""
+        await begin.wait()
+        while not ended.is_set():
+            await self.batch(subject, self.relay)
+
+    async def batch(self, subject: Subject, relay: Subject | None) -> None:
+        begun = []
+        for n in range(3):
+            self.calls += 1
+            call = ("increment", f"c#{self.calls}")
+            made = self.run.make(self.client, "c", subject, call, relay=relay, cast=n == 1)
+            begun.append(made)
+        await asyncio.wait(begun)
+        # Long enough for the acknowledgement of an idle sender, now and then.
+        await asyncio.sleep(0.12 if self.calls % 4 == 0 else 0.002)
 
     async def move_about(self, subject: Subject, ended: asyncio.Event) -> None:
         """Moves without end, to the target and back to the source."""
@@ -115,7 +126,13 @@ async def stage(*, same_host: bool) -> AsyncIterator[Stage]:
         options=options_of(plan),
         env={"LIVEMIGRATE_FAILPOINTS": ""},
     ) as cluster:
-        yield Stage(cluster, plan)
+        s = Stage(cluster, plan)
+        try:
+            yield s
+        finally:
+            for spare in s.spares:
+                spare.cancel()
+            await asyncio.gather(*s.spares, return_exceptions=True)
 
 
 async def at(s: Stage, point: Point, action: str, victim: str) -> None:
@@ -126,11 +143,16 @@ async def at(s: Stage, point: Point, action: str, victim: str) -> None:
         # Its place is taken at once, while the rest of the case goes on.
         s.calls += 1
         spare = asyncio.create_task(s.cluster.add_node(f"{victim}{s.calls}"))
+        s.spares.add(spare)
+        spare.add_done_callback(s.spares.discard)
     if s.relay is None or s.relay.lost_ns:
         s.relay = await s.spawn("Relay", "sender")
     subject = await s.spawn("Counter", "source", large=how in (MOVE, KNOCK))
     ended, relayed = asyncio.Event(), asyncio.Event()
-    caller = asyncio.create_task(s.call(subject, ended, relayed))
+    callers = [
+        asyncio.create_task(s.call(subject, ended)),
+        asyncio.create_task(s.relay_calls(subject, relayed, ended)),
+    ]
     moving: asyncio.Task[Any] | None = None
     try:
         if how in (WRONG_PLACE, KNOCK):
@@ -166,7 +188,11 @@ async def at(s: Stage, point: Point, action: str, victim: str) -> None:
         assert await came_to(lambda: subject.lost_ns or len(subject.made) > before + 12, REACHED_S)
     finally:
         ended.set()
-        await caller
+        relayed.set()
+        for node in s.nodes.values():
+            if node.alive:
+                node.wake()
+        await asyncio.wait(callers)
         if moving is not None:
             await asyncio.wait([moving])
             moving.exception()
