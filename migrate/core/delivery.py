@@ -48,6 +48,7 @@ class Outgoing:
         "method",
         "payload",
         "run",
+        "sent_epoch",
         "sent_ms",
         "seq",
         "token",
@@ -76,6 +77,7 @@ class Outgoing:
         self.run = run
         self.seq = 0
         self.sent_ms = -1  # never sent
+        self.sent_epoch: Epoch = 0  # of the server's owner, as it was believed then
         self.admitted = False
         self.withdrawn = 0  # the status it then ends in
         self.wait = True  # for room in the mailbox

@@ -509,6 +509,7 @@ class Core:
         if payload is None:
             payload = out.payload = self.port.pack(out.args)
         out.sent_ms = now_ms
+        out.sent_epoch = session.route.epoch
         low = session.low
         session.acked_told = low
         deadline = out.deadline_ms
@@ -844,12 +845,19 @@ class Core:
         if route is None:
             return
         if route.node != node:
-            # It was passed on to a node that we did not send it to. What that one did not take
-            # goes to where the server is believed to be by now, and at once.
+            # It was passed on to a node that we did not send it to.
             session = self.sending.get(message.session)
             out = session.outstanding.get(message.seq) if session is not None else None
-            if session is not None and out is not None and not out.admitted:
+            if session is None or out is None or out.admitted:
+                return
+            if out.sent_epoch < route.epoch:
+                # We know better by now: it goes there, and at once.
                 self._dispatch(session, out, now_ms)
+            elif route.node is not None:
+                # NB: there it was sent already. Sent again at once it would go round until the
+                # one who passes it on learns better, which may take as long as the directory
+                # is away. The directory is asked, and asked again less and less often.
+                self._look_or_wait(route, now_ms)
             return
         route.refused = node
         self._look_or_wait(route, now_ms)

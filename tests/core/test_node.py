@@ -842,3 +842,33 @@ def test_a_lost_answer_of_the_directory_is_never_guessed(reply_to: str) -> None:
     at.receive(CLIENT, [env(1, reply_to=reply_to)], NOW)
     at.tick(NOW + 5_000)
     assert port.ran == [] and port.of(Reply) == [] and port.did(Finish) == []
+
+
+def test_a_request_that_goes_round_between_a_forwarder_and_its_target_asks_the_directory() -> None:
+    # Simulator, checker "storm", seed 61: the target had given its copy up, the source did not
+    # know that yet and passed everything on to it, and the sender repeated at once what came
+    # back, in step with the network.
+    at, port = core(CLIENT)
+    at.route_hint(SERVER, A, 1)
+    at.request(at.own, SERVER, out(), NOW)
+    at.receive(A, [Moved(SERVER, B, 2)], NOW)
+    port.take()
+    # It was sent before the server's new place was known: it goes there at once.
+    at.receive(C, [NotHere(SERVER, f"{CLIENT}|{NOW}|{1}", 1)], NOW)
+    assert [node for node, _ in port.take()] == [B]
+    at.receive(C, [NotHere(SERVER, f"{CLIENT}|{NOW}|{1}", 1)], NOW)
+    assert port.take() == [] and port.looked == [SERVER]
+    waits = []
+    now = NOW
+    for _ in range(6):
+        at.located(SERVER, True, row(epoch=2, owner=B), now)
+        [(to, again)] = port.take()
+        assert to == B
+        at.receive(C, [NotHere(SERVER, again.session, 1)], now)
+        looked, since = len(port.looked), now
+        while len(port.looked) == looked:
+            now += 1
+            at.tick(now)
+        port.take()
+        waits.append(now - since)
+    assert waits[0] <= 10 and waits == sorted(waits) and waits[-1] >= 64
