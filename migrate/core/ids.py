@@ -44,4 +44,10 @@ def session_sender(session: SessionId) -> SenderId:
 def session_born_ms(session: SessionId) -> int:
     """When a session was opened; 0 (thus: too old for anything) if the id is malformed."""
     parts = session.rsplit("|", 2)
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() and len(parts[1]) < 20 else 0
+    return number(parts[1]) or 0 if len(parts) == 3 else 0
+
+
+def number(text: str) -> int | None:
+    """A whole number of at most 19 ASCII digits, or None if the text is anything else."""
+    # NB: isdigit is also true of superscripts, which int refuses.
+    return int(text) if len(text) < 20 and text.isascii() and text.isdigit() else None

@@ -63,7 +63,15 @@ from migrate.core.events import (
     Withdraw,
 )
 from migrate.core.forwarding import HOPS_MAX, Forwarding
-from migrate.core.ids import NodeId, ServerId, SessionId, TransferId, session_id, session_sender
+from migrate.core.ids import (
+    NodeId,
+    ServerId,
+    SessionId,
+    TransferId,
+    number,
+    session_id,
+    session_sender,
+)
 from migrate.core.incarnation import (
     Incarnation,
     Phase,
@@ -1277,10 +1285,8 @@ class Core:
             return False
         prefix = inc.id + "/"
         for run in chain:
-            if run.startswith(prefix):
-                number = run[len(prefix) :]
-                if number.isdigit() and len(number) < 20 and int(number) in inc.running:
-                    return True
+            if run.startswith(prefix) and number(run[len(prefix) :]) in inc.running:
+                return True
         return False
 
     def _admit(self, inc: Incarnation, session: ReceiveSession, entry: Entry, now_ms: int) -> None:
@@ -1449,7 +1455,8 @@ class Core:
                 if session.records:
                     self._acknowledge(inc, session, low)
                 else:
-                    session.acked_below = low
+                    # NB: not `low` by itself: a peer may have settled what was never admitted.
+                    session.acked_below = min(low, session.expected)
                 if out is not None:
                     if out.withdrawn and status == WITHDRAWN:
                         status = out.withdrawn
@@ -1835,7 +1842,11 @@ class Core:
     def install(
         self, transfer: TransferId, record: StateRecord, host: object, now_ms: int
     ) -> Incarnation | None:
-        """Build the copy of an incoming move; None if the move is over."""
+        """Build the copy of an incoming move; None if the move is over.
+
+        Raises:
+            PeerError: The record contradicts itself; nothing of it is kept.
+        """
         target = self.moves_in.get(transfer)
         if target is None or target.phase is not TargetPhase.DECODING:
             # Over; or begun anew by a late Prepare, which will get its own state or end.
