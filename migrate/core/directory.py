@@ -18,10 +18,14 @@ source's reclaim); both compare the same revision, so one of them wins.
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from migrate.core.ids import NodeId, ServerId, TransferId
+
+EPOCH_MAX = 1 << 62
+"""No row that is read has an epoch as high, so that the next one can still be written."""
 
 
 class RowState(enum.IntEnum):
@@ -41,7 +45,7 @@ class Row(Struct, frozen=True, array_like=True):
     """
 
     server: ServerId
-    epoch: int
+    epoch: Annotated[int, Meta(ge=0, lt=EPOCH_MAX)]
     owner: NodeId
     state: RowState
     transfer: TransferId

@@ -22,8 +22,15 @@ from migrate.core.delivery import (
     SendSession,
 )
 from migrate.core.directory import Row
-from migrate.core.ids import NodeId, SessionId
-from migrate.core.messages import CALL, Envelope, Message
+from migrate.core.ids import NodeId, ServerId, SessionId, session_sender
+from migrate.core.messages import CALL, CAST, Envelope, Message
+from migrate.errors import PeerError
+
+_WINDOW_MAX = 1 << 16
+"""What `NodeOptions.window` may be at most."""
+
+_NUMBER_MAX = 1 << 62
+"""What is counted stays below this, so that adding to it never leaves the wire's 64 bits."""
 
 
 class Phase(enum.IntEnum):
@@ -267,6 +274,56 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
     )
 
 
+def contradiction(record: StateRecord, server: ServerId) -> str:
+    """What in a record no node writes; "" if it could be one that `export` made.
+
+    A copy keeps counters of what the record holds, and adds to its numbers. This is what they
+    rest on; whatever else a peer makes up concerns only the server that it gives away.
+    """
+    if not (0 < record.limit < _NUMBER_MAX and 0 <= record.run_no < _NUMBER_MAX):
+        return "its limit or number of runs is out of range"
+    sessions: dict[SessionId, SessionRecord] = {}
+    for s in record.sessions:
+        early = [item.seq for item in s.early]
+        if s.id in sessions or not 1 <= s.acked_below <= s.expected < _NUMBER_MAX:
+            return f"session {s.id!r} is there twice, or its numbers cannot be"
+        if not all(s.acked_below <= seq < s.expected for seq in s.records):
+            return f"session {s.id!r} has results of requests that it has not taken, or has freed"
+        if len(set(early)) != len(early) or not all(
+            s.expected < item.seq < _NUMBER_MAX and item.session == s.id for item in s.early
+        ):
+            return f"session {s.id!r} has early requests that are not"
+        sessions[s.id] = s
+    seen: set[tuple[SessionId, int]] = set()
+    for item in record.mailbox:
+        place = (item.session, item.seq)
+        session = sessions.get(item.session)
+        # A cast may outlive its session; timers have none.
+        if session is None:
+            wrong = bool(item.session) and item.kind != CAST
+        else:
+            wrong = place in seen or item.seq >= session.expected or item.seq in session.records
+        if wrong:
+            return f"request {item.seq} of session {item.session!r} is not one that waits"
+        seen.add(place)
+    sending: set[SessionId] = set()
+    for r in record.sending:
+        numbers = [out.seq for out in r.outgoing if out.seq]
+        if r.id in sending or session_sender(r.id) != server:
+            return f"session {r.id!r} is there twice, or is not the server's own"
+        if not 1 <= r.next_seq < _NUMBER_MAX or not all(0 < n < r.next_seq for n in numbers):
+            return f"session {r.id!r} has requests whose numbers were never given"
+        if len(set(numbers)) != len(numbers):
+            return f"session {r.id!r} has two requests of one number"
+        if numbers and r.next_seq - min(numbers) > _WINDOW_MAX:
+            return f"session {r.id!r} has more numbers under way than any window allows"
+        sending.add(r.id)
+    for t in record.timers:
+        if not (0 < t.period_ms < _NUMBER_MAX and 0 <= t.left_ms < _NUMBER_MAX):
+            return f"timer {t.method!r} is never due"
+    return ""
+
+
 def restore(
     record: StateRecord,
     row: Row,
@@ -287,7 +344,13 @@ def restore(
         route_of: Gives the core's shared route to a server, created with the hint.
         window: This node's sending window.
         now_ms: Remaining times count from here.
+
+    Raises:
+        PeerError: The record contradicts itself.
     """
+    wrong = contradiction(record, row.server)
+    if wrong:
+        raise PeerError(f"the state contradicts itself: {wrong}", server=row.server)
     inc = Incarnation(row, rev, record.limit, record.reentrant, host)
     inc.phase = Phase.FROZEN
     inc.holding = True

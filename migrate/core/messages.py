@@ -7,11 +7,11 @@ sensible: the core answers or drops what does not fit, and never raises because 
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from migrate.core.directory import Row
+from migrate.core.directory import EPOCH_MAX, Row
 from migrate.core.ids import NodeId, ServerId, SessionId, TransferId
 
 # Kinds of an envelope.
@@ -131,7 +131,7 @@ class Prepare(Struct, array_like=True, tag=20, gc=False):
 
     transfer: TransferId
     server: ServerId
-    epoch: int
+    epoch: Annotated[int, Meta(ge=0, lt=EPOCH_MAX)]
     cls: str
     version: int
     by_value: bool

@@ -638,9 +638,11 @@ class TargetMove:
                     Finish(Result.ROLLED_BACK, event.reason),
                 ]
             case Activate() if phase is TargetPhase.READY:
-                if event.row.owner != self.node or event.row.epoch != self._epoch:
+                given = event.row
+                mine = given.owner == self.node and given.transfer == self.transfer
+                if not mine or given.server != self.server or given.epoch != self._epoch:
                     return []  # a peer that contradicts itself; the row will tell
-                return self._go_live(event.row, event.rev, now_ms)
+                return self._go_live(given, event.rev, now_ms)
             case Activate() if phase is TargetPhase.LIVE:
                 return [Tell(self.source, Activated(self.transfer))]
             case Dropped() if phase is TargetPhase.LIVE:

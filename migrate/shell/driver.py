@@ -55,7 +55,7 @@ from migrate.core.events import (
     SwapOutcome,
     SwapResult,
 )
-from migrate.core.ids import NodeId, ServerId, TransferId, node_name
+from migrate.core.ids import NodeId, ServerId, TransferId, node_name, number
 from migrate.core.incarnation import Incarnation
 from migrate.core.marks import MarkedCore
 from migrate.core.messages import (
@@ -952,8 +952,11 @@ class Driver:
         host = Hosted(obj, spec, ref, self)
         host.by_value = target.prepare.by_value
         host.state_bytes = size
-        if self.core.install(transfer, record, host, self.now_ms()) is None:
-            return DecodeFailed("the move ended while its state was loaded")
+        try:
+            if self.core.install(transfer, record, host, self.now_ms()) is None:
+                return DecodeFailed("the move ended while its state was loaded")
+        except PeerError as error:
+            return DecodeFailed(str(error))
         self._copies[transfer] = host
         return Decoded()
 
@@ -1016,11 +1019,13 @@ class FailPoints:
             point, _, action = part.partition("=")
             what, _, pid = action.partition(":")
             known = point in {p.value for p in Point} and what in self.SIGNALS
-            if not known or not (pid.isdecimal() or action == what):
+            # NB: to the system 0 and negative numbers are groups of processes.
+            process = os.getpid() if action == what else number(pid)
+            if not known or process is None or not 0 < process < 1 << 31:
                 raise UsageError(
                     f"{part!r} is no fail point; write POINT=kill, POINT=stop or POINT=kill:PID"
                 )
-            actions[point] = (self.SIGNALS[what], int(pid) if pid else os.getpid())
+            actions[point] = (self.SIGNALS[what], process)
         self.actions = actions
 
     @classmethod

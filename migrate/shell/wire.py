@@ -57,8 +57,20 @@ def decode_row(data: bytes) -> Row:
     """
     try:
         return _row.decode(data)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise PeerError(f"the directory holds a malformed row: {error}") from error
+
+
+def decode_id(data: bytes) -> str:
+    """The id that stands under a name.
+
+    Raises:
+        PeerError: The directory holds something else under a name's key.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise PeerError(f"the directory holds a malformed id: {error}") from error
 
 
 def decode_state(data: bytes | memoryview) -> StateRecord:
