@@ -275,7 +275,7 @@ class Node(Peer):
             entry = await self._directory.get(NAME_KEY + name)
             if entry is None:
                 return None
-            row, _ = await self._driver.rows.read(entry.value.decode())
+            row, _ = await self._driver.rows.read(wire.decode_id(entry.value))
         except DirectoryError as error:
             raise _unreadable(error) from error
         return row
@@ -511,7 +511,7 @@ class Node(Peer):
             compares = []
             if row.name:
                 entry = await self._directory.get(NAME_KEY + row.name)
-                if entry is not None and entry.value.decode() == row.server:
+                if entry is not None and entry.value == row.server.encode():
                     compares.append(Compare(NAME_KEY + row.name, entry.rev))
                     deletes.append(NAME_KEY + row.name)
             txn = await self._directory.txn(compares, [], deletes)

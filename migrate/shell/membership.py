@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 import psutil
@@ -23,7 +23,7 @@ import psutil
 from migrate.core import directory as rules
 from migrate.core.directory import Row
 from migrate.core.ids import NodeId
-from migrate.errors import UsageError
+from migrate.errors import PeerError, UsageError
 from migrate.shell import wire
 from migrate.shell.directories.base import (
     Compacted,
@@ -34,6 +34,8 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.machine import boot_id
+
+T = TypeVar("T")
 
 log: Final = logging.getLogger("migrate")
 
@@ -54,13 +56,36 @@ class NodeRow(msgspec.Struct, frozen=True, array_like=True):
     id: NodeId
     name: str
     address: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
     started: float
     boot: str
     host: str
 
 
 _node_row: Final = msgspec.msgpack.Decoder(NodeRow)
+
+encode_node: Final = msgspec.msgpack.encode
+
+
+def decode_node(data: bytes) -> NodeRow:
+    """A node's row.
+
+    Raises:
+        PeerError: The directory holds something else under a node's key.
+    """
+    try:
+        return _node_row.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise PeerError(f"the directory holds a malformed row of a node: {error}") from error
+
+
+def _readable(decode: Callable[[bytes], T], key: str, data: bytes) -> T | None:
+    """One row of many; a malformed one is reported, and keeps nobody from the others."""
+    try:
+        return decode(data)
+    except PeerError as error:
+        log.error("%s: %s", key, error)
+        return None
 
 
 def process_started(pid: int) -> float:
@@ -144,6 +169,7 @@ class Membership:
 
         Raises:
             UsageError: A living node has the name.
+            PeerError: The row of the node that has the name is malformed.
             DirectoryError: The directory cannot be reached.
         """
         me = self.me
@@ -172,7 +198,7 @@ class Membership:
             taken = txn.entries.get(name_key)
             rev = 0 if taken is None else taken.rev
             if taken is not None:
-                await self._take_over_name(taken.value.decode())
+                await self._take_over_name(wire.decode_id(taken.value))
         await self._list()
         self._run(self._follow(), "membership")
         self._run(self._stay_alive(), "lease")
@@ -181,7 +207,7 @@ class Membership:
         entry = await self.directory.get(NODE_KEY + holder)
         if entry is None:
             return
-        row = _node_row.decode(entry.value)
+        row = decode_node(entry.value)
         if not seen_dead(row):
             raise UsageError(
                 f"a node named {row.name!r} is alive at {row.address} (pid {row.pid}); choose "
@@ -207,7 +233,7 @@ class Membership:
         name_key = NODE_NAME_KEY + row.name
         entry = await self.directory.get(name_key)
         deletes = [NODE_KEY + row.id, ALIVE_KEY + row.id]
-        if entry is None or entry.value.decode() != row.id:
+        if entry is None or entry.value != row.id.encode():
             await self.directory.txn([], [], deletes)
         else:
             await self.directory.txn([Compare(name_key, entry.rev)], [], [*deletes, name_key])
@@ -231,8 +257,9 @@ class Membership:
         entries, rev = await self.directory.list(NODE_KEY)
         present = {}
         for entry in entries:
-            row = _node_row.decode(entry.value)
-            present[row.id] = row
+            row = _readable(decode_node, entry.key, entry.value)
+            if row is not None:
+                present[row.id] = row
         for gone in [n for n in self.nodes if n not in present]:
             self._left(gone)
         for row in present.values():
@@ -248,8 +275,8 @@ class Membership:
                         self.rev = change.rev
                         if change.value is None:
                             self._left(change.key.removeprefix(NODE_KEY))
-                        else:
-                            self._joined(_node_row.decode(change.value))
+                        elif row := _readable(decode_node, change.key, change.value):
+                            self._joined(row)
                     self._notify()
             except Compacted:
                 pass
@@ -337,7 +364,11 @@ class Membership:
         while True:
             try:
                 entries, _ = await self.directory.list(SERVER_KEY)
-                rows = [(wire.decode_row(entry.value), entry.rev) for entry in entries]
+                rows = [
+                    (row, entry.rev)
+                    for entry in entries
+                    if (row := _readable(wire.decode_row, entry.key, entry.value)) is not None
+                ]
                 doomed, again = self._watcher.burials(node.id, rows)
                 await asyncio.gather(*(self._bury_server(row, rev, cause) for row, rev in doomed))
                 if not again:
@@ -356,7 +387,7 @@ class Membership:
         if row.name:
             name_key = NAME_KEY + row.name
             entry = await self.directory.get(name_key)
-            if entry is not None and entry.value.decode() == row.server:
+            if entry is not None and entry.value == row.server.encode():
                 compares.append(Compare(name_key, entry.rev))
                 deletes.append(name_key)
         lost = wire.encode_row(rules.buried(row, cause))
