@@ -572,6 +572,9 @@ class _SpecCell:
 
     __slots__ = ("spec",)
 
+    __cached_facts__ = True
+    """Tells `serializers.digest` that it is no part of a class's state."""
+
     def __init__(self, spec: ServerSpec | None = None) -> None:
         self.spec = spec
 

@@ -4,7 +4,7 @@
 large buffers are shipped without being copied.
 """
 
-from .auto import AutoSerializer, check, decode, dumps, encode, loads
+from .auto import AutoSerializer, check, decode, digest, dumps, encode, loads
 from .base import Serializer, Snapshot, is_checking, lossy
 from .by_value import register_by_value, unregister_by_value
 from .errors import CheckReport, Finding, LoadFailed, NotSerializable, SerializerError
@@ -26,6 +26,7 @@ __all__ = [
     "Snapshot",
     "check",
     "decode",
+    "digest",
     "dumps",
     "encode",
     "former_names",

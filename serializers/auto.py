@@ -285,6 +285,26 @@ def check(obj: object) -> CheckReport:
     return report(obj, _AutoPickler(Sink()).reducer_override)
 
 
+def digest(obj: object) -> str:
+    """A canonical digest of `obj` and all that it refers to, computed anew each time.
+
+    Equal in two processes that hold the same state, whatever their hash seeds, also if one has
+    loaded it from a dump of the other. The order of sets, and whether equal immutable values are
+    one object, do not count; the order of dicts, and which mutable objects are one, do. What only
+    weak references lead to counts while it is alive. With code by value in it, both processes must
+    run one minor version of Python.
+
+    Returns:
+        40 hexadecimal digits.
+
+    Raises:
+        NotSerializable: Something cannot be digested; names the path to it. `obj` is as before.
+    """
+    from .digests import digest_of
+
+    return digest_of(obj, _AutoPickler(Sink()).reducer_override)
+
+
 _ATOMS = frozenset((int, str, float, bool, type(None)))
 _SMALL_NODES_MAX = 32
 """Built-in values that the quick path looks at. Source: measured, about where the look costs what
@@ -351,4 +371,13 @@ def loads(data: bytes | bytearray | memoryview) -> object:
     return plain.decode(Snapshot.from_bytes(data))
 
 
-__all__ = ["AutoSerializer", "check", "decode", "dumps", "encode", "forget_decisions", "loads"]
+__all__ = [
+    "AutoSerializer",
+    "check",
+    "decode",
+    "digest",
+    "dumps",
+    "encode",
+    "forget_decisions",
+    "loads",
+]

@@ -89,6 +89,14 @@ def explain_dump(root: object, cause: BaseException, reduce: _Reduce) -> NotSeri
     return NotSerializable(first.path, first.type_name, first.reason, first.remedy, tuple(others))
 
 
+def path_to(root: object, wanted: object, reduce: _Reduce) -> str:
+    """The path by which the walk first meets `wanted`; if it does not, the root's name."""
+    walk = _Walk(root, reduce)
+    walk.wanted = wanted
+    walk.run()
+    return walk.wanted_path or _root_name(root)
+
+
 def report(root: object, reduce: _Reduce) -> CheckReport:
     """Walk `root` as a pickler would whose `reducer_override` is `reduce`; see `auto.check`."""
     walk = _Walk(root, reduce)
@@ -177,6 +185,8 @@ class _Walk:
         self.complete = True
         self.notes: list[str] = []
         self.deepest_path = ""
+        self.wanted: object = None
+        self.wanted_path = ""
         self._deepest = 0
 
     def run(self) -> None:
@@ -206,6 +216,9 @@ class _Walk:
                 return
             if step:
                 steps.append(step)
+            if obj is self.wanted:
+                self.wanted_path = _join(steps)
+                return
             try:
                 children = self._enter(obj)
             except MemoryError:
