@@ -92,6 +92,7 @@ class Acked(Struct, array_like=True, tag=4, gc=False):
     server: ServerId
     acked_below: int
     final: bool = False
+    hops: int = 0
 
 
 class Moved(Struct, array_like=True, tag=5, gc=False):
@@ -124,6 +125,7 @@ class WaitProbe(Struct, array_like=True, tag=7, gc=False):
     session: SessionId
     seq: int
     path: tuple[str, ...]
+    hops: int = 0
 
 
 class Prepare(Struct, array_like=True, tag=20, gc=False):

@@ -745,10 +745,7 @@ class Core:
         session = self.sending.get(reply.session)
         if session is None:
             # The sender has moved: its reply follows it.
-            to = self.forwarding.get(session_sender(reply.session), now_ms)
-            if to is not None and reply.hops < HOPS_MAX:
-                reply.hops += 1
-                self._send(to[0], reply)
+            self._pass_on(reply, self.forwarding.get(session_sender(reply.session), now_ms))
             return
         if session.sender.id in self.leaving:
             inc = self.hosted.get(session.sender.id)
@@ -797,10 +794,7 @@ class Core:
                 below = receipt.admitted_below
                 self._send(node, Acked(receipt.session, receipt.server, below, True))
                 return
-            to = self.forwarding.get(session_sender(receipt.session), now_ms)
-            if to is not None and receipt.hops < HOPS_MAX:
-                receipt.hops += 1
-                self._send(to[0], receipt)
+            self._pass_on(receipt, self.forwarding.get(session_sender(receipt.session), now_ms))
             return
         inc = self.hosted.get(session.sender.id)
         if inc is not None and inc.phase is Phase.FROZEN:
@@ -1050,6 +1044,18 @@ class Core:
         self._send(node, env)
         if env.epoch < epoch:
             self._send(env.reply_to, Moved(env.server, node, epoch))
+
+    def _pass_on(
+        self, message: Acked | Reply | Receipt | WaitProbe, to: tuple[NodeId, int] | None
+    ) -> None:
+        """Forward what is said again if it gets lost; not for ever.
+
+        NB: entries point to higher epochs, and still two nodes may point to each other: one has
+        given up its copy, and its older entry names the other, which does not know that yet.
+        """
+        if to is not None and message.hops < HOPS_MAX:
+            message.hops += 1
+            self._send(to[0], message)
 
     def _answer_late(self, tombstone: Tombstone, env: Envelope) -> None:
         session = tombstone.sessions.get(env.session)
@@ -1479,13 +1485,10 @@ class Core:
     def _on_acked(self, acked: Acked, now_ms: int) -> None:
         inc = self.hosted.get(acked.server)
         if inc is None:
-            to = self.forwarding.get(acked.server, now_ms)
-            if to is not None:
-                self._send(to[0], acked)
+            self._pass_on(acked, self.forwarding.get(acked.server, now_ms))
             return
         if inc.phase is Phase.FROZEN:
-            if inc.forwarding_to is not None:
-                self._send(inc.forwarding_to[0], acked)
+            self._pass_on(acked, inc.forwarding_to)
             return
         session = inc.sessions.get(acked.session)
         if session is None:
@@ -1528,10 +1531,7 @@ class Core:
         if not probe.path or len(probe.path) > PATH_MAX:
             return
         if inc is None:
-            # Entries point to higher epochs only, so it does not go round.
-            to = self.forwarding.get(probe.server, now_ms)
-            if to is not None:
-                self._send(to[0], probe)
+            self._pass_on(probe, self.forwarding.get(probe.server, now_ms))
             return
         served = [
             entry

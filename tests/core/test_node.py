@@ -872,3 +872,33 @@ def test_a_request_that_goes_round_between_a_forwarder_and_its_target_asks_the_d
         port.take()
         waits.append(now - since)
     assert waits[0] <= 10 and waits == sorted(waits) and waits[-1] >= 64
+
+
+def test_nodes_that_point_to_each_other_do_not_pass_messages_on_for_ever() -> None:
+    # Simulator, checker "storm", seed 36: B has given its copy up, and its older entry names A;
+    # A does not know that yet, and passes on to B.
+    source, source_port = core()
+    host(source)
+    committed_move(source, source_port)
+    target, target_port = core(B)
+    target.forwarding.learn(SERVER, A, 1, NOW)
+    run = f"{SERVER}/1"
+    for message in (
+        Acked(SESSION, SERVER, 1),
+        WaitProbe(SERVER, SESSION, 1, ("b/1",)),
+        env(1),
+        Reply(f"{SERVER}|{NOW}|1", 1, OK, b""),
+        Receipt(f"{SERVER}|{NOW}|1", run, 1, -1),
+    ):
+        passed = 0
+        at, from_, here, there = source, target, source_port, target_port
+        here.take()
+        there.take()
+        todo: list[Any] = [message]
+        while todo:
+            at.receive(from_.node, todo, NOW)
+            todo = [m for node, m in here.take() if node == from_.node]
+            passed += len(todo)
+            at, from_, here, there = from_, at, there, here
+            assert passed < 10, message
+        assert passed <= HOPS_MAX
