@@ -1,28 +1,20 @@
-"""`python -m tests.sim --seeds N --workers 2 [--start S]`: a campaign of seeded schedules."""
+"""`python -m tests.sim --seeds N --workers 2 [--start S]`: a campaign of seeded schedules.
+
+Prints rates, faults by kind, the pairs of phase and fault, and the first failing seed with the
+end of its transcript. `--totals FILE` adds the campaign to those before it, and prints the pairs
+of all of them; `--transcript SEED` prints one schedule.
+"""
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import pathlib
 import sys
-import time
 from collections import Counter
 
-from tests.sim.faults import KINDS
+from tests.sim.campaign import Campaign, run_all, together
+from tests.sim.phases import rarest, table
 from tests.sim.world import Violation, World
-
-
-def one(seed: int) -> tuple[int, int, dict[str, int], tuple[str, str] | None]:
-    """Run one seed: (seed, events, counts, None or (checker, text))."""
-    world = World(seed)
-    try:
-        world.run()
-    except Violation as violation:
-        return seed, world.events, dict(world.counts), (violation.checker, str(violation))
-    counts = dict(world.counts)
-    for kind in world.plan.kinds:
-        counts[f"seeds with {kind}"] = 1
-    return seed, world.events, counts, None
 
 
 def replay(seed: int, lines: int) -> str:
@@ -55,41 +47,31 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--tail", type=int, default=60, help="transcript lines of a failure")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
+    parser.add_argument("--totals", type=pathlib.Path, metavar="FILE", help="add up campaigns")
     parser.add_argument("--transcript", type=int, metavar="SEED", help="print one, and end")
     options = parser.parse_args()
     if options.transcript is not None:
         return show(options.transcript)
-    began = time.monotonic()
-    events: list[int] = []
-    counts: Counter[str] = Counter()
-    failed: list[tuple[int, str, str]] = []
-    seeds = range(options.start, options.start + options.seeds)
+    campaign = Campaign()
     bars = sys.stderr.isatty()
-    with multiprocessing.get_context("fork").Pool(options.workers) as pool:
-        for done, (seed, n, more, failure) in enumerate(
-            pool.imap_unordered(one, seeds, chunksize=8), 1
-        ):
-            events.append(n)
-            counts.update(more)
-            if failure is not None:
-                failed.append((seed, *failure))
-                if not options.keep_going:
-                    pool.terminate()
-                    break
-            if bars and done % 20 == 0:
-                rate = done / (time.monotonic() - began)
-                bar = "#" * (40 * done // options.seeds)
-                sys.stderr.write(f"\r[{bar:<40}] {done}/{options.seeds} {rate:.0f}/s ")
-    took = time.monotonic() - began
-    events.sort()
-    print(
-        f"\n{len(events)} schedules in {took:.1f} s ({len(events) / took:.1f}/s), "
-        f"{sum(events)} events ({sum(events) / took:.0f}/s), median {events[len(events) // 2]}"
-    )
-    for kind in KINDS:
-        print(f"  {kind:<24}{counts[f'seeds with {kind}']:>9} seeds{counts[kind]:>10}")
-    for kind in sorted(k for k in counts if k not in KINDS and not k.startswith("seeds with")):
-        print(f"  {kind:<40}{counts[kind]:>10}")
+    for ran in run_all(range(options.start, options.start + options.seeds), options.workers):
+        campaign.add(ran)
+        done = len(campaign.events)
+        if bars and done % 20 == 0:
+            bar = "#" * (40 * done // options.seeds)
+            rate = done / campaign.took_s
+            sys.stderr.write(f"\r[{bar:<40}] {done}/{options.seeds} {rate:.0f}/s ")
+        if ran.failure is not None and not options.keep_going:
+            break
+    print(campaign.text())
+    hits = campaign.hits
+    if options.totals is not None:
+        hits = campaign.save(options.totals)
+        print(together(options.totals))
+    print(table(hits))
+    times, pair = rarest(hits)
+    print(f"least often: {pair}, {times} times")
+    failed = campaign.failed
     for checker, n in Counter(checker for _, checker, _ in failed).most_common():
         print(f"FAILED {n:>5} by {checker}")
     for seed, _, text in sorted(failed)[:20]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from migrate.core.delivery import Outgoing, SendSession
 from migrate.core.messages import CALL, CAST, CLOSED, OK
 from tests.sim.host import Op, Settled, pack, unpack_result
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 class Request:
     """One request of a client, from its making to its result."""
 
-    __slots__ = ("deadline", "kind", "out", "server", "session", "uid")
+    __slots__ = ("deadline", "kind", "out", "place", "server", "session", "status", "uid", "value")
 
     def __init__(self, server: str, uid: str, kind: int, deadline: bool) -> None:
         self.server = server
@@ -25,6 +27,9 @@ class Request:
         self.deadline = deadline
         self.out: Outgoing | None = None
         self.session: SendSession | None = None
+        self.status = -1  # not answered yet
+        self.place = 0  # in the server's history, once a call was answered
+        self.value: Any = None
 
 
 class Client:
@@ -32,12 +37,16 @@ class Client:
 
     def __init__(self, world: World, node: SimNode, index: int) -> None:
         self.world = world
-        self.node = node
-        self.name = f"c{index}"
+        self.index = index
         self.open: dict[str, Request] = {}
         self.numbers: dict[str, int] = {}
         self.left = world.plan.requests // world.plan.clients
-        self.audits = 0
+        self._live_in(node)
+
+    def _live_in(self, node: SimNode) -> None:
+        self.node = node
+        # A new incarnation is another sender.
+        self.name = f"c{self.index}.{node.incarnation}"
         node.resolved = self._resolved
 
     def start(self) -> None:
@@ -46,6 +55,17 @@ class Client:
             if self.world.chance(0.5):
                 self.node.core.route_hint(server, row.owner, row.epoch)
         self._next()
+
+    def die(self) -> None:
+        """The process ends; nobody will hear what became of its requests."""
+        self.open.clear()
+        self.numbers.clear()
+        self.node.die()
+
+    def revive(self) -> None:
+        """Start again as a new process under the same address."""
+        self._live_in(self.world.start_node(self.node.name, self.node.incarnation + 1))
+        self.start()
 
     def _next(self) -> None:
         plan = self.world.plan
@@ -57,7 +77,7 @@ class Client:
             return
         world = self.world
         # Requests come alone or in bursts to the same server.
-        server = world.servers[int(world.rng.random() ** 2 * len(world.servers))]
+        server = world.targets[int(world.rng.random() ** 2 * len(world.targets))]
         for _ in range(world.between(1, 6) if world.chance(0.2) else 1):
             if self.left > 0:
                 self.left -= 1
@@ -66,43 +86,40 @@ class Client:
 
     def _request(self, server: str) -> None:
         world = self.world
+        kind = CAST if world.chance(0.2) else CALL
+        timeout_ms = world.between(5, 400) if world.chance(world.plan.deadlines) else 0
+        request = self.ask(server, self.node.draw_op(server), kind, timeout_ms)
+        if world.faults.on and world.chance(world.plan.cancel):
+            self.node.later(world.between(0, 50_000), self._cancel, request)
+
+    def ask(
+        self, server: str, op: Op | None = None, kind: int = CALL, timeout_ms: int = 0
+    ) -> Request:
+        """Make a request, now; `op` None: only to be noted down."""
         node = self.node
         number = self.numbers[server] = self.numbers.get(server, 0) + 1
         uid = f"{self.name}#{number}"
-        kind = CAST if world.chance(0.2) else CALL
-        timeout_ms = world.between(5, 400) if world.chance(world.plan.deadlines) else 0
+        op = structs.replace(op or Op("", "add", 0, "", 0), uid=uid)
         request = Request(server, uid, kind, timeout_ms > 0)
         deadline = node.now_ms() + timeout_ms if timeout_ms else 0
-        op = node.draw_op(uid, server)
         out = Outgoing(kind, "op", pack(op), None, (), deadline, request, "")
         request.out = out
         self.open[f"{server} {uid}"] = request
-        world.invariants.made(server, uid)
+        self.world.invariants.made(server, uid)
         request.session = node.core.request(node.core.own, server, out, node.now_ms())
-        if world.faults.on and world.chance(world.plan.cancel):
-            node.later(world.between(0, 50_000), self._cancel, request)
+        return request
 
     def _cancel(self, request: Request) -> None:
         if f"{request.server} {request.uid}" in self.open and request.session is not None:
             assert request.out is not None
             del self.open[f"{request.server} {request.uid}"]
-            self.world.counts["cancelled"] += 1
+            self.world.counts["cancel"] += 1
             request.out.token = None
             self.node.core.cancel(request.session, request.out, self.node.now_ms())
 
     def audit(self, server: str) -> None:
         """Call once more, without a limit: the server must answer."""
-        self.audits += 1
-        number = self.numbers[server] = self.numbers.get(server, 0) + 1
-        uid = f"{self.name}#{number}"
-        request = Request(server, uid, CALL, False)
-        node = self.node
-        op = Op(uid, "add", 0, "", 0)
-        out = Outgoing(CALL, "op", pack(op), None, (), 0, request, "")
-        request.out = out
-        self.open[f"{server} {uid}"] = request
-        self.world.invariants.made(server, uid)
-        node.input(node.core.request, node.core.own, server, out, node.now_ms())
+        self.node.input(self.ask, server)
 
     def _resolved(self, token: Any, status: int, payload: bytes | None, value: Any) -> None:
         request: Request = token
@@ -115,6 +132,8 @@ class Client:
         result: Settled | None = None
         if status == OK and request.kind == CALL:
             result = value if payload is None else unpack_result(payload)
+            request.place = result.place
+        request.status, request.value = status, value
         self.world.invariants.answered(
             request.server, request.uid, request.kind, status, value, result, request.deadline
         )
@@ -144,7 +163,7 @@ class Mover:
         self.left -= 1
         self._next()
         nodes = world.alive_nodes()
-        server = world.servers[int(world.rng.random() ** 2 * len(world.servers))]
+        server = world.targets[int(world.rng.random() ** 2 * len(world.targets))]
         target = nodes[world.between(0, len(nodes) - 1)]
         known = world.directory.rows.get(server)
         source = world.by_id.get(known[0].owner) if known is not None else None
@@ -154,7 +173,7 @@ class Mover:
             self.stopped[server] = None
             source.input(source.stop, server)
             return
-        if world.chance(0.02):
+        if world.faults.on and world.chance(world.plan.withdraw):
             # A node that is about to close gives up what it can; this one changes its mind.
             source.input(source.withdraw)
             return

@@ -2,7 +2,9 @@
 
 It is right at all times; only questions and answers get lost, late, or stay out. A swap ends
 in one of four ways, as the core is promised: DONE, REFUSED with the row, NOT_DONE (surely had
-no effect) or UNKNOWN, after which it may still take effect.
+no effect) or UNKNOWN, after which it may still take effect. Its disk is not simulated: what
+SQLite does when a disk is full or a writer is killed is tested with real files and processes
+in `tests/cluster/test_sqlite_directory.py`, and ends in one of the same four ways.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from migrate.core.directory import Row, RowState
 from migrate.core.events import SwapOutcome, SwapResult
 from migrate.core.ids import ServerId
+from tests.sim.phases import Move
 
 if TYPE_CHECKING:
     from tests.sim.host import SimNode
@@ -21,18 +24,26 @@ if TYPE_CHECKING:
 LIMIT_US = 300_000
 """How long a node waits for an answer before it calls the outcome unknown."""
 
+LATE_US = 5_000
+"""An answer that takes longer counts as one of a slow directory."""
+
+ANY_REV = -1
+"""In place of a revision: whatever it is. Only for removing a row."""
+
 Answered: TypeAlias = Callable[[SwapResult], None]
 ReadDone: TypeAlias = Callable[[bool, "Row | None", int], None]
 
 
 class Directory:
-    """Rows of all servers; `away` while nobody reaches it."""
+    """Rows of all servers; `away` while nobody reaches it, `cut` for some nodes."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.rows: dict[ServerId, tuple[Row, int]] = {}
         self.away = False
         self.slow = False
+        self.cut: dict[str, None] = {}  # by name of the node
+        self.lose_answers: dict[str, None] = {}  # the next question of these nodes
         self._rev = 0
 
     def create(self, row: Row) -> int:
@@ -41,25 +52,63 @@ class Directory:
         self.rows[row.server] = (row, self._rev)
         return self._rev
 
-    def _delay(self) -> int:
-        if self.slow and self.world.faults.on:
-            return self.world.between(5_000, self.world.plan.directory_slow_us)
-        return self.world.between(100, 1_000)
+    def unreachable(self, node: SimNode) -> bool:
+        """Whether the node's questions fail at the moment."""
+        return self.away or node.name in self.cut
+
+    def _unreachable(self, node: SimNode, move: Move | None) -> bool:
+        if self.away:
+            self.world.faults.hit_move("directory away", move)
+            return True
+        if node.name in self.cut:
+            self.world.faults.hit_move("directory cut", move)
+            return True
+        return False
+
+    def _loses_answer(self, node: SimNode, probability: float, move: Move | None) -> bool:
+        world = self.world
+        if not world.faults.on:
+            return False
+        if self.lose_answers.pop(node.name, 0) == 0 and not world.chance(probability):
+            return False
+        world.counts["directory answer lost"] += 1
+        world.faults.hit_move("directory answer lost", move)
+        return True
+
+    def _delay(self, move: Move | None) -> int:
+        if not (self.slow and self.world.faults.on):
+            return self.world.between(100, 1_000)
+        delay = self.world.between(LATE_US, self.world.plan.directory_slow_us)
+        self.world.faults.hit_move("directory slow", move)
+        return delay
 
     def swap(
-        self, node: SimNode, server: ServerId, row: Row | None, rev: int, done: Answered
+        self,
+        node: SimNode,
+        server: ServerId,
+        row: Row | None,
+        rev: int,
+        done: Answered,
+        move: Move | None = None,
     ) -> None:
-        """Ask for a compare-and-swap; `row` None removes. `done` is called once, at `node`."""
+        """Ask for a compare-and-swap.
+
+        Args:
+            node: Who asks.
+            server: Whose row.
+            row: The new row; None removes.
+            rev: The revision it must have, or ANY_REV.
+            done: Called once, at `node`.
+            move: For whose sake, if a move's.
+        """
         world = self.world
         plan = world.plan
-        if self.away:
-            world.counts["directory away"] += 1
+        if self._unreachable(node, move):
             # Seen at once, or only after a while; never applied either way.
             wait = world.between(200, 20_000)
             node.later(wait, done, SwapResult(SwapOutcome.NOT_DONE, None, 0, "unreachable"))
             return
-        if world.faults.on and world.chance(plan.directory_answer_lost):
-            world.counts["directory answer lost"] += 1
+        if self._loses_answer(node, plan.directory_answer_lost, move):
             # The node gives up; the swap takes effect before, after, or never.
             node.later(
                 world.between(1_000, LIMIT_US),
@@ -70,7 +119,7 @@ class Directory:
                 late = world.between(100, 2 * LIMIT_US if world.chance(0.5) else 5_000)
                 world.at(late, self._apply, server, row, rev)
             return
-        there, back = self._delay(), self._delay()
+        there, back = self._delay(move), self._delay(move)
         if there + back > LIMIT_US:
             world.counts["directory too slow"] += 1
             node.later(LIMIT_US, done, SwapResult(SwapOutcome.UNKNOWN, None, 0, "too slow"))
@@ -95,15 +144,15 @@ class Directory:
 
     def _apply(self, server: ServerId, row: Row | None, rev: int) -> SwapResult:
         known = self.rows.get(server)
-        if not self._matches(server, rev):
+        if row is None and rev == ANY_REV:
+            self.world.note(f"directory {server} removed")
+            self.rows.pop(server, None)
+            return SwapResult(SwapOutcome.DONE, None, 0)
+        if row is None or not self._matches(server, rev):
             self.world.note(f"directory refuses {server} rev={rev}")
             if known is None:
                 return SwapResult(SwapOutcome.REFUSED, None, 0)
             return SwapResult(SwapOutcome.REFUSED, known[0], known[1])
-        if row is None:
-            self.world.note(f"directory {server} removed")
-            del self.rows[server]
-            return SwapResult(SwapOutcome.DONE, None, 0)
         self._rev += 1
         self.world.invariants.swapped(known[0] if known is not None else None, row)
         self.rows[server] = (row, self._rev)
@@ -113,15 +162,19 @@ class Directory:
         )
         return SwapResult(SwapOutcome.DONE, row, self._rev)
 
-    def read(self, node: SimNode, server: ServerId, done: ReadDone) -> None:
+    def read(
+        self, node: SimNode, server: ServerId, done: ReadDone, move: Move | None = None
+    ) -> None:
         """Read a row; `done(known, row, rev)` is called once, at `node`."""
         world = self.world
-        if self.away or (world.faults.on and world.chance(world.plan.directory_answer_lost / 2)):
+        if self._unreachable(node, move) or self._loses_answer(
+            node, world.plan.directory_answer_lost / 2, move
+        ):
             node.later(world.between(200, 50_000), done, False, None, 0)
             return
-        world.at(self._delay(), self._read, node, server, done)
+        world.at(self._delay(move), self._read, node, server, done)
 
     def _read(self, node: SimNode, server: ServerId, done: ReadDone) -> None:
         known = self.rows.get(server)
         row, rev = known if known is not None else (None, 0)
-        node.later(self._delay(), done, True, row, rev)
+        node.later(self._delay(None), done, True, row, rev)

@@ -8,6 +8,7 @@ are all the core's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -37,15 +38,16 @@ from migrate.core.events import (
     Encoded,
     EncodeFailed,
     RowRead,
-    SwapOutcome,
     SwapResult,
 )
 from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation, Phase, StateRecord
 from migrate.core.messages import CALL, CAST, OK, Message
-from migrate.core.move import MoveTimes
+from migrate.core.move import MoveTimes, SourceMove
 from migrate.core.node import Core, CoreOptions
+from tests.sim.directory import ANY_REV
 from tests.sim.faults import Crashed
+from tests.sim.phases import Move
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -75,6 +77,7 @@ class Frozen(Struct, array_like=True):
     told: list[tuple[str, str]]
     numbers: dict[str, int]
     ticks: int
+    born_us: int
     record: StateRecord
 
 
@@ -97,11 +100,11 @@ def unpack_result(payload: bytes) -> Settled:
 class Copy:
     """The user's object of one copy of a server: what was applied, in order."""
 
-    __slots__ = ("alive", "id", "index", "items", "numbers", "runs", "tasks", "ticks", "told")
+    __slots__ = ("alive", "born_us", "id", "items", "numbers", "runs", "tasks", "ticks", "told")
 
-    def __init__(self, server: ServerId, index: int) -> None:
+    def __init__(self, server: ServerId, born_us: int) -> None:
         self.id = server
-        self.index = index
+        self.born_us = born_us
         self.items: list[str] = []
         self.told: list[tuple[str, str]] = []  # casts made without waiting: (server, uid)
         self.numbers: dict[str, int] = {}
@@ -158,12 +161,12 @@ class SimNode:
         self.steps_left = -1  # port calls until it dies; -1: it does not
         self.resolved: Callable[[Any, int, bytes | None, Any], None] | None = None
         self.moving: dict[TransferId, Copy] = {}
-        self.asked: dict[TransferId, ServerId] = {}  # moves out, and what they move
+        self.asked: dict[TransferId, ServerId] = {}  # moves out that have not ended
+        self._phases: dict[TransferId, IntEnum] = {}
         self._backlog: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._deferred: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._inputs = 0
         self._wake_us = -1
-        self._burying = False
         plan = world.plan
         self.skew_us = world.between(-plan.skew_us, plan.skew_us) if plan.skew_us else 0
         self.core = self.core_class(self.id, self, self.options(), self.now_ms())
@@ -178,6 +181,7 @@ class SimNode:
             ack_idle_ms=20,
             session_expiry_ms=plan.session_expiry_ms,
             records_max=plan.records_max,
+            late_max=plan.late_max,
             forwarding_max=50,
             probe_ms=20,
             moves_max=3,
@@ -212,8 +216,32 @@ class SimNode:
         except Crashed:
             return
         self.core.crowded = False
-        if self._inputs & 7 == 0:
+        core = self.core
+        if core.moves_out or core.moves_in:
+            self._look_at_phases()
+        if self._inputs & 15 == 0:
             self.world.invariants.bounded(self)
+
+    def moves(self) -> list[Move]:
+        """The moves under way out of and into this node."""
+        core = self.core
+        return [*core.moves_out.values(), *core.moves_in.values()]
+
+    def peer_of(self, move: Move) -> NodeId:
+        """The node at the other end of one of its moves."""
+        return move.target if type(move) is SourceMove else move.source  # type: ignore[union-attr]
+
+    def _look_at_phases(self) -> None:
+        for move in self.moves():
+            if self._phases.get(move.transfer) is not move.phase:
+                self._phases[move.transfer] = move.phase
+                self.world.faults.entered(self, move)
+
+    def _work(self, low_us: int, high_us: int) -> int:
+        """How long a piece of its own work takes; longer on a slow node."""
+        slow = self.world.network.slow
+        took = self.world.between(low_us, high_us)
+        return took * slow.get(self.name, 1) if slow else took
 
     def later(self, delay_us: int, what: Callable[..., Any], *args: Any) -> None:
         """The same after a while."""
@@ -256,41 +284,41 @@ class SimNode:
     def saw_death(self, node: NodeId) -> None:
         """Another process was seen dead."""
         self.core.node_dead(node, self.now_ms())
-        if self.hosts and not self._burying:
-            self._burying = True
-            self.later(self.world.between(100, 20_000), self._bury)
+        if self.hosts:
+            self.later(self.world.between(100, 20_000), self._bury, node)
 
-    def _bury(self) -> None:
-        """Mark lost what has died with its owner; again and again until all is settled."""
-        left = False
-        for server, (row, rev) in self.world.directory.rows.items():
-            if row.state is RowState.LOST:
-                continue
-            if row.owner in self.core.dead or (
-                row.state is RowState.COMMITTED and row.previous in self.core.dead
-            ):
-                left = True
-            if self.core.may_bury(row):
-                buried = directory.buried(row, "its node died")
-                self._later_out(self.world.directory.swap, self, server, buried, rev, self._buried)
-        self._burying = left
-        if left:
-            self.later(self.world.between(20_000, 80_000), self._bury)
+    def _bury(self, node: NodeId) -> None:
+        """Mark lost what has died with its owner; again until the core says it is settled."""
+        directory_ = self.world.directory
+        if directory_.unreachable(self):
+            self.later(self.world.between(20_000, 80_000), self._bury, node)
+            return
+        doomed, again = self.core.burials(node, directory_.rows.values())
+        for row, rev in doomed:
+            buried = directory.buried(row, "its node died")
+            self._later_out(directory_.swap, self, row.server, buried, rev, self._buried)
+        if again:
+            self.later(self.world.between(20_000, 80_000), self._bury, node)
 
     def _buried(self, result: SwapResult) -> None:
-        """Nothing to do: whoever finds the row as it was tries again."""
+        """Nothing to do: the rows are read again."""
 
     # -- servers
 
-    def spawn(self, server: ServerId, index: int) -> None:
-        """Host a new server; its row is written."""
+    def spawn(
+        self, server: ServerId, *, reentrant: bool | None = None, period_ms: int = -1
+    ) -> None:
+        """Host a new server; its row is written. What is not said is drawn."""
         world = self.world
         plan = world.plan
         row = Row(server, 1, self.id, RowState.ACTIVE, f"spawn {server}", "", "Log", 1)
         rev = world.directory.create(row)
-        timers = [("tick", world.between(20, 80))] if world.chance(plan.timer_share) else []
-        copy = Copy(server, index)
-        reentrant = world.chance(plan.reentrant_share)
+        if period_ms < 0:
+            period_ms = world.between(20, 80) if world.chance(plan.timer_share) else 0
+        timers = [("tick", period_ms)] if period_ms else []
+        copy = Copy(server, world.now_us)
+        if reentrant is None:
+            reentrant = world.chance(plan.reentrant_share)
         self.core.host(row, rev, plan.mailbox, reentrant, copy, timers, self.now_ms())
         self.later(world.between(0, 2_000), self._started, server)
 
@@ -308,7 +336,9 @@ class SimNode:
 
     def withdraw(self) -> None:
         """Give up every move that can still be given up."""
-        self.world.counts["withdrawals"] += 1
+        self.world.counts["withdraw"] += 1
+        for move in self.moves():
+            self.world.faults.hit("withdraw", move)
         self.core.withdraw_moves("the node is closing", self.now_ms())
 
     def stop(self, server: ServerId) -> None:
@@ -317,7 +347,7 @@ class SimNode:
             self.world.counts["stops"] += 1
             self.world.note(f"{self.id} stops {server}")
 
-    def draw_op(self, uid: str, server: str, depth: int = 0) -> Op:
+    def draw_op(self, server: str) -> Op:
         """What a request to `server` shall do."""
         world = self.world
         plan = world.plan
@@ -325,11 +355,11 @@ class SimNode:
         if world.chance(plan.async_share):
             sleep = world.between(10, 5_000 if world.chance(0.9) else 300_000)
         what, target = "add", ""
-        if depth < 2 and world.chance(plan.relay_share):
+        if world.chance(plan.relay_share):
             what = "relay" if world.chance(0.6) else "tell"
-            target = world.servers[world.between(0, len(world.servers) - 1)]
+            target = world.targets[world.between(0, len(world.targets) - 1)]
         timeout = world.between(20, 300) if world.chance(plan.deadlines) else 0
-        return Op(uid, what, sleep, target, timeout)
+        return Op("", what, sleep, target, timeout)
 
     # -- the port
 
@@ -384,13 +414,20 @@ class SimNode:
         return located
 
     def look_up_senders(self, servers: list[ServerId]) -> None:
-        """`Port.look_up_senders`."""
-        rows = self.world.directory.rows
-        gone = [s for s in servers if s not in rows or rows[s][0].state is RowState.LOST]
-        self.later(self.world.between(100, 2_000), self._senders_gone, gone)
+        """`Port.look_up_senders`: one after the other; what cannot be read is left out."""
+        self._next_sender(servers, 0, [])
 
-    def _senders_gone(self, gone: list[ServerId]) -> None:
-        self.core.senders_gone(gone, self.now_ms())
+    def _next_sender(self, servers: list[ServerId], i: int, gone: list[ServerId]) -> None:
+        if i == len(servers):
+            self.core.senders_gone(gone, self.now_ms())
+            return
+
+        def read(known: bool, row: Row | None, rev: int) -> None:
+            if known and (row is None or row.state is RowState.LOST):
+                gone.append(servers[i])
+            self._next_sender(servers, i + 1, gone)
+
+        self._later_out(self.world.directory.read, self, servers[i], read)
 
     def wake_at(self, due_ms: int) -> None:
         """`Port.wake_at`."""
@@ -415,27 +452,15 @@ class SimNode:
 
     def stopped(self, inc: Incarnation) -> None:
         """`Port.stopped`: the row goes first, then the server."""
-        self.later(self.world.between(0, 1_000), self._remove_row, inc, inc.rev, False)
+        self.later(self.world.between(0, 1_000), self._remove_row, inc)
 
-    def _remove_row(self, inc: Incarnation, rev: int, doubtful: bool) -> None:
+    def _remove_row(self, inc: Incarnation) -> None:
         def done(result: SwapResult) -> None:
-            row = result.row
-            if result.outcome is SwapOutcome.DONE or (
-                result.outcome is SwapOutcome.REFUSED and row is None
-            ):
-                self.core.removed(inc.id, self.now_ms())
-            elif result.outcome is SwapOutcome.NOT_DONE and not doubtful:
-                self.core.keep_serving(inc.id, self.now_ms())
-            elif result.outcome is SwapOutcome.REFUSED:
-                assert row is not None
-                if row.owner == self.id and row.epoch == inc.row.epoch:
-                    self.later(1_000, self._remove_row, inc, result.rev, False)
-                else:
-                    self.world.fail("one owner", f"{inc.id} was taken away while it stopped: {row}")
-            else:
-                self.later(10_000, self._remove_row, inc, rev, True)
+            if self.core.removal_ended(inc.id, result.outcome, self.now_ms()) is None:
+                self.later(10_000, self._remove_row, inc)
 
-        self._later_out(self.world.directory.swap, self, inc.id, None, rev, done)
+        # Whatever its revision is: nobody but the owner removes it (`Node._remove_row`).
+        self._later_out(self.world.directory.swap, self, inc.id, None, ANY_REV, done)
 
     # -- handlers
 
@@ -577,12 +602,14 @@ class SimNode:
                 world.note(f"{self.id} {transfer} {action.point.value}")
                 world.faults.reached(self, action.point)
             case CheckClass():
-                refusal = "no such class" if self._fails(world.plan.class_refused) else ""
-                self._event(world.between(10, 500), transfer, incoming, Checked(1, refusal))
+                move = self.core.moves_in[transfer]
+                fails = self._fails("class refused", world.plan.class_refused, move)
+                refusal = "no such class" if fails else ""
+                self._event(self._work(10, 500), transfer, incoming, Checked(1, refusal))
             case EncodeState():
-                self.later(world.between(0, 3_000), self._freeze, transfer)
+                self.later(self._work(0, 3_000), self._freeze, transfer)
             case DecodeState():
-                self.later(world.between(100, 3_000), self._decode, transfer, action)
+                self.later(self._work(100, 3_000), self._decode, transfer, action)
             case SwapRow():
                 server = action.row.server
                 self._later_out(
@@ -592,6 +619,7 @@ class SimNode:
                     action.row,
                     action.rev,
                     lambda result: self._told(transfer, incoming, result),
+                    self._move(transfer, incoming),
                 )
             case ReadRow():
                 server = self.core.moves_in[transfer].server
@@ -602,10 +630,11 @@ class SimNode:
                     lambda known, row, rev: self._told(
                         transfer, incoming, RowRead(known, row, rev)
                     ),
+                    self._move(transfer, incoming),
                 )
             case GoLive() | Resume():
                 world.note(f"{self.id} {transfer} {type(action).__name__} e={action.row.epoch}")
-                self.later(world.between(0, 3_000), self._started, action.row.server)
+                self.later(self._work(0, 3_000), self._started, action.row.server)
             case Release():
                 world.note(f"{self.id} {transfer} releases")
             case DropCopy():
@@ -616,14 +645,23 @@ class SimNode:
             case Finish():
                 world.note(f"{self.id} {transfer} {action.result.name} {action.reason}")
                 self.moving.pop(transfer, None)
+                self._phases.pop(transfer, None)
                 if not incoming:
                     world.counts[f"move {action.result.value}"] += 1
                     world.invariants.move_ended(self, transfer, action)
             case _:
                 raise AssertionError(f"the core should apply {action} itself")
 
-    def _fails(self, probability: float) -> bool:
-        return self.world.faults.on and self.world.chance(probability)
+    def _move(self, transfer: TransferId, incoming: bool) -> Move | None:
+        core = self.core
+        return core.moves_in.get(transfer) if incoming else core.moves_out.get(transfer)
+
+    def _fails(self, kind: str, probability: float, move: Move | None) -> bool:
+        faults = self.world.faults
+        fails = faults.on and self.world.chance(probability)
+        if fails:
+            faults.hit_move(kind, move)
+        return fails
 
     def _event(self, delay_us: int, transfer: TransferId, incoming: bool, event: Any) -> None:
         self.later(delay_us, self._told, transfer, incoming, event)
@@ -632,7 +670,8 @@ class SimNode:
         self.core.move_event(transfer, incoming, event, self.now_ms())
 
     def _freeze(self, transfer: TransferId) -> None:
-        if self._fails(self.world.plan.encode_fails):
+        move = self.core.moves_out.get(transfer)
+        if self._fails("encode fails", self.world.plan.encode_fails, move):
             path = "Log.conn" if self.world.chance(0.5) else ""
             self._told(transfer, False, EncodeFailed("cannot be pickled", path))
             return
@@ -646,21 +685,21 @@ class SimNode:
             self.world.fail("quiescent", f"{inc.id} was frozen while a handler was running")
         self.moving[transfer] = copy
         record = self.core.export(inc, self.now_ms())
-        state = pack(Frozen(copy.items, copy.told, copy.numbers, copy.ticks, record))
-        self._event(self.world.between(50, 2_000), transfer, False, Encoded(state))
+        state = pack(Frozen(copy.items, copy.told, copy.numbers, copy.ticks, copy.born_us, record))
+        self._event(self._work(50, 2_000), transfer, False, Encoded(state))
 
     def _decode(self, transfer: TransferId, action: DecodeState) -> None:
-        if self._fails(self.world.plan.decode_fails):
+        target = self.core.moves_in.get(transfer)
+        if self._fails("decode fails", self.world.plan.decode_fails, target):
             self._told(transfer, True, DecodeFailed("cannot be unpickled"))
             return
-        target = self.core.moves_in.get(transfer)
         if target is None:
             return
         frozen = _frozen.decode(action.state)
-        copy = Copy(target.server, int(target.server[1:]))
+        copy = Copy(target.server, frozen.born_us)
         copy.items, copy.told = frozen.items, frozen.told
         copy.numbers, copy.ticks = frozen.numbers, frozen.ticks
         if self.core.install(transfer, frozen.record, copy, self.now_ms()) is None:
             return
         self.moving[transfer] = copy
-        self._event(self.world.between(0, 500), transfer, True, Decoded())
+        self._event(self._work(0, 500), transfer, True, Decoded())

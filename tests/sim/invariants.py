@@ -26,10 +26,12 @@ from migrate.core.messages import (
     OK,
     STOPPED,
     TIMED_OUT,
+    Acked,
     Envelope,
     Message,
     Receipt,
     Reply,
+    WaitProbe,
 )
 from tests.sim.host import Copy, Settled
 
@@ -39,6 +41,39 @@ if TYPE_CHECKING:
 
 NOT_DONE = (EXPIRED, FULL, STOPPED)
 """Statuses that promise that nothing was executed."""
+
+
+GUARANTEES = {
+    0: ("no exception", "liveness", "frozen", "one at a time", "quiescent", "counters", "hops"),
+    1: (
+        "own answer",
+        "answered once",
+        "one history",
+        "exactly once",
+        "at most once",
+        "nothing lost",
+        "casts",
+        "outcome",
+        "statuses",
+    ),
+    2: ("order",),
+    3: ("one owner", "epochs rise", "held back"),
+    4: ("source serves", "moves end", "lost"),
+    5: ("timers",),
+    6: ("bounded", "storm"),
+}
+"""Names of the checkers, by guarantee of DESIGN section 4; 0: what all of them rest on.
+
+Of guarantee 5, calls that are pending are followed by `liveness` and those of guarantee 1, refs
+by both, and monitors are nothing but the row's changes, which `epochs rise` looks at.
+"""
+
+
+WINDOW_US = 20_000
+SENT_MAX = 60
+"""How often a sender may send one request in so short a time: when a link comes up, when the
+server is found, when a repeat is due, each a few times; never in step with the network's
+round trips."""
 
 
 class Invariants:
@@ -51,6 +86,8 @@ class Invariants:
         self.refused: dict[ServerId, dict[str, int]] = {}  # promised not to be executed
         self.owners: dict[tuple[ServerId, int], str] = {}
         self.servers_of: dict[str, ServerId] = {}  # session -> server
+        self.ticks: dict[ServerId, int] = {}  # when all was answered
+        self.sends: dict[tuple[str, int], list[int]] = {}  # request: window, times in it
         self.made_n = 0
 
     # -- requests
@@ -140,6 +177,7 @@ class Invariants:
                 if inc is not None:
                     world.fail("lost", f"{row.server} was buried; {before.previous} has a copy")
             world.counts["lost"] += 1
+            world.at(0, world.lost, row.server)
 
     def _owns(self, node: SimNode, inc: Incarnation, what: str) -> None:
         """A copy makes itself seen: it must be the owner, released, and not frozen."""
@@ -171,6 +209,7 @@ class Invariants:
             self.servers_of[message.session] = message.server
             self._hops(node, message.hops)
             if message.hops == 0:
+                self._storm(message)
                 inc = node.core.hosted.get(session_sender(message.session))
                 if inc is not None:
                     self._owns(node, inc, f"request {message.seq}")
@@ -182,6 +221,18 @@ class Invariants:
                 inc = node.core.hosted.get(server)
                 if inc is not None:
                     self._owns(node, inc, "an answer")
+        elif kind is Acked or kind is WaitProbe:
+            assert isinstance(message, Acked | WaitProbe)
+            self._hops(node, message.hops)
+
+    def _storm(self, env: Envelope) -> None:
+        window = self.world.now_us // WINDOW_US
+        sends = self.sends.setdefault((env.session, env.seq), [window, 0])
+        if sends[0] != window:
+            sends[:] = [window, 0]
+        sends[1] += 1
+        if sends[1] > SENT_MAX:
+            self.world.fail("storm", f"{env.session}:{env.seq} is sent again and again")
 
     def _hops(self, node: SimNode, hops: int) -> None:
         if hops > HOPS_MAX:
@@ -193,9 +244,13 @@ class Invariants:
             self._owns(node, inc, "a handler")
 
     def move_ended(self, node: SimNode, transfer: TransferId, action: Finish) -> None:
-        """A move ended for its source: after a roll-back it serves."""
+        """A move ended for its source, once: after a roll-back it serves, and says why."""
         world = self.world
-        server = node.asked[transfer]
+        server = node.asked.pop(transfer, "")
+        if not server:
+            world.fail("moves end", f"{transfer} ended twice at {node.id}")
+        if action.result is not Result.MOVED and not action.reason:
+            world.fail("moves end", f"{transfer} ended in {action.result} without a reason")
         inc = node.core.hosted.get(server)
         known = world.directory.rows.get(server)
         owns = known is not None and known[0].owner == node.id
@@ -238,6 +293,8 @@ class Invariants:
                         f"{inc.id} at {node.id}: {session.id} has {session.pending} pending, "
                         f"not {pending.get(session.id, 0)}",
                     )
+            if len(inc.late) > options.late_max:
+                world.fail("bounded", f"{inc.id} at {node.id} keeps {len(inc.late)} late envelopes")
             if len(inc.mailbox) + early > inc.limit + len(inc.timers):
                 world.fail("bounded", f"{inc.id} holds {len(inc.mailbox)} and {early} early")
             # Each message admitted below the limit may still leave a record.
@@ -245,8 +302,40 @@ class Invariants:
                 world.fail("bounded", f"{inc.id} keeps {records} completion records")
         if len(core.forwarding) > options.forwarding_max:
             world.fail("bounded", f"{node.id} keeps {len(core.forwarding)} forwarding entries")
+        for server, knocking in core._knocking.items():
+            if len(knocking) > options.late_max:
+                world.fail("bounded", f"{node.id} keeps {len(knocking)} envelopes for {server}")
+        for sending in core.sending.values():
+            if len(sending.outstanding) > options.window:
+                world.fail("bounded", f"{sending.id} has {len(sending.outstanding)} outstanding")
+        if len(core.moves_in) > options.moves_in_max:
+            world.fail("bounded", f"{node.id} has {len(core.moves_in)} moves in")
         if len(core.moves_out) > options.moves_max:
             world.fail("bounded", f"{node.id} has {len(core.moves_out)} moves out")
+
+    # -- timers
+
+    @staticmethod
+    def _ticks(inc: Incarnation) -> int:
+        assert isinstance(inc.host, Copy)
+        return inc.host.ticks
+
+    def note_ticks(self) -> None:
+        """Remember how often the timers have fired; from now on each must fire again."""
+        for node in self.world.by_id.values():
+            for inc in node.core.hosted.values():
+                self.ticks[inc.id] = self._ticks(inc)
+
+    def _timer_phase(self, inc: Incarnation) -> None:
+        """A timer never fires more often than its period allows, however often it moved."""
+        world = self.world
+        copy = inc.host
+        assert isinstance(copy, Copy)
+        for timer in inc.timers.values():
+            # Remaining times are whole milliseconds, so each move may shorten one a little.
+            lived_ms = (world.now_us - copy.born_us) / 1000 + 2 * inc.row.epoch
+            if copy.ticks > lived_ms / timer.period_ms + 1:
+                world.fail("timers", f"{inc.id} ticked {copy.ticks} times in {lived_ms} ms")
 
     # -- the end
 
@@ -276,6 +365,8 @@ class Invariants:
             return f"{source.transfer} in {source.phase.name}"
         if core._queue:
             return f"{len(core._queue)} moves wait for their turn"
+        if node.asked:
+            return f"moves {list(node.asked)} were asked for and did not end"
         for inc in core.hosted.values():
             if inc.running or inc.held or inc.late or inc.early or inc.holding:
                 return (
@@ -286,6 +377,8 @@ class Invariants:
                 return f"{inc.id} in {inc.phase.name}"
             if any(entry.session is not None for entry in inc.mailbox):
                 return f"{inc.id} has {len(inc.mailbox)} in its mailbox"
+            if stage and inc.timers and self._ticks(inc) <= self.ticks.get(inc.id, 0):
+                return f"{inc.id} does not tick"
         for session in core.sending.values():
             if session.outstanding or session.waiting:
                 return (
@@ -327,6 +420,8 @@ class Invariants:
             for server, inc in node.core.hosted.items():
                 if inc.host is not copies.get(server):
                     world.fail("one owner", f"{node.id} has a second copy of {server}")
+            for inc in node.core.hosted.values():
+                self._timer_phase(inc)
         for server, copy in copies.items():
             self._history(server, copy.items)
         if "short expiry" not in world.plan.kinds:
@@ -362,9 +457,9 @@ class Invariants:
     def _records(self, copies: dict[ServerId, Copy]) -> None:
         """Completion records are bounded by what is outstanding, not by history."""
         world = self.world
-        if world.plan.loss or world.plan.kinds.keys() & {"break", "partition", "one way"}:
+        if world.plan.loss or world.plan.kinds.keys() & {"break", "partition", "one way", "split"}:
             return  # the last acknowledgement of an idle sender may have been lost
-        if world.plan.crashes_max:
+        if world.plan.crashes_max or "client crash" in world.plan.kinds:
             return
         left = sum(
             inc.records for node in world.by_id.values() for inc in node.core.hosted.values()

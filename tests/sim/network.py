@@ -3,11 +3,14 @@
 Messages between two nodes are delayed, and, as the seed's plan says, reordered, repeated and
 lost. A broken link loses what is under way in both directions and comes up again; a partition
 keeps it down for a while, in one direction or in both. Links come up with `Core.peer_up`.
+
+A node that is started again has the address of the former one and another incarnation. What
+was meant for that one is not given to it: links are opened for an incarnation, and refused by
+any other (`rpc/handshake.py`), so no message of the core needs to say which one it is for.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from migrate.core.ids import NodeId, node_name
@@ -56,6 +59,8 @@ class Network:
         self.world = world
         self.blocked: dict[tuple[str, str], None] = {}
         self.slow: dict[str, int] = {}  # factor on the delays of one node, by name
+        # What happens to the next message from or to a node: loss, duplicate or spike.
+        self.doomed: dict[NodeId, str] = {}
         self._links: dict[tuple[NodeId, NodeId], int] = {}  # generation; up by one when broken
         self._last_us: dict[tuple[NodeId, NodeId], int] = {}
 
@@ -64,7 +69,7 @@ class Network:
         return (a, b) if a < b else (b, a)
 
     def _is_blocked(self, source: NodeId, target: NodeId) -> bool:
-        return bool(self.blocked) and (node_name(source), node_name(target)) in self.blocked
+        return (node_name(source), node_name(target)) in self.blocked
 
     def send(self, source: NodeId, target: NodeId, message: Message) -> None:
         """Take a message; it arrives once, later, twice or never."""
@@ -72,39 +77,53 @@ class Network:
         plan = world.plan
         world.note(f"{source}>{target} {describe(message)}")
         if target not in world.by_id:
+            if world.incarnation_of(node_name(target)):
+                world.counts["meant for a former incarnation"] += 1
             return
-        if self._is_blocked(source, target):
-            world.counts["blocked"] += 1
+        if self.blocked and self._is_blocked(source, target):
+            world.faults.hit_message("blocked", source, target)
             return
-        if world.faults.on and world.chance(plan.loss):
-            world.counts["loss"] += 1
+        faulty = world.faults.on
+        doom = ""
+        if faulty and self.doomed:
+            doom = self.doomed.pop(source, "") or self.doomed.pop(target, "")
+        if doom == "loss" or (faulty and world.chance(plan.loss)):
+            world.faults.hit_message("loss", source, target)
             return
+        key = (source, target)
         link = self._links.setdefault(self._pair(source, target), 0)
         copies = 1
-        if world.faults.on and world.chance(plan.duplicate):
-            world.counts["duplicate"] += 1
+        if doom == "duplicate" or (faulty and world.chance(plan.duplicate)):
+            world.faults.hit_message("duplicate", source, target)
             copies = 2
-        for _ in range(copies):
+        while copies:
+            copies -= 1
             delay = world.between(plan.delay_low_us, plan.delay_high_us)
-            if world.faults.on and world.chance(plan.spike):
-                world.counts["spike"] += 1
+            if doom == "spike" or (faulty and world.chance(plan.spike)):
+                world.faults.hit_message("spike", source, target)
                 delay += world.between(1_000, plan.spike_us)
-            factor = max(self.slow.get(node_name(source), 1), self.slow.get(node_name(target), 1))
-            delay *= factor
-            if not plan.reorder:
-                key = (source, target)
-                due = max(world.now_us + delay, self._last_us.get(key, 0))
+            if self.slow:
+                slow = self.slow
+                delay *= max(slow.get(node_name(source), 1), slow.get(node_name(target), 1))
+            due = world.now_us + delay
+            last = self._last_us.get(key, 0)
+            if due >= last:
                 self._last_us[key] = due
-                delay = due - world.now_us
+            elif plan.reorder:
+                world.faults.hit_message("reorder", source, target)
+            else:
+                delay = last - world.now_us
             # A copy for each arrival: nodes share no memory.
-            world.at(delay, self._arrive, source, target, link, copy.copy(message))
+            world.at(delay, self._arrive, source, target, link, message.__copy__())
 
     def _arrive(self, source: NodeId, target: NodeId, link: int, message: Message) -> None:
         world = self.world
         node = world.by_id.get(target)
         if node is None:
             return
-        if self._links[self._pair(source, target)] != link or self._is_blocked(source, target):
+        if self._links[self._pair(source, target)] != link or (
+            self.blocked and self._is_blocked(source, target)
+        ):
             world.counts["lost in flight"] += 1
             return
         node.input(node.deliver, source, message)

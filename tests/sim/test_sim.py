@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.sim.faults import KINDS
+from tests.sim.campaign import Ran, one
+from tests.sim.faults import KINDS, SETTINGS
+from tests.sim.invariants import GUARANTEES
+from tests.sim.phases import FAULTS, PHASES, possible
 from tests.sim.world import Violation, World
 
 ROOT = pathlib.Path(__file__).parents[2]
-CHUNK = 25
+CHUNK = 50
+SEEDS = "2000"
 
 
 def wanted(config: pytest.Config) -> list[range]:
@@ -25,7 +32,7 @@ def wanted(config: pytest.Config) -> list[range]:
         return [range(seed, seed + 1)]
     # The environment reaches a run of the whole suite too, which does not know the option.
     many = config.getoption("--seeds", default=None)
-    seeds = int(many if many is not None else os.environ.get("LIVEMIGRATE_SIM_SEEDS", "300"))
+    seeds = int(many if many is not None else os.environ.get("LIVEMIGRATE_SIM_SEEDS", SEEDS))
     return [range(start, min(start + CHUNK, seeds)) for start in range(0, seeds, CHUNK)]
 
 
@@ -36,30 +43,68 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seeds", chunks, ids=names)
 
 
-def test_every_guarantee_holds_under_every_schedule(seeds: range) -> None:
-    for seed in seeds:
-        world = World(seed, keep=len(seeds) == 1)
-        try:
-            world.run()
-        except Violation as violation:
-            tail = "\n".join(violation.tail[-80:])
-            pytest.fail(f"{tail}\n{violation}\nreplay: pytest tests/sim --seed {seed}")
+@pytest.fixture(scope="session")
+def results(pytestconfig: pytest.Config) -> Iterator[Callable[[range], list[Ran]]]:
+    """All chunks of seeds, run by as many processes as there are cores, up to 2."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(2, os.cpu_count() or 1)) as pool:
+        chunks = {chunk: pool.map_async(one, chunk, chunksize=5) for chunk in wanted(pytestconfig)}
+        yield lambda chunk: chunks[chunk].get()
+
+
+def test_every_guarantee_holds_under_every_schedule(
+    seeds: range, results: Callable[[range], list[Ran]]
+) -> None:
+    for ran in results(seeds):
+        if ran.failure is not None:
+            # Once more, here, for the transcript.
+            try:
+                World(ran.seed, keep=len(seeds) == 1).run()
+            except Violation as violation:
+                tail = "\n".join(violation.tail[-80:])
+                pytest.fail(f"{tail}\n{violation}\nreplay: pytest tests/sim --seed {ran.seed}")
+            pytest.fail(f"{ran.failure[1]}\nseed {ran.seed} does not repeat")
 
 
 def test_schedules_are_long_and_every_fault_happens() -> None:
     events = []
     counts: Counter[str] = Counter()
+    hits: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[str] = Counter()
     for seed in range(100_000, 100_060):
         world = World(seed).run()
         events.append(world.events)
         counts.update(world.counts)
-        counts.update(f"plan {kind}" for kind in world.plan.kinds)
+        hits.update(world.hits)
+        plan = world.plan
+        sizes.update([f"{plan.nodes} nodes", f"{plan.clients} clients"])
+        sizes["dozens of servers"] += plan.servers >= 24
+        counts.update(f"plan {kind}" for kind in plan.kinds)
     assert statistics.median(events) >= 2_000
+    assert [f"{n} nodes" for n in range(3, 8) if not sizes[f"{n} nodes"]] == []
+    assert sizes["1 clients"] == 0 and sizes["dozens of servers"] > 3
     assert [kind for kind in KINDS if not counts[f"plan {kind}"]] == []
-    for fault in ("loss", "duplicate", "spike", "break", "blocked", "pause", "crash", "moves"):
-        assert counts[fault] > 10, fault
+    few = [kind for kind in KINDS if kind not in SETTINGS and counts[kind] < 5]
+    assert few == []
+    assert counts["meant for a former incarnation"] > 10
     assert counts["move moved"] > 10 * counts["move fenced"]
     assert counts["move rolled_back"] > 0
+    # A campaign wants many of each; most must have happened in these few seeds already.
+    pairs = [(phase, fault) for phase in PHASES for fault in FAULTS if possible(phase, fault)]
+    assert sum(hits[pair] > 0 for pair in pairs) > 0.8 * len(pairs)
+    assert {pair for pair in hits if not possible(*pair)} == set()
+
+
+def test_every_checker_belongs_to_a_guarantee_and_every_guarantee_has_one() -> None:
+    used = set()
+    for file in (ROOT / "tests" / "sim").glob("*.py"):
+        used.update(re.findall(r'\.fail\(\s*"([^"]+)"', file.read_text()))
+    used -= {"wrong", "order"}
+    known = [checker for checkers in GUARANTEES.values() for checker in checkers]
+    assert used | {"order", "no exception"} == set(known)
+    assert len(known) == len(set(known))
+    assert list(GUARANTEES) == [0, 1, 2, 3, 4, 5, 6]
+    assert all(GUARANTEES.values())
 
 
 @pytest.mark.parametrize("seed", [3, 17, 29])

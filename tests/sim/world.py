@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 from migrate.core.ids import NodeId
 from tests.sim.clients import Client, Mover
 from tests.sim.directory import Directory
-from tests.sim.faults import Faults, Plan
+from tests.sim.faults import Crashed, Faults, Plan
 from tests.sim.host import SimNode
 from tests.sim.invariants import Invariants
 from tests.sim.network import Network
+from tests.sim.phases import Hits
 
 EPOCH_MS = 1_000_000_000
 """What the clock of every node shows at the start; sessions older than the cluster are refused."""
@@ -31,6 +32,14 @@ TAIL = 400
 LIVENESS_US = 700_000_000
 """Everything must have ended this long after the last fault: above every wait of the core, of
 which the longest is the expiry of sessions whose sender has died, and the sweep after it."""
+
+
+LOOK_US, LOOK_MAX_US = 50_000, 2_000_000
+"""How often it is looked whether all has ended: less and less often."""
+
+
+EVENTS_MAX = 400_000
+"""No schedule needs nearly as many; one in which messages go round for ever does."""
 
 
 class Violation(AssertionError):
@@ -76,6 +85,7 @@ class World:
         self.digest = 0
         self.lines: deque[str] = deque(maxlen=None if keep else TAIL)
         self.counts: Counter[str] = Counter()
+        self.hits: Hits = Counter()
         self.over = False
         self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._n = 0
@@ -89,7 +99,8 @@ class World:
         self.dead: dict[NodeId, None] = {}
         self.places: list[str] = []
         self.clients: list[Client] = []
-        self.servers: list[str] = []
+        self.servers: list[str] = []  # all there ever were
+        self.targets: list[str] = []  # those that requests go to; without the lost ones
         self.mover = Mover(self)
         self.calm_us = -1  # when the faults stopped
         self._build()
@@ -135,14 +146,32 @@ class World:
         for i in range(plan.clients):
             node = self.start_node(f"c{i}", 1)
             self.clients.append(Client(self, node, i))
-        for i in range(plan.servers):
-            self.servers.append(f"s{i}")
-            self.alive_nodes()[self.between(0, plan.nodes - 1)].spawn(f"s{i}", i)
+        for _ in range(plan.servers):
+            self.targets.append(self._spawn())
         for client in self.clients:
             client.start()
         self.mover.start()
         self.faults.start()
         self.at(plan.busy_us, self._calm)
+
+    def _spawn(self) -> str:
+        nodes = self.alive_nodes()
+        server = f"s{len(self.servers)}"
+        self.servers.append(server)
+        nodes[self.between(0, len(nodes) - 1)].spawn(server)
+        return server
+
+    def lost(self, server: str) -> None:
+        """A server was marked lost: another one takes over its requests, up to a number."""
+        if server in self.targets and len(self.servers) < 3 * self.plan.servers:
+            self.targets[self.targets.index(server)] = self._spawn()
+
+    def incarnation_of(self, name: str) -> int:
+        """Which incarnation lives at an address; 0 if none does."""
+        for node in self.by_id.values():
+            if node.name == name:
+                return node.incarnation
+        return 0
 
     def start_node(self, name: str, incarnation: int) -> SimNode:
         """Start a node process; it is told of every death so far."""
@@ -160,9 +189,12 @@ class World:
     def node_died(self, node: SimNode) -> None:
         """A node process has ended; the others see it a little later."""
         del self.by_id[node.id]
-        self.dead[node.id] = None
+        if node.hosts:
+            self.dead[node.id] = None
         self.note(f"{node.id} dies")
         self.network.node_gone(node.id)
+        if not node.hosts:
+            return  # nobody watches the processes of clients
         for other in self.by_id.values():
             other.later(self.between(200, self.plan.death_seen_us), other.saw_death, node.id)
 
@@ -171,21 +203,23 @@ class World:
         self.note("calm")
         self.calm_us = self.now_us
         self.faults.stop()
-        self.at(50_000, self._look_for_the_end, 0)
+        self.at(LOOK_US, self._look_for_the_end, 0, LOOK_US)
 
-    def _look_for_the_end(self, stage: int) -> None:
+    def _look_for_the_end(self, stage: int, wait_us: int) -> None:
+        self.events -= 1  # looking is none
         pending = self.invariants.pending(stage)
         if pending:
             if self.now_us - self.calm_us > LIVENESS_US:
                 self.fail("liveness", f"still pending in stage {stage}: {pending}")
-            self.at(50_000, self._look_for_the_end, stage)
-        elif stage == 0:
-            # All is answered. Every server that is not lost must answer once more.
-            for server in self.servers:
-                self.clients[0].audit(server)
-            self.at(50_000, self._look_for_the_end, 1)
-        elif stage == 1:
-            self.at(50_000, self._look_for_the_end, 2)
+            wait_us = min(LOOK_MAX_US, wait_us * 3 // 2)
+            self.at(wait_us, self._look_for_the_end, stage, wait_us)
+        elif stage < 2:
+            if stage == 0:
+                # All is answered. Every server that is not lost must answer once more, and tick.
+                self.invariants.note_ticks()
+                for server in self.servers:
+                    self.clients[0].audit(server)
+            self.at(LOOK_US, self._look_for_the_end, stage + 1, LOOK_US)
         else:
             self.over = True
 
@@ -198,22 +232,32 @@ class World:
         Raises:
             Violation: A checker saw a guarantee broken.
         """
+        self.advance()
+        self.invariants.final()
+        return self
+
+    def advance(self, until: Callable[[], bool] | None = None) -> None:
+        """Let things happen until something holds, asked after each event, or the run is over.
+
+        Raises:
+            Violation: A checker saw a guarantee broken.
+        """
         heap = self._heap
         pop = heapq.heappop
         try:
-            while not self.over:
+            while not self.over and (until is None or not until()):
                 if not heap:
                     self.fail("liveness", "nothing is left to happen, and the run is not over")
                 self.now_us, _, what, args = pop(heap)
                 self.events += 1
+                if self.events > EVENTS_MAX:
+                    self.fail("storm", f"{EVENTS_MAX} events, and no end")
                 what(*args)
         except Violation:
             raise
-        except Exception as error:
+        except (Exception, Crashed) as error:
             error.add_note(f"seed {self.seed} at {self.now_us} us")
             self.note(f"raised {error!r}")
             raise Violation(
                 "no exception", repr(error), self.seed, self.now_us, list(self.lines)
             ) from error
-        self.invariants.final()
-        return self
