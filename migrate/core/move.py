@@ -663,7 +663,8 @@ class TargetMove:
                 if phase < TargetPhase.READY:
                     return self._discard()
                 return [ReadRow()]
-            case Withdraw() if phase < TargetPhase.LIVE:
+            case Withdraw() if phase < TargetPhase.LIVE and not self._source_dead:
+                # With the source dead this may be the only copy; the row will tell.
                 return self._discard()
             case _:
                 return []

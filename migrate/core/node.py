@@ -1734,13 +1734,13 @@ class Core:
             The rows to mark lost now, each by a swap at its revision; and whether all rows have
             to be read again after that. They have if any was to be marked: the swap may be
             refused because the dead node's own last commit came through before it, to a node
-            that has nothing of the server any more. They have also if this node keeps a frozen
-            copy of one, which may be taken back yet or not.
+            that has nothing of the server any more. They have also while this node is one end
+            of a move whose other end is dead: its copy may be given up yet, or be taken back.
         """
         concerned = [item for item in rows if node in (item[0].owner, item[0].previous)]
         doomed = [item for item in concerned if self.may_bury(item[0])]
         kept = any(
-            row.owner == node and row.state is RowState.COMMITTED and row.previous == self.node
+            row.state is RowState.COMMITTED and self.node in (row.owner, row.previous)
             for row, _ in concerned
         )
         return doomed, bool(doomed) or kept

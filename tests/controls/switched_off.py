@@ -9,7 +9,7 @@ from migrate.core.delivery import Entry, ReceiveSession, SendSession
 from migrate.core.events import RowRead
 from migrate.core.ids import NodeId, ServerId
 from migrate.core.incarnation import Incarnation, StateRecord
-from migrate.core.messages import Envelope
+from migrate.core.messages import Envelope, NotHere
 from migrate.core.move import Happening, SourceMove, TargetMove, TargetPhase
 from migrate.core.node import Core
 from tests.sim.directory import Directory
@@ -121,6 +121,13 @@ class NoForwarding(Core):
         session.repeat_armed = False
 
 
+class NotHereInstead(Core):
+    """Late envelopes are not passed on; their senders have to ask the directory."""
+
+    def _forward(self, env: Envelope, node: NodeId, epoch: int) -> None:
+        self._send(env.reply_to, NotHere(env.server, env.session, env.seq))
+
+
 class NoRepeats(Core):
     """Senders do not repeat; what `NoForwarding` is compared with."""
 
@@ -143,6 +150,28 @@ class StaleRowsBelieved(Core):
             self._apply_target(target, target._discard(), now_ms)
             return
         super().move_event(transfer, incoming, event, now_ms)
+
+
+class StaleSendersHeard(Core):
+    """The receiver takes a request whatever epoch of its sender it comes from."""
+
+    def _arrive(self, inc: Incarnation, env: Envelope, now_ms: int) -> None:
+        session = inc.sessions.get(env.session)
+        if session is not None:
+            session.sender_epoch = env.sender_epoch
+        super()._arrive(inc, env, now_ms)
+
+
+class SentAgainAtOnce(Core):
+    """What was passed on in vain goes the same way again at once."""
+
+    def _on_not_here(self, message: NotHere, node: NodeId, now_ms: int) -> None:
+        session = self.sending.get(message.session)
+        out = session.outstanding.get(message.seq) if session is not None else None
+        if session is not None and out is not None and session.route.node not in (None, node):
+            self._dispatch(session, out, now_ms)
+        else:
+            super()._on_not_here(message, node, now_ms)
 
 
 class NoHopRule(Core):

@@ -100,7 +100,18 @@ def unpack_result(payload: bytes) -> Settled:
 class Copy:
     """The user's object of one copy of a server: what was applied, in order."""
 
-    __slots__ = ("alive", "born_us", "id", "items", "numbers", "runs", "tasks", "ticks", "told")
+    __slots__ = (
+        "alive",
+        "born_us",
+        "id",
+        "items",
+        "numbers",
+        "runs",
+        "sender_epochs",
+        "tasks",
+        "ticks",
+        "told",
+    )
 
     def __init__(self, server: ServerId, born_us: int) -> None:
         self.id = server
@@ -112,6 +123,7 @@ class Copy:
         self.tasks = 0
         self.alive = True
         self.runs: dict[int, Run] = {}
+        self.sender_epochs: dict[str, int] = {}  # by session: highest seen by a checker
 
 
 Step: TypeAlias = Generator[int | None, Any, Settled]
@@ -404,7 +416,7 @@ class SimNode:
 
     def look_up(self, server: ServerId) -> None:
         """`Port.look_up`."""
-        self.world.counts["look-ups"] += 1
+        self.world.invariants.looked_up(self, server)
         self._later_out(self.world.directory.read, self, server, self._located(server))
 
     def _located(self, server: ServerId) -> Callable[[bool, Row | None, int], None]:

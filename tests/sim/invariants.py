@@ -57,10 +57,10 @@ GUARANTEES = {
         "statuses",
     ),
     2: ("order",),
-    3: ("one owner", "epochs rise", "held back"),
+    3: ("one owner", "epochs rise", "held back", "stale senders"),
     4: ("source serves", "moves end", "lost"),
     5: ("timers",),
-    6: ("bounded", "storm"),
+    6: ("bounded", "storm", "look-ups"),
 }
 """Names of the checkers, by guarantee of DESIGN section 4; 0: what all of them rest on.
 
@@ -88,6 +88,8 @@ class Invariants:
         self.servers_of: dict[str, ServerId] = {}  # session -> server
         self.ticks: dict[ServerId, int] = {}  # when all was answered
         self.sends: dict[tuple[str, int], list[int]] = {}  # request: window, times in it
+        self.looked: dict[str, None] = {}  # node and server
+        self.looked_again = 0
         self.made_n = 0
 
     # -- requests
@@ -264,12 +266,29 @@ class Invariants:
 
     # -- bounds
 
+    def _sender_epochs(self, node: SimNode, inc: Incarnation) -> None:
+        """A copy that has heard a sender at one place listens to no former place of it."""
+        copy = inc.host
+        assert isinstance(copy, Copy)
+        known = copy.sender_epochs
+        for session in inc.sessions.values():
+            epoch = session.sender_epoch
+            if epoch:
+                if epoch < known.get(session.id, 0):
+                    self.world.fail(
+                        "stale senders",
+                        f"{inc.id} at {node.id} took a request of {session.id} from epoch {epoch} "
+                        f"of its sender after one from {known[session.id]}",
+                    )
+                known[session.id] = epoch
+
     def bounded(self, node: SimNode) -> None:
         """What a node keeps is within its limits, and its counters are right."""
         world = self.world
         core = node.core
         options = core.options
         for inc in core.hosted.values():
+            self._sender_epochs(node, inc)
             early = records = size = 0
             pending: dict[str, int] = {}
             for session in inc.sessions.values():
@@ -430,6 +449,7 @@ class Invariants:
                     if target in copies and uid not in copies[target].items:
                         world.fail("casts", f"{uid}, a cast of {server} to {target}, is lost")
         self._records(copies)
+        self._look_ups()
 
     def _history(self, server: ServerId, items: list[str]) -> None:
         world = self.world
@@ -453,6 +473,22 @@ class Invariants:
         for uid, status in self.refused.get(server, {}).items():
             if uid in seen:
                 world.fail("outcome", f"{server} applied {uid}, reported as not done ({status})")
+
+    def looked_up(self, node: SimNode, server: ServerId) -> None:
+        """A node asks the directory where a server is."""
+        self.world.counts["look-ups"] += 1
+        if node.id + server in self.looked:
+            self.looked_again += 1
+        self.looked[node.id + server] = None
+
+    def _look_ups(self) -> None:
+        """Who has found a server once is told where it goes.
+
+        Where nothing gets lost, and no handler is so slow that its silence is suspect.
+        """
+        plan = self.world.plan
+        if not plan.kinds and not plan.async_share + plan.relay_share and self.looked_again > 2:
+            self.world.fail("look-ups", f"{self.looked_again} look-ups of servers found before")
 
     def _records(self, copies: dict[ServerId, Copy]) -> None:
         """Completion records are bounded by what is outstanding, not by history."""
