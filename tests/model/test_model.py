@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 MODEL = Path(__file__).with_name("move.pml")
-MUTANTS = ("NO_SWAP", "DROP_EARLY", "NO_HOLD", "NO_RECORDS")
+UNSAFE = ("NO_SWAP", "DROP_EARLY", "NO_HOLD", "NO_RECORDS", "GUESS")
+STUCK = ("NO_ROW", "NO_RECLAIM", "NO_TIMEOUT", "NO_REPEAT", "NO_LOOKUP", "NO_BURIAL")
 
 pytestmark = pytest.mark.skipif(
     shutil.which("spin") is None or shutil.which("gcc") is None,
@@ -18,37 +19,72 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def verify(folder: Path, *defines: str) -> tuple[int, int]:
-    """(errors, states) of an exhaustive search."""
+def verify(folder: Path, defines: str, compile_with: str, run_with: str) -> tuple[int, int, str]:
+    """(errors, states, what pan said) of an exhaustive search."""
 
     def run(*command: str) -> str:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=900, check=True
+            command, cwd=folder, capture_output=True, text=True, timeout=3600, check=True
         )
         return done.stdout
 
     shutil.copy(MODEL, folder)
-    run("spin", *(f"-D{name}" for name in defines), "-a", MODEL.name)
-    run("gcc", "-O2", "-DNOCLAIM", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=6000", "-o", "pan", "pan.c")
-    said = run("./pan", "-m100000", "-E")
-    assert "Search not completed" not in said or defines, said
+    run("spin", *(f"-D{name}" for name in defines.split()), "-a", MODEL.name)
+    run("gcc", "-O2", "-DCOLLAPSE", "-DMEMLIM=4000", *compile_with.split(), "-o", "pan", "pan.c")
+    said = run("./pan", "-m1000000", *run_with.split())
     assert "max search depth too small" not in said, said
     errors = re.search(r"errors: (\d+)", said)
     states = re.search(r"(\d+) states, stored", said)
     assert errors is not None and states is not None, said
-    return int(errors[1]), int(states[1])
+    # It ends early with the first error only.
+    assert int(errors[1]) or "Search not completed" not in said, said
+    return int(errors[1]), int(states[1]), said
 
 
+@pytest.mark.slow
 def test_no_interleaving_loses_repeats_or_doubles_anything(tmp_path: Path):
-    errors, states = verify(tmp_path)
+    errors, states, said = verify(tmp_path, "REQUESTS=1", "-DSAFETY", "-w26 -E")
 
-    assert errors == 0
+    assert errors == 0, said
     # The search has covered something: both moves, the crash, all losses.
     assert states > 10_000_000
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+def test_after_the_last_fault_every_run_that_ends_ends_well(tmp_path: Path):
+    errors, states, said = verify(tmp_path, "PROGRESS", "-DSAFETY", "")
+
+    assert errors == 0, said
+    assert "invalid end states\t+" in said
+    assert states > 1_000_000
+
+
+@pytest.mark.slow
+def test_after_the_last_fault_every_run_ends(tmp_path: Path):
+    errors, states, said = verify(tmp_path, "PROGRESS", "-DNP", "-l")
+
+    assert errors == 0, said
+    assert "non-progress cycles \t+" in said
+    assert states > 2_000_000
+
+
+@pytest.mark.parametrize("mutant", UNSAFE)
 def test_a_mechanism_removed_is_caught(mutant: str, tmp_path: Path):
-    errors, _ = verify(tmp_path, mutant)
+    errors, _, said = verify(tmp_path, f"REQUESTS=1 {mutant}", "-DSAFETY", "-E")
 
     assert errors > 0
+    assert "assertion violated" in said
+
+
+@pytest.mark.parametrize("mutant", STUCK)
+def test_a_wait_that_nothing_ends_is_caught(mutant: str, tmp_path: Path):
+    errors, _, said = verify(tmp_path, f"PROGRESS REQUESTS=1 {mutant}", "-DSAFETY", "")
+
+    assert errors > 0
+    assert "invalid end state" in said
+
+
+def test_a_repeat_without_end_is_caught(tmp_path: Path):
+    errors, _, said = verify(tmp_path, "PROGRESS REQUESTS=1 RESTLESS", "-DNP", "-l")
+
+    assert errors > 0
+    assert "non-progress cycle" in said
