@@ -25,6 +25,7 @@ from migrate.options import NodeOptions
 from migrate.peer import Peer
 from migrate.ref import RefObject, runtime_closed, runtime_opened
 from migrate.reports import Event
+from migrate.shell import wire
 from migrate.shell.membership import NodeRow
 from migrate.verbs import SyncVerbs, implements
 from rpc.errors import AuthFailed, RpcError
@@ -69,7 +70,7 @@ class Client(Peer):
         self._entry: NodeId = ""
 
     async def __aenter__(self) -> Self:
-        me = PeerInfo(self._id, self._name, "client", "", os.getpid())
+        me = PeerInfo(self._id, self._name, "client", "", os.getpid(), features=wire.FEATURES)
         links = self._open(_AskedRows(self), me, self._link_options())
         try:
             peer = await links.connect(self._entry_address, self._timeout_s)

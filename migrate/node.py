@@ -145,7 +145,7 @@ class Node(Peer):
                 cause=str(error),
                 outcome=Outcome.NOT_DONE,
             ) from error
-        me = PeerInfo(self._id, self._name, "node", "", os.getpid())
+        me = PeerInfo(self._id, self._name, "node", "", os.getpid(), features=wire.FEATURES)
         links = self._open(DirectoryRows(self._directory), me, self._link_options())
         self._driver.on_stopped(self._finish_stop)
         try:

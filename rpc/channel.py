@@ -31,6 +31,7 @@ class Channel(ABC):
 
         Args:
             parts: The frame's bytes, one part after the other; at least one byte.
+                They are taken as they are at the call: whatever waits is copied.
 
         Returns:
             Once the channel has room for another frame; the other end may not

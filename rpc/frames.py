@@ -28,8 +28,12 @@ from __future__ import annotations
 
 import hmac
 import struct
+import weakref
+from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from typing import Final, NamedTuple, TypeAlias
 
 from rpc.errors import FrameError, MessageTooLarge
@@ -149,6 +153,57 @@ def open_plain(frame: Data) -> tuple[int, bytes]:
     return kind, bytes(view[at:])
 
 
+class Gathered:
+    """One large message in parts, which are sent one after the other without being joined.
+
+    Parts may be views of memory that changes later: until it has left, either it must not, or
+    `settle` is called before it does.
+    """
+
+    __slots__ = ("__weakref__", "_copies", "_ends", "parts")
+
+    def __init__(self, parts: Sequence[Data]) -> None:
+        self.parts: list[memoryview] = [memoryview(part).cast("B") for part in parts]
+        """Its bytes, in order."""
+        self._ends = list(accumulate(map(len, self.parts)))
+        self._copies: list[weakref.ref[Gathered]] = []
+
+    def __len__(self) -> int:
+        """Bytes of all parts."""
+        return self._ends[-1] if self._ends else 0
+
+    def after(self, head: bytes) -> Gathered:
+        """The message that begins with `head` and goes on with this one; uncopied."""
+        made = Gathered([head, *self.parts])
+        self._copies.append(weakref.ref(made))
+        return made
+
+    def slices(self, start: int, end: int) -> list[memoryview]:
+        """The bytes from `start` to `end`, in pieces of the parts."""
+        found = []
+        index = bisect_right(self._ends, start)
+        while start < end:
+            begin = self._ends[index] - len(self.parts[index])
+            piece = self.parts[index][start - begin : end - begin]
+            if piece:
+                found.append(piece)
+            start = self._ends[index]
+            index += 1
+        return found
+
+    def joined(self) -> bytes:
+        """All bytes in one string."""
+        return b"".join(self.parts)
+
+    def settle(self) -> None:
+        """Let go of the memory: what has not left yet, here and in `after`, goes on as copies."""
+        for reference in self._copies:
+            made = reference()
+            if made is not None:
+                made.settle()
+        self.parts[:] = [memoryview(bytes(part)) for part in self.parts]
+
+
 class Received(NamedTuple):
     """One thing that a frame brought.
 
@@ -166,7 +221,7 @@ class _Lane:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.queue: deque[bytes | memoryview] = deque()
+        self.queue: deque[bytes | memoryview | Gathered] = deque()
         # How much of the first message in the queue has left.
         self.offset = 0
         self.message_id = 0
@@ -221,20 +276,24 @@ class Outbox:
         """Tell whether anything waits."""
         return bool(self._ordinary.queue or self._control or self._bulk.queue)
 
-    def push(self, data: Data, bulk: bool = False) -> None:
+    def push(self, data: Data | Gathered, bulk: bool = False) -> None:
         """Queue one message.
 
         Args:
             data: Its bytes. Up to 64 KiB are copied if they can change; larger
-                ones are not, and must not change until they have left.
+                ones are not, and must not change until they have left (but see
+                `Gathered.settle`).
             bulk: Whether it goes in the bulk lane.
 
         Raises:
             MessageTooLarge: It is over the limit; nothing was queued.
         """
         if type(data) is bytes:
-            item: bytes | memoryview = data
+            item: bytes | memoryview | Gathered = data
             size = len(data)
+        elif isinstance(data, Gathered):
+            size = len(data)
+            item = data if size > 65536 else data.joined()
         else:
             view = memoryview(data).cast("B")
             size = len(view)
@@ -271,7 +330,7 @@ class Outbox:
             # The commonest frame, one small message, takes the shortest way.
             data = queue[0]
             size = len(data)
-            if size <= 4096:
+            if size <= 4096 and not isinstance(data, Gathered):
                 queue.popleft()
                 self.queued_bytes -= size
                 self._sequence = sequence + 1
@@ -310,7 +369,10 @@ class Outbox:
             offset = lane.offset
             if not offset and size + _RECORD.size <= budget:
                 parts.append(_RECORD.pack(DATA, size))
-                parts.append(data)
+                if isinstance(data, Gathered):
+                    parts += data.slices(0, size)
+                else:
+                    parts.append(data)
                 queue.popleft()
                 budget -= size + _RECORD.size
                 self.queued_bytes -= size
@@ -322,8 +384,7 @@ class Outbox:
             if room <= 0:
                 return
             end = min(size, offset + room)
-            chunk = memoryview(data)[offset:end]
-            length = head + len(chunk)
+            length = head + end - offset
             if offset:
                 parts.append(
                     _RECORD.pack(CHUNK_NEXT, length) + _NEXT.pack(lane.number, lane.message_id)
@@ -334,9 +395,12 @@ class Outbox:
                     _RECORD.pack(CHUNK_FIRST, length)
                     + _FIRST.pack(lane.number, lane.message_id, size)
                 )
-            parts.append(chunk)
+            if isinstance(data, Gathered):
+                parts += data.slices(offset, end)
+            else:
+                parts.append(memoryview(data)[offset:end])
             budget -= _RECORD.size + length
-            self.queued_bytes -= len(chunk)
+            self.queued_bytes -= end - offset
             if end < size:
                 lane.offset = end
                 return

@@ -169,7 +169,7 @@ class Link:
         self._loop.call_soon(self._pump)
         self._timer = self._loop.call_later(self._options.ping_interval_s, self._tick)
 
-    def send(self, data: frames.Data, bulk: bool) -> bool:
+    def send(self, data: frames.Data | frames.Gathered, bulk: bool) -> bool:
         outbox = self._outbox
         if self._finishing or outbox.queued_bytes > self._options.queue_bytes_max:
             return False

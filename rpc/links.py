@@ -311,7 +311,7 @@ class Links:
             if not dial.kept and not dial.waiters:
                 self._stop_dial(dial)
 
-    def send(self, peer_id: str, data: frames.Data, bulk: bool = False) -> bool:
+    def send(self, peer_id: str, data: frames.Data | frames.Gathered, bulk: bool = False) -> bool:
         """Send one message; never waits.
 
         Args:
@@ -342,6 +342,11 @@ class Links:
         """Tell by which kind of channel a peer is reached: "grpc", "unix" or "memory"."""
         link = self._up.get(peer_id)
         return None if link is None else link.channel_kind
+
+    def peer(self, peer_id: str) -> PeerInfo | None:
+        """Tell what a peer said of itself; None without a link."""
+        link = self._up.get(peer_id)
+        return None if link is None else link.peer
 
     def is_up(self, peer_id: str) -> bool:
         """Tell whether a link with the peer is up."""

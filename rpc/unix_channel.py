@@ -273,6 +273,9 @@ class UnixChannel(Channel):
                 count -= len(parts.pop(0))
             if count:
                 parts[0] = memoryview(parts[0])[count:]
+            # NB: what waits is copied. Parts may be views of memory that changes meanwhile, and
+            # the MAC in the first part is that of the present bytes.
+            parts = [b"".join(parts)]
             await self._writable()
 
     async def _writable(self) -> None:

@@ -201,17 +201,19 @@ class Snapshot:
         body = parts[1]
         return cls(bytes(parts[0]), body if isinstance(body, bytes) else views[0], views[1:])
 
-    def to_bytes(self) -> bytes:
-        """One self-contained string: parts joined, each buffer aligned to 64 bytes."""
-        if not self.buffers:
-            return b"".join((self.head, self.body))
+    def pieces(self) -> list[bytes | memoryview]:
+        """What `to_bytes` joins: the parts, with padding between them; nothing is copied."""
         pieces: list[bytes | memoryview] = [self.head, self.body]
         offset = len(self.head) + len(self.body)
         for buffer in self.buffers:
             start = _aligned(offset)
             pieces += (bytes(start - offset), buffer)
             offset = start + buffer.nbytes
-        return b"".join(pieces)
+        return pieces
+
+    def to_bytes(self) -> bytes:
+        """One self-contained string: parts joined, each buffer aligned to 64 bytes."""
+        return b"".join(self.pieces())
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Snapshot:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 from migrate.errors import PeerError, UsageError
 from migrate.server import FORMER_NAMES, ServerSpec, spec_of
+from rpc.frames import Gathered
 from serializers import former_names
 from serializers.by_value import is_importable
 
@@ -102,7 +104,12 @@ def join(record: bytes, body: bytes) -> bytes:
     return b"".join((len(record).to_bytes(_HEAD_BYTES, "big"), record, body))
 
 
-def split(state: bytes) -> tuple[memoryview, memoryview]:
+def gather(record: bytes, pieces: Sequence[bytes | memoryview]) -> Gathered:
+    """As `join`, for an object in pieces, none of which is copied."""
+    return Gathered([len(record).to_bytes(_HEAD_BYTES, "big"), record, *pieces])
+
+
+def split(state: bytes | memoryview) -> tuple[memoryview, memoryview]:
     """The two parts that `join` joined.
 
     Raises:

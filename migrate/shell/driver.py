@@ -16,14 +16,13 @@ import logging
 import math
 import os
 import signal
-import sys
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import serializers
 from migrate.core import incarnation
@@ -112,15 +111,14 @@ from migrate.shell.directories.base import (
 )
 from migrate.shell.host import Host, Hosted
 from migrate.shell.machine import boot_id
-from migrate.shell.peers import Peers
+from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
 from migrate.shell.scope import Scope
-from rpc.frames import MESSAGE_BYTES_MAX
+from rpc.frames import MESSAGE_BYTES_MAX, Gathered
+from serializers.base import parse_head
 from serializers.errors import NotSerializable, SerializerError
 
 log: Final = logging.getLogger("migrate")
-
-PYTHON: Final = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 
 SMALL_STATE_BYTES: Final = 64 << 10
 """States known to be smaller are captured on the loop (well under a millisecond); a larger or
@@ -198,6 +196,7 @@ class MoveWatch:
     bytes_sent: int = 0
     error: BaseException | None = None
     copy: Incarnation | None = None
+    state: Gathered | None = None
 
 
 class Driver:
@@ -637,9 +636,52 @@ class Driver:
         watch = self._moves[transfer] = MoveWatch(
             self.loop.create_future(), server, target, time.monotonic(), copy=inc
         )
-        self.core.move(server, target, transfer, host.by_value, PYTHON, self.now_ms())
+        try:
+            self._refuse_code(host, target)
+        except BaseException:
+            del self._moves[transfer]
+            raise
+        self.core.move(server, target, transfer, host.by_value, wire.PYTHON, self.now_ms())
         self.flush()
         return await asyncio.shield(watch.future)
+
+    def _refuse_code(self, host: Hosted, target: NodeId) -> None:
+        """Refuse, before anything stops, code by value for a node of another Python.
+
+        The target refuses a class by value itself. This is for functions and classes that the
+        state of an importable class holds: it is captured on trial, which is worth it only if the
+        versions differ.
+        """
+        peer = self.peers.links.peer(target)
+        python = (
+            next(
+                (f[len(wire.PYTHON_IS) :] for f in peer.features if f.startswith(wire.PYTHON_IS)),
+                "",
+            )
+            if peer is not None
+            else ""
+        )
+        if python in ("", wire.PYTHON) or host.by_value:
+            return
+        try:
+            snapshot = serializers.encode(host.obj)
+        except Exception as error:
+            # In the middle of a message it need not be ready to travel; the move will see.
+            log.debug("a trial capture failed", exc_info=error)
+            return
+        if not parse_head(snapshot.head).code_by_value:
+            return
+        source = node_name(self.node)
+        raise TargetRefused(
+            f"node {node_name(target)} runs {python}, and the state holds code by value, which "
+            f"only {wire.PYTHON} can load; put the functions and classes that it refers to into a "
+            f"module that both can import. The server goes on serving at {source}",
+            server=host.ref._server_id,
+            node=source,
+            source=source,
+            target=node_name(target),
+            cause="code by value for another Python",
+        )
 
     def perform(self, transfer: TransferId, incoming: bool, action: Action) -> None:
         """See `Port.perform`."""
@@ -664,6 +706,10 @@ class Driver:
                 self._begin_serving(self.core.hosted[target.server], "on_arrive")
             case Resume():
                 watch = self._moves.get(transfer)
+                if watch is not None and watch.state is not None:
+                    # The object is going to change, and what is on its way shares its memory.
+                    watch.state.settle()
+                    watch.state = None
                 inc = self.core.hosted.get(watch.server) if watch is not None else None
                 if inc is not None:
                     host: Hosted = inc.host  # type: ignore[assignment]
@@ -788,22 +834,29 @@ class Driver:
         record: incarnation.StateRecord,
         version: int,
     ) -> Encoded:
-        if version == host.spec.version:
-            # Alone, so that the path in an error begins at the server.
-            body = serializers.dumps(obj)
-        else:
+        if version != host.spec.version:
             # The target has a newer class: it gets the bare state, for its `upgrade`.
-            body = serializers.dumps(classes.Bare(type(obj), obj.__getstate__()))
-        state = classes.join(wire.encode_state(record), body)
+            obj = classes.Bare(type(obj), obj.__getstate__())
+        # Else alone, so that the path in an error begins at the server.
+        snapshot = serializers.encode(obj)
+        head = wire.encode_state(record)
+        watch = self._moves.get(transfer)
+        state: bytes | Gathered
+        if snapshot.size_bytes <= BULK_BYTES:
+            state = classes.join(head, snapshot.to_bytes())
+        else:
+            state = classes.gather(head, snapshot.pieces())
+            if watch is not None:
+                watch.state = state
         if len(state) > STATE_BYTES_MAX:
             raise UsageError(
                 f"the state has {len(state)} bytes; up to {STATE_BYTES_MAX} can be moved"
             )
         host.state_bytes = len(state)
-        watch = self._moves.get(transfer)
         if watch is not None:
             watch.bytes_sent = len(state)
-        return Encoded(state)
+        # The core moves what stands for the bytes, and asks for nothing but their number.
+        return Encoded(cast(bytes, state))
 
     def _finished(self, transfer: TransferId, action: Finish) -> None:
         watch = self._moves.pop(transfer, None)
@@ -879,10 +932,10 @@ class Driver:
     def _check_class(self, transfer: TransferId, action: CheckClass) -> None:
         if action.by_value:
             refusal = ""
-            if action.python != PYTHON:
+            if action.python != wire.PYTHON:
                 refusal = (
                     f"the class travels by value from {action.python}, and this node runs "
-                    f"{PYTHON}; put the class into a module that both can import"
+                    f"{wire.PYTHON}; put the class into a module that both can import"
                 )
             version = self.core.moves_in[transfer].prepare.version
             self._event(transfer, True, Checked(version, refusal))

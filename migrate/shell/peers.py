@@ -14,11 +14,14 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from migrate.core.ids import NodeId, node_name
 from migrate.core.messages import Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
 from migrate.shell import wire
 from rpc.errors import MessageTooLarge
+from rpc.frames import Gathered
 
 if TYPE_CHECKING:
     from rpc.links import Links
@@ -147,7 +150,7 @@ class Peers:
         small = []
         for message in box:
             if isinstance(message, FinalMessage) and len(message.state) > BULK_BYTES:
-                data = wire.encode_messages([message])
+                data = self._with_state(node, message)
                 self._put(node, data, bulk=True)
                 if self.final_half_sent is not None:
                     self._watch_half(node, len(data) // 2, self.final_half_sent)
@@ -159,7 +162,17 @@ class Peers:
             part = small[start : start + FRAME_MESSAGES_MAX]
             self._put(node, wire.encode_messages(part))
 
-    def _put(self, node: NodeId, data: bytes, bulk: bool = False) -> None:
+    def _with_state(self, node: NodeId, message: FinalMessage) -> bytes | Gathered:
+        state: object = message.state
+        if not isinstance(state, Gathered):
+            return wire.encode_messages([message])
+        peer = self.links.peer(node)
+        if peer is not None and wire.STATE_AFTER in peer.features:
+            return wire.encode_final(message, state)
+        # A release that wants the state within its message.
+        return wire.encode_messages([structs.replace(message, state=state.joined())])
+
+    def _put(self, node: NodeId, data: bytes | Gathered, bulk: bool = False) -> None:
         try:
             self.links.send(node, data, bulk)
         except MessageTooLarge as error:

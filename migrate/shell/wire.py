@@ -1,6 +1,8 @@
 """Messages, rows and values as bytes; nowhere else.
 
-Messages between authenticated peers are msgpack arrays, many in one frame. Arguments, results
+Messages between authenticated peers are msgpack arrays, many in one frame. A large state is not
+put into one: it follows the array of its message as it is, so that it need not be joined here, nor
+cut out there. Such a frame begins with a byte that no msgpack has. Arguments, results
 and exceptions inside them are opaque to everybody but the two ends: small plain values are
 bare pickles (protocol 5, which begin with 0x80), everything else is what `serializers` makes.
 """
@@ -8,17 +10,22 @@ bare pickles (protocol 5, which begin with 0x80), everything else is what `seria
 from __future__ import annotations
 
 import pickle
+import struct
+import sys
 import traceback
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
+from msgspec import structs
 
 import serializers
 from migrate.core.directory import Row
 from migrate.core.incarnation import StateRecord
+from migrate.core.messages import Final as FinalMessage
 from migrate.core.messages import Message
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
+from rpc.frames import Gathered
 from serializers.errors import SerializerError
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -43,10 +50,53 @@ def decode_messages(data: bytes | bytearray | memoryview) -> list[Message]:
     Raises:
         PeerError: The bytes are not messages of this release.
     """
+    if len(data) and data[0] == _MARK:
+        return _decode_final(data)
     try:
         return _messages.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"a frame holds no messages of this release: {error}") from error
+
+
+_AFTER: Final = struct.Struct("<BBxxI")
+"""What precedes a message whose state follows it: the mark, bytes of padding, size of the array."""
+_MARK: Final = 0xC1
+"""Never used in msgpack. Source: its specification."""
+STATE_AFTER: Final = "state-after-message"
+"""Feature of peers that read such frames."""
+_ALIGNMENT_BYTES: Final = 64
+
+PYTHON: Final = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
+PYTHON_IS: Final = "python="
+FEATURES: Final = (STATE_AFTER, PYTHON_IS + PYTHON)
+"""What this release says of itself to its peers."""
+
+
+def encode_final(message: FinalMessage, state: Gathered) -> Gathered:
+    """The bytes of a `Final` whose state is in parts; nothing of it is copied.
+
+    The server's object begins at a multiple of 64 bytes, so that its arrays can be used in place.
+    """
+    head = _encoder.encode([structs.replace(message, state=b"")])
+    before_object = _AFTER.size + len(head) + len(state.parts[0]) + len(state.parts[1])
+    padding = -before_object % _ALIGNMENT_BYTES
+    return state.after(_AFTER.pack(_MARK, padding, len(head)) + head + bytes(padding))
+
+
+def _decode_final(data: bytes | bytearray | memoryview) -> list[Message]:
+    view = memoryview(data)
+    if len(view) < _AFTER.size:
+        raise PeerError("a frame with a state is cut off")
+    _, padding, size = _AFTER.unpack_from(view)
+    at = _AFTER.size + size + padding
+    if at > len(view):
+        raise PeerError("a frame with a state is cut off")
+    messages = decode_messages(view[_AFTER.size : _AFTER.size + size])
+    if len(messages) != 1 or not isinstance(messages[0], FinalMessage):
+        raise PeerError("a frame has a state, and no message for it")
+    # A view of what was received, so that what it holds is not copied either.
+    messages[0].state = cast(bytes, view[at:])
+    return messages
 
 
 def decode_row(data: bytes) -> Row:

@@ -324,3 +324,61 @@ def test_unfit_settings_are_refused() -> None:
         frames.Outbox(KEY, lane_bytes_max=63)
     with pytest.raises(ValueError, match="a key has"):
         frames.Outbox(b"")
+
+
+@given(
+    sizes=st.lists(st.integers(0, 70_000), max_size=6),
+    others=st.lists(st.integers(0, 600), max_size=4),
+)
+def test_a_message_in_parts_arrives_as_if_it_had_been_joined(
+    sizes: list[int], others: list[int]
+) -> None:
+    parts = [bytes([65 + index]) * size for index, size in enumerate(sizes)]
+    box, reader = outbox(lane_bytes_max=4096), inbox(frame_bytes_max=frames.frame_bytes_max(4096))
+    box.push(frames.Gathered(parts), bulk=True)
+    for size in others:
+        box.push(b"o" * size)
+    assert box.queued_bytes == sum(sizes) + sum(others)
+
+    received = [bytes(item.data) for frame in all_frames(box) for item in reader.feed(frame)]
+
+    assert sorted(received) == sorted([b"".join(parts), *(b"o" * size for size in others)])
+    assert box.queued_bytes == 0
+
+
+def test_a_message_in_parts_is_not_copied_on_its_way_into_frames() -> None:
+    memory = bytearray(b"x" * 300_000)
+    message = frames.Gathered([memory]).after(b"head")
+    box = frames.Outbox(KEY)
+    box.push(message, bulk=True)
+
+    taken = box.take()
+
+    assert taken is not None and bytes(taken[-1][:5]) == b"xxxxx"
+    memory[:5] = b"yyyyy"
+    assert bytes(taken[-1][:5]) == b"yyyyy"
+
+
+def test_memory_is_let_go_of_and_what_has_not_left_stays_as_it_was() -> None:
+    memory = bytearray(b"x" * 300_000)
+    message = frames.Gathered([b"head", memory])
+    box, reader = frames.Outbox(KEY), frames.Inbox(KEY)
+    box.push(message.after(b">"), bulk=True)
+    frame = b"".join(box.take() or [])
+
+    message.settle()
+    memory += b"it can be resized again"
+    memory[:] = b"y" * len(memory)
+
+    received = [*reader.feed(frame)]
+    for later in all_frames(box):
+        received += reader.feed(later)
+    assert [bytes(item.data) for item in received] == [b">head" + b"x" * 300_000]
+
+
+def test_a_message_in_parts_over_the_limit_is_not_queued() -> None:
+    box = outbox(message_bytes_max=100)
+
+    with pytest.raises(MessageTooLarge):
+        box.push(frames.Gathered([bytes(60), bytes(60)]))
+    assert not box
