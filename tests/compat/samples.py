@@ -1,0 +1,237 @@
+"""What is kept in the formats of past releases: states, and messages of the wire.
+
+A name here, once released, keeps its meaning: later releases add samples, and never change one.
+Classes stay where they are too, since kept bytes refer to them by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import datetime
+import decimal
+import enum
+import functools
+import logging
+import pathlib
+import queue
+import random
+import threading
+import types
+import weakref
+from typing import Any
+
+import numpy as np
+
+import serializers
+from migrate.core.directory import Row, RowState
+from migrate.core.incarnation import (
+    EntryRecord,
+    OutgoingRecord,
+    SendRecord,
+    SessionRecord,
+    StateRecord,
+    TimerRecord,
+)
+from migrate.core.messages import (
+    Abort,
+    Acked,
+    Activate,
+    Activated,
+    ActivateRefused,
+    Answer,
+    Ask,
+    Dropped,
+    Envelope,
+    Final,
+    FinalFailed,
+    Load,
+    Moved,
+    NotHere,
+    Prepare,
+    Prepared,
+    PrepareRefused,
+    Ready,
+    Receipt,
+    Released,
+    ReleasedAt,
+    Reply,
+    WaitProbe,
+)
+from migrate.shell import classes, wire
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Account:
+    """A server's state with what servers are made of."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.guard = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.names: dict[str, Any] = {"a": [1, 2], "b": {3}}
+        self.again = self.names["a"]
+        self.itself = self
+        self.log = logging.getLogger("compat")
+        self.waiting: queue.Queue[int] = queue.Queue(5)
+        self.waiting.put(7)
+        self.event = asyncio.Event()
+        self.event.set()
+        self.weak = weakref.ref(self)
+        self.call = functools.partial(int, "11", base=2)
+        self.method = self.told
+        self.random = random.Random(5)
+        self.local = threading.local()
+        self.local.value = 9
+
+    def told(self) -> str:
+        return "told"
+
+
+class Slotted:
+    __slots__ = ("left", "right")
+
+    def __init__(self) -> None:
+        self.left, self.right = 1, (2,)
+
+
+def check_account(account: Any) -> bool:
+    """Whether a loaded account behaves as the one that was kept did."""
+    with account.changed:
+        locked = account.lock.locked()
+    account.names["a"].append(3)
+    return bool(
+        locked
+        and account.guard.acquire(blocking=False)
+        and account.again == [1, 2, 3]
+        and account.itself is account
+        and account.log is logging.getLogger("compat")
+        and account.waiting.get_nowait() == 7
+        and account.waiting.maxsize == 5
+        and account.event.is_set()
+        and account.weak() is account
+        and account.call() == 3
+        and account.method() == "told"
+        and account.method.__self__ is account
+        and account.random.random() == random.Random(5).random()
+        and account.local.value == 9
+    )
+
+
+ARRAY = np.arange(10_000, dtype="i4").reshape(100, 100)
+
+STATES: dict[str, Any] = {
+    "atoms": [None, True, -1, 10**40, 1.5, "é", b"\0", 2j, ...],
+    "containers": {"k": [(1,), {2}, frozenset({3}), collections.deque([4], 9)], (5, "t"): {}},
+    "standard values": [
+        datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.UTC),
+        decimal.Decimal("1.10"),
+        pathlib.PurePosixPath("a/b"),
+        types.SimpleNamespace(x=1),
+        Colour.RED,
+        collections.OrderedDict(a=1),
+        collections.Counter("aab"),
+        range(3),
+    ],
+    "large byte strings": [b"x" * 70_000, bytearray(b"y" * 70_000)],
+}
+"""Compared with `==`; those that need more have a check of their own in the test."""
+
+MESSAGES: list[Any] = [
+    Envelope(
+        "s", "session", 3, 2, 0, "incr", b"\x80\x05N.", 1000, "a@1", 4, 5, 6, 1, ("s/1",), "t"
+    ),
+    Reply("session", 3, 0, b"\x80\x05K\x03.", 1),
+    Receipt("session", "s", 4, 100, 1),
+    Acked("session", "s", 4, True),
+    Moved("s", "b@2", 7),
+    NotHere("s", "session", 3),
+    WaitProbe("s", "session", 3, ("s/1", "t/2")),
+    Prepare("move", "s", 4, "module:Class", 2, False, "cpython-3.11", "name", 10),
+    Prepared("move", 2),
+    PrepareRefused("move", "reason"),
+    Final("move", "s", 4, b"state"),
+    Ready("move"),
+    FinalFailed("move", "reason"),
+    Activated("move"),
+    ActivateRefused("move"),
+    Dropped("move"),
+    Released("move"),
+    Abort("move"),
+    ReleasedAt("move", "boot", 12345),
+    Load(3, 0.5, 0.25, 10, False, True),
+    Ask("id", "verb", b"payload"),
+    Answer("id", True, b"payload"),
+]
+
+ROW = Row(
+    server="s",
+    epoch=4,
+    owner="a@1",
+    state=RowState.ACTIVE,
+    transfer="move",
+    name="name",
+    cls="module:Class",
+    version=2,
+    methods=("incr",),
+    generation=1,
+    standbys=("b@2",),
+    cause="cause",
+    previous="b@2",
+)
+MESSAGES.append(Activate("move", ROW, 9))
+
+RECORD = StateRecord(
+    limit=100,
+    reentrant=True,
+    run_no=5,
+    mailbox=[EntryRecord("session", 4, 0, "incr", b"", ("s/1",), 500, "t")],
+    sessions=[
+        SessionRecord(
+            "session",
+            "a@1",
+            5,
+            3,
+            20,
+            1,
+            {3: (0, b"r")},
+            [EntryRecord("session", 6, 1, "incr", b"", (), -1, "")],
+            False,
+        )
+    ],
+    sending=[SendRecord("own", "t", 2, "b@2", 3, [OutgoingRecord(1, 0, "m", b"", (), -1)])],
+    timers=[TimerRecord("tick", 1000, 250, False)],
+)
+
+
+def make() -> dict[str, bytes]:
+    """Every sample in the present format, by name."""
+    made = {f"state {name}": serializers.dumps(state) for name, state in STATES.items()}
+    made["account"] = serializers.dumps(Account())
+    made["slots"] = serializers.dumps(Slotted())
+    made["arrays"] = serializers.dumps([ARRAY, ARRAY[10:, ::2], np.zeros(3)])
+    made["code by value"] = serializers.dumps(lambda n: n + 1)
+    made["older state"] = serializers.dumps(classes.Bare(Slotted, (None, {"left": 1, "right": 2})))
+    for index, part in enumerate(serializers.encode([ARRAY, "text"]).parts()):
+        made[f"part {index}"] = bytes(part)
+    for number, message in enumerate(MESSAGES):
+        made[f"message {number} {type(message).__name__}"] = wire.encode_messages([message])
+    made["messages"] = wire.encode_messages(MESSAGES)
+    pieces = serializers.encode(Account()).pieces()
+    large = classes.gather(wire.encode_state(RECORD), pieces)
+    made["state after its message"] = wire.encode_final(Final("move", "s", 4, b""), large).joined()
+    made["row"] = wire.encode_row(ROW)
+    made["record"] = wire.encode_state(RECORD)
+    made["record and object"] = classes.join(made["record"], made["account"])
+    made["arguments, plain"] = wire.pack_args((1, "a"), {"k": None})
+    made["arguments"] = wire.pack_args(([1], {2}), {"k": Colour.RED})
+    made["value, plain"] = wire.pack_value(b"v")
+    made["value"] = wire.pack_value({"v": [1]})
+    try:
+        raise LookupError("nothing there")
+    except LookupError as error:
+        made["error"] = wire.pack_error(error)
+    return made
