@@ -260,6 +260,15 @@ def _fill_thread(thread: threading.Thread, state: Any) -> None:
         del thread.run
 
 
+def _reduce_queue(waiting: queue.Queue[Any]) -> Reduced:
+    return _new, (type(waiting),), dict(vars(waiting)), None, None, _fill_queue
+
+
+def _fill_queue(waiting: queue.Queue[Any], state: dict[str, Any]) -> None:
+    # What a later Python has besides, such as whether it was shut down, is as in a new one.
+    vars(waiting).update({**vars(queue.Queue()), **state})
+
+
 def _reduce_simple_queue(simple: queue.SimpleQueue[Any]) -> Reduced:
     items = []
     while True:
@@ -874,6 +883,7 @@ def _register_all() -> None:
         (threading.Condition, _reduce_condition),
         (threading.local, _reduce_local),
         (threading.Thread, _reduce_thread),
+        (queue.Queue, _reduce_queue),
         (queue.SimpleQueue, _reduce_simple_queue),
         (concurrent.futures.ThreadPoolExecutor, _reduce_thread_pool),
         (concurrent.futures.ProcessPoolExecutor, _reduce_process_pool),

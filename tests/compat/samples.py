@@ -142,29 +142,53 @@ STATES: dict[str, Any] = {
 
 MESSAGES: list[Any] = [
     Envelope(
-        "s", "session", 3, 2, 0, "incr", b"\x80\x05N.", 1000, "a@1", 4, 5, 6, 1, ("s/1",), "t"
+        server="s",
+        session="session",
+        seq=3,
+        acked_below=2,
+        kind=0,
+        method="incr",
+        payload=b"\x80\x05N.",
+        timeout_ms=1000,
+        reply_to="a@1",
+        epoch=4,
+        sender_epoch=5,
+        generation=6,
+        hops=1,
+        chain=("s/1",),
+        trace="t",
     ),
-    Reply("session", 3, 0, b"\x80\x05K\x03.", 1),
-    Receipt("session", "s", 4, 100, 1),
-    Acked("session", "s", 4, True),
-    Moved("s", "b@2", 7),
-    NotHere("s", "session", 3),
-    WaitProbe("s", "session", 3, ("s/1", "t/2")),
-    Prepare("move", "s", 4, "module:Class", 2, False, "cpython-3.11", "name", 10),
-    Prepared("move", 2),
-    PrepareRefused("move", "reason"),
-    Final("move", "s", 4, b"state"),
-    Ready("move"),
-    FinalFailed("move", "reason"),
-    Activated("move"),
-    ActivateRefused("move"),
-    Dropped("move"),
-    Released("move"),
-    Abort("move"),
-    ReleasedAt("move", "boot", 12345),
-    Load(3, 0.5, 0.25, 10, False, True),
-    Ask("id", "verb", b"payload"),
-    Answer("id", True, b"payload"),
+    Reply(session="session", seq=3, status=0, payload=b"\x80\x05K\x03.", hops=1),
+    Receipt(session="session", server="s", admitted_below=4, window=100, hops=1),
+    Acked(session="session", server="s", acked_below=4, final=True),
+    Moved(server="s", node="b@2", epoch=7),
+    NotHere(server="s", session="session", seq=3),
+    WaitProbe(server="s", session="session", seq=3, path=("s/1", "t/2")),
+    Prepare(
+        transfer="move",
+        server="s",
+        epoch=4,
+        cls="module:Class",
+        version=2,
+        by_value=False,
+        python="cpython-3.11",
+        name="name",
+        mailbox=10,
+    ),
+    Prepared(transfer="move", version=2),
+    PrepareRefused(transfer="move", reason="reason"),
+    Final(transfer="move", server="s", epoch=4, state=b"state"),
+    Ready(transfer="move"),
+    FinalFailed(transfer="move", reason="reason"),
+    Activated(transfer="move"),
+    ActivateRefused(transfer="move"),
+    Dropped(transfer="move"),
+    Released(transfer="move"),
+    Abort(transfer="move"),
+    ReleasedAt(move="move", boot="boot", at_ns=12345),
+    Load(servers=3, cpu=0.5, memory=0.25, mailbox=10, draining=False, cordoned=True),
+    Ask(id="id", verb="verb", payload=b"payload"),
+    Answer(id="id", ok=True, payload=b"payload"),
 ]
 
 ROW = Row(
@@ -182,28 +206,59 @@ ROW = Row(
     cause="cause",
     previous="b@2",
 )
-MESSAGES.append(Activate("move", ROW, 9))
+MESSAGES.append(Activate(transfer="move", row=ROW, rev=9))
 
 RECORD = StateRecord(
     limit=100,
     reentrant=True,
     run_no=5,
-    mailbox=[EntryRecord("session", 4, 0, "incr", b"", ("s/1",), 500, "t")],
-    sessions=[
-        SessionRecord(
-            "session",
-            "a@1",
-            5,
-            3,
-            20,
-            1,
-            {3: (0, b"r")},
-            [EntryRecord("session", 6, 1, "incr", b"", (), -1, "")],
-            False,
+    mailbox=[
+        EntryRecord(
+            session="session",
+            seq=4,
+            kind=0,
+            method="incr",
+            payload=b"",
+            chain=("s/1",),
+            left_ms=500,
+            trace="t",
         )
     ],
-    sending=[SendRecord("own", "t", 2, "b@2", 3, [OutgoingRecord(1, 0, "m", b"", (), -1)])],
-    timers=[TimerRecord("tick", 1000, 250, False)],
+    sessions=[
+        SessionRecord(
+            id="session",
+            reply_to="a@1",
+            expected=5,
+            acked_below=3,
+            silent_ms=20,
+            sender_epoch=1,
+            records={3: (0, b"r")},
+            early=[
+                EntryRecord(
+                    session="session",
+                    seq=6,
+                    kind=1,
+                    method="incr",
+                    payload=b"",
+                    chain=(),
+                    left_ms=-1,
+                    trace="",
+                )
+            ],
+            ended=False,
+        )
+    ],
+    sending=[
+        SendRecord(
+            id="own",
+            server="t",
+            next_seq=2,
+            node="b@2",
+            epoch=3,
+            outgoing=[OutgoingRecord(seq=1, kind=0, method="m", payload=b"", chain=(), left_ms=-1)],
+        )
+    ],
+    timers=[TimerRecord(method="tick", period_ms=1000, left_ms=250, queued=False)],
 )
 
 
