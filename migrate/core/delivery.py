@@ -31,6 +31,13 @@ from migrate.core.messages import CALL, EMPTY
 NEVER = 1 << 62
 """A time or a number that is never reached."""
 
+MET_MAX = 10_000
+"""Servers whose generation one sender remembers after its session with them is over. One that is
+forgotten costs a sender the news of a roll-back, if it then asks for the server by name."""
+
+QUIESCE = -1
+"""Kind of the entry that keeps a server at a quiescent point; it never comes from elsewhere."""
+
 
 class Outgoing:
     """One request at its sender, from the making of the call to its settlement.
@@ -105,6 +112,7 @@ class SendSession:
         "acked_told",
         "chained",
         "deadline_ms",
+        "generation",
         "grant",
         "id",
         "last_used_ms",
@@ -145,6 +153,8 @@ class SendSession:
         self.repeats = 0
         self.deadline_ms = NEVER
         self.chained = False
+        # An epoch of the generation that its requests are meant for; 0: not yet bound to one.
+        self.generation: Epoch = 0
 
     def has_room(self) -> bool:
         """Whether the next number may be given."""
@@ -197,16 +207,26 @@ class Sender:
     A `muted` one sends nothing: its copy is frozen, or live and not yet released.
     """
 
-    __slots__ = ("chained", "epoch", "id", "muted", "sessions")
+    __slots__ = ("chained", "epoch", "id", "met", "muted", "sessions")
 
     def __init__(self, id: str, epoch: Epoch = 0) -> None:
         self.id = id
         self.epoch = epoch
         self.muted = False
+        # Servers it had a session with that is over: an epoch of the generation it met. If the
+        # server has gone back in time since, this sender has yet to be told.
+        self.met: dict[ServerId, Epoch] = {}
         self.sessions: dict[ServerId, SendSession] = {}
         # Re-entrant calls travel in sessions of their own, one per chain, so that the order
         # of the ordinary session does not block them.
         self.chained: dict[SessionId, SendSession] = {}
+
+    def remember(self, server: ServerId, generation: Epoch) -> None:
+        """Keep which generation of a server this sender knows, now that a session is over."""
+        known = self.met.pop(server, 0)
+        self.met[server] = max(known, generation)
+        if len(self.met) > MET_MAX:
+            del self.met[next(iter(self.met))]
 
 
 class Record:
@@ -313,6 +333,7 @@ def may_open(session: SessionId, now_ms: int, expiry_ms: int) -> bool:
 
 __all__ = [
     "NEVER",
+    "QUIESCE",
     "Entry",
     "Outgoing",
     "ReceiveSession",

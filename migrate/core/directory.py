@@ -10,9 +10,18 @@ its own transfer id in the row means success.
                                     |
                                     +--reclaim--> ACTIVE(e+2, A, t')
     any(e, X), X seen dead --bury--> LOST(e+1, X)
+    LOST(e, X) or no row --restore--> ACTIVE(e', Y), a new generation
+    ACTIVE(e, A) --replace--> ACTIVE(e+1, A), a new generation
 
 COMMITTED is the only state in which two swaps compete (the target's confirmation and the
 source's reclaim); both compare the same revision, so one of them wins.
+
+Generations. A server that comes back from a checkpoint has gone back in time, which begins a new
+generation, named by the epoch at which it began; 0 is the first. So whoever knows a server at an
+epoch below its generation knows it as it was before, and any other epoch is of this generation. A
+row that is restored where there is none (the server was stopped) gets an epoch above every one it
+ever had: each epoch was written by a transaction of its own, so none exceeds the directory's
+revision.
 """
 
 from __future__ import annotations
@@ -36,6 +45,21 @@ class RowState(enum.IntEnum):
     LOST = 2
 
 
+class Rollback(Struct, frozen=True, array_like=True):
+    """The server went back in time: at epoch `generation` it became what it was at `then_s`.
+
+    Times are seconds since 1970 UTC, as told to users; nothing is decided by them.
+    """
+
+    generation: int
+    then_s: float
+    now_s: float
+
+
+ROLLBACKS_MAX = 16
+"""Roll-backs that a row tells apart; of more, the two oldest are told as one."""
+
+
 class Row(Struct, frozen=True, array_like=True):
     """One server's row.
 
@@ -57,6 +81,7 @@ class Row(Struct, frozen=True, array_like=True):
     standbys: tuple[NodeId, ...] = ()
     cause: str = ""
     previous: NodeId = ""
+    rollbacks: tuple[Rollback, ...] = ()
 
 
 def committed(row: Row, target: NodeId, transfer: TransferId, version: int) -> Row:
@@ -91,3 +116,85 @@ def reclaimed(row: Row, source: NodeId, transfer: TransferId, version: int) -> R
 def buried(row: Row, cause: str) -> Row:
     """The row of a server whose owner was seen dead with nothing to take over; nameless."""
     return structs.replace(row, epoch=row.epoch + 1, state=RowState.LOST, cause=cause, name="")
+
+
+def restored(
+    *,
+    known: Row | None,
+    rev_max: int,
+    checkpoint: Row,
+    owner: NodeId,
+    transfer: TransferId,
+    name: str,
+    version: int,
+    methods: tuple[str, ...],
+    then_s: float,
+    now_s: float,
+    cause: str,
+) -> Row:
+    """The row of a server that comes back from a checkpoint: a new generation.
+
+    Args:
+        known: Its row as it is, LOST or its owner's own; None if there is none (any more).
+        rev_max: The directory's revision, not below that of `known`.
+        checkpoint: What the checkpoint says of it: id, class, epoch, earlier roll-backs.
+        owner: Who will own it.
+        transfer: Nonce of this change.
+        name: Its name from now on; empty: none.
+        version: State version of the class at `owner`.
+        methods: Methods of the class at `owner`.
+        then_s: When the checkpoint was taken, in seconds since 1970.
+        now_s: Now, in seconds since 1970.
+        cause: For people.
+    """
+    # NB: the checkpoint's epoch counts too: it may come from another directory.
+    before = known.epoch if known is not None else rev_max
+    epoch = max(before, checkpoint.epoch) + 1
+    earlier = known.rollbacks if known is not None else checkpoint.rollbacks
+    # What goes further back than an earlier one says all that one said.
+    kept = [rollback for rollback in earlier if rollback.then_s < then_s]
+    kept.append(Rollback(epoch, then_s, now_s))
+    if len(kept) > ROLLBACKS_MAX:
+        first, second = kept[:2]
+        kept[:2] = [Rollback(second.generation, first.then_s, second.now_s)]
+    return Row(
+        server=checkpoint.server,
+        epoch=epoch,
+        owner=owner,
+        state=RowState.ACTIVE,
+        transfer=transfer,
+        name=name,
+        cls=checkpoint.cls,
+        version=version,
+        methods=methods,
+        generation=epoch,
+        cause=cause,
+        rollbacks=tuple(kept),
+    )
+
+
+def news_of(row: Row, generation: int) -> Rollback:
+    """What a sender is told that knows the server as it was at epoch `generation`.
+
+    Returns:
+        Today's generation, the time that the state fell back to since, and the last roll-back's.
+    """
+    since = [rollback for rollback in row.rollbacks if rollback.generation > generation]
+    if not since:
+        return Rollback(row.generation, 0.0, 0.0)
+    # Their times rise: the first of them is the furthest back.
+    return Rollback(row.generation, since[0].then_s, since[-1].now_s)
+
+
+def encode_news(news: Rollback) -> bytes:
+    """The payload of a ROLLED_BACK reply."""
+    return f"{news.generation} {news.then_s!r} {news.now_s!r}".encode()
+
+
+def decode_news(payload: bytes) -> Rollback:
+    """What a ROLLED_BACK reply says; zeros where a peer's bytes say nothing sensible."""
+    try:
+        generation, then_s, now_s = payload[:100].decode("ascii").split(" ")
+        return Rollback(max(0, int(generation)), float(then_s), float(now_s))
+    except ValueError:
+        return Rollback(0, 0.0, 0.0)

@@ -19,6 +19,9 @@ SessionId: TypeAlias = str
 TransferId: TypeAlias = str
 Epoch: TypeAlias = int
 
+EPOCH_SHIFT = 32
+"""In a session id's last number the sender's epoch stands above these bits."""
+
 
 def node_name(node: NodeId) -> str:
     """The name a user knows a node by: what stands before the `@`."""
@@ -43,8 +46,17 @@ def session_sender(session: SessionId) -> SenderId:
 
 def session_born_ms(session: SessionId) -> int:
     """When a session was opened; 0 (thus: too old for anything) if the id is malformed."""
+    return _number(session, 1)
+
+
+def session_epoch(session: SessionId) -> Epoch:
+    """The sender's own epoch when it opened the session; 0 if the id is malformed."""
+    return _number(session, 2) >> EPOCH_SHIFT
+
+
+def _number(session: SessionId, position: int) -> int:
     parts = session.rsplit("|", 2)
-    return number(parts[1]) or 0 if len(parts) == 3 else 0
+    return number(parts[position]) or 0 if len(parts) == 3 else 0
 
 
 def number(text: str) -> int | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from migrate.core.delivery import (
+    QUIESCE,
     Entry,
     Outgoing,
     ReceiveSession,
@@ -63,6 +64,18 @@ class TimerState:
         self.queued = False
 
 
+class Plan:
+    """A checkpoint that is to be taken again and again, to names that begin with `url`."""
+
+    __slots__ = ("due_ms", "every_ms", "keep", "url")
+
+    def __init__(self, url: str, every_ms: int, keep: int, due_ms: int) -> None:
+        self.url = url
+        self.every_ms = every_ms
+        self.keep = keep
+        self.due_ms = due_ms
+
+
 class Incarnation:
     """A hosted copy: (id, epoch), its mailbox, sessions, timers and its own sending half.
 
@@ -81,6 +94,7 @@ class Incarnation:
         "limit",
         "mailbox",
         "phase",
+        "plans",
         "pump_due",
         "record_bytes",
         "records",
@@ -110,6 +124,7 @@ class Incarnation:
         self.sessions: dict[SessionId, ReceiveSession] = {}
         self.sender = Sender(row.server, row.epoch)
         self.timers: dict[str, TimerState] = {}
+        self.plans: dict[str, Plan] = {}  # by url
         self.running: dict[int, Entry] = {}  # by run number; more than one only if re-entrant
         self.run_no = 0
         self.early = 0
@@ -178,6 +193,7 @@ class SendRecord(Struct, array_like=True):
     node: NodeId
     epoch: int
     outgoing: list[OutgoingRecord]
+    generation: int = 0
 
 
 class TimerRecord(Struct, array_like=True):
@@ -187,6 +203,15 @@ class TimerRecord(Struct, array_like=True):
     period_ms: int
     left_ms: int
     queued: bool
+
+
+class PlanRecord(Struct, array_like=True):
+    """A `Plan` as it travels: the remaining time."""
+
+    url: str
+    every_ms: int
+    keep: int
+    left_ms: int
 
 
 class StateRecord(Struct, array_like=True):
@@ -199,6 +224,34 @@ class StateRecord(Struct, array_like=True):
     sessions: list[SessionRecord]
     sending: list[SendRecord]
     timers: list[TimerRecord]
+    plans: list[PlanRecord] = []
+    met: dict[str, int] = {}
+
+
+class DroppedRecord(Struct, array_like=True):
+    """A request of the server's own that nobody had acknowledged when a checkpoint was taken."""
+
+    server: str
+    kind: int
+    method: str
+
+
+class CheckpointRecord(Struct, array_like=True):
+    """What a checkpoint holds of a server, but for the user's object.
+
+    Sessions and completion records belong to a generation that is over when the checkpoint is
+    read, so they are not in it. Of the mailbox there are the casts, because each was
+    acknowledged, and the server's own timers. The calls are not: none of them was answered, and
+    whoever was answered later is told of the roll-back. So a sender has one rule: what was
+    acknowledged before the checkpoint holds, what was acknowledged after it does not.
+    """
+
+    run_no: int
+    mailbox: list[EntryRecord]
+    timers: list[TimerRecord]
+    plans: list[PlanRecord]
+    met: dict[str, int]
+    dropped: list[DroppedRecord]
 
 
 def _left(deadline_ms: int, now_ms: int) -> int:
@@ -207,6 +260,45 @@ def _left(deadline_ms: int, now_ms: int) -> int:
 
 def _deadline(left_ms: int, now_ms: int) -> int:
     return 0 if left_ms < 0 else now_ms + left_ms
+
+
+def _entry_record(entry: Entry, pack: Callable[[object], bytes], now_ms: int) -> EntryRecord:
+    payload = entry.payload if entry.payload is not None else pack(entry.args)
+    return EntryRecord(
+        entry.session.id if entry.session is not None else "",
+        entry.seq,
+        entry.kind,
+        entry.method,
+        payload,
+        entry.chain,
+        _left(entry.deadline_ms, now_ms),
+        entry.trace,
+    )
+
+
+def _timer_records(inc: Incarnation, now_ms: int) -> list[TimerRecord]:
+    return [
+        TimerRecord(t.method, t.period_ms, max(0, t.due_ms - now_ms), t.queued)
+        for t in inc.timers.values()
+    ]
+
+
+def _plan_records(inc: Incarnation, now_ms: int) -> list[PlanRecord]:
+    return [
+        PlanRecord(p.url, p.every_ms, p.keep, max(0, p.due_ms - now_ms)) for p in inc.plans.values()
+    ]
+
+
+def _take_timers(inc: Incarnation, records: list[TimerRecord], now_ms: int) -> None:
+    for t in records:
+        timer = TimerState(t.method, t.period_ms, now_ms + t.left_ms)
+        timer.queued = t.queued
+        inc.timers[t.method] = timer
+
+
+def _take_plans(inc: Incarnation, records: list[PlanRecord], now_ms: int) -> None:
+    for p in records:
+        inc.plans[p.url] = Plan(p.url, p.every_ms, p.keep, now_ms + p.left_ms)
 
 
 def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> StateRecord:
@@ -218,19 +310,6 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
         now_ms: Remaining times count from here.
     """
 
-    def entry_record(entry: Entry) -> EntryRecord:
-        payload = entry.payload if entry.payload is not None else pack(entry.args)
-        return EntryRecord(
-            entry.session.id if entry.session is not None else "",
-            entry.seq,
-            entry.kind,
-            entry.method,
-            payload,
-            entry.chain,
-            _left(entry.deadline_ms, now_ms),
-            entry.trace,
-        )
-
     def outgoing_record(out: Outgoing) -> OutgoingRecord:
         payload = out.payload if out.payload is not None else pack(out.args)
         left = _left(out.deadline_ms, now_ms)
@@ -240,7 +319,9 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
         limit=inc.limit,
         reentrant=inc.reentrant,
         run_no=inc.run_no,
-        mailbox=[entry_record(entry) for entry in inc.mailbox],
+        mailbox=[
+            _entry_record(entry, pack, now_ms) for entry in inc.mailbox if entry.kind != QUIESCE
+        ],
         sessions=[
             SessionRecord(
                 session.id,
@@ -250,7 +331,7 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
                 now_ms - session.heard_ms,
                 session.sender_epoch,
                 {seq: (record.status, record.payload) for seq, record in session.records.items()},
-                [entry_record(entry) for entry in session.early.values()],
+                [_entry_record(entry, pack, now_ms) for entry in session.early.values()],
                 session.ended,
             )
             for session in inc.sessions.values()
@@ -264,13 +345,31 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
                 session.route.epoch,
                 [outgoing_record(out) for out in session.outstanding.values()]
                 + [outgoing_record(out) for out in session.waiting],
+                session.generation,
             )
             for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]
         ],
-        timers=[
-            TimerRecord(t.method, t.period_ms, max(0, t.due_ms - now_ms), t.queued)
-            for t in inc.timers.values()
-        ],
+        timers=_timer_records(inc, now_ms),
+        plans=_plan_records(inc, now_ms),
+        met=dict(inc.sender.met),
+    )
+
+
+def _entry(inc: Incarnation, item: EntryRecord, now_ms: int) -> Entry:
+    session = None  # a timer of its own
+    if item.session:
+        # A cast may outlive its session; it must not be taken for a timer.
+        session = inc.sessions.get(item.session) or ReceiveSession(item.session, "", now_ms)
+    return Entry(
+        session,
+        item.seq,
+        item.kind,
+        item.method,
+        item.payload,
+        None,
+        item.chain,
+        _deadline(item.left_ms, now_ms),
+        item.trace,
     )
 
 
@@ -358,21 +457,7 @@ def restore(
     inc.run_no = record.run_no
 
     def entry(item: EntryRecord) -> Entry:
-        session = None  # a timer of its own
-        if item.session:
-            # A cast may outlive its session; it must not be taken for a timer.
-            session = inc.sessions.get(item.session) or ReceiveSession(item.session, "", now_ms)
-        return Entry(
-            session,
-            item.seq,
-            item.kind,
-            item.method,
-            item.payload,
-            None,
-            item.chain,
-            _deadline(item.left_ms, now_ms),
-            item.trace,
-        )
+        return _entry(inc, item, now_ms)
 
     for s in record.sessions:
         session = ReceiveSession(s.id, s.reply_to, now_ms - s.silent_ms)
@@ -391,14 +476,14 @@ def restore(
         inc.mailbox.append(admitted)
         if admitted.session is not None and admitted.kind == CALL:
             admitted.session.pending += 1
-    for t in record.timers:
-        timer = TimerState(t.method, t.period_ms, now_ms + t.left_ms)
-        timer.queued = t.queued
-        inc.timers[t.method] = timer
+    _take_timers(inc, record.timers, now_ms)
+    _take_plans(inc, record.plans, now_ms)
+    inc.sender.met = dict(record.met)
     for r in record.sending:
         route = route_of(r.server, r.node, r.epoch)
         sending = SendSession(r.id, r.server, inc.sender, route, window, now_ms)
         sending.next_seq = r.next_seq
+        sending.generation = r.generation
         for o in r.outgoing:
             deadline = _deadline(o.left_ms, now_ms)
             out = Outgoing(o.kind, o.method, o.payload, None, o.chain, deadline, None, "")
@@ -414,4 +499,71 @@ def restore(
         else:
             sending.chained = True
             inc.sender.chained[r.id] = sending
+    return inc
+
+
+def checkpoint(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> CheckpointRecord:
+    """Take down what a checkpoint holds of a server at a quiescent point; it is not changed.
+
+    Args:
+        inc: Its copy.
+        pack: Turns live arguments into bytes; may raise what it likes, nothing is lost.
+        now_ms: Remaining times count from here.
+    """
+    return CheckpointRecord(
+        run_no=inc.run_no,
+        mailbox=[_entry_record(entry, pack, now_ms) for entry in inc.mailbox if entry.kind == CAST],
+        timers=_timer_records(inc, now_ms),
+        plans=_plan_records(inc, now_ms),
+        met=_generations(inc.sender),
+        dropped=[
+            DroppedRecord(session.server, out.kind, out.method)
+            for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]
+            for out in [*session.outstanding.values(), *session.waiting]
+        ],
+    )
+
+
+def _generations(sender: Sender) -> dict[str, int]:
+    """Which generation of each server a sender knows, by open sessions or closed ones."""
+    met = dict(sender.met)
+    for session in [*sender.sessions.values(), *sender.chained.values()]:
+        if session.generation and session.next_seq > 1:
+            met[session.server] = max(met.get(session.server, 0), session.generation)
+    return met
+
+
+def revive(
+    record: CheckpointRecord,
+    row: Row,
+    rev: int,
+    limit: int,
+    reentrant: bool,
+    host: object,
+    *,
+    fork: bool,
+    now_ms: int,
+) -> Incarnation:
+    """Build the server that a checkpoint describes; it hands out messages once it is started.
+
+    Args:
+        record: From `checkpoint`.
+        row: Its row as written in the directory.
+        rev: The row's revision.
+        limit: Messages its mailbox holds.
+        reentrant: Whether a call of its own chain runs at once.
+        host: The shell's handle.
+        fork: It is another server: of the mailbox only its timers go along, it has met
+            nobody, and it is not checkpointed where the original is.
+        now_ms: Remaining times count from here.
+    """
+    inc = Incarnation(row, rev, limit, reentrant, host)
+    inc.run_no = record.run_no
+    _take_timers(inc, record.timers, now_ms)
+    for item in record.mailbox:
+        if not fork or not item.session:
+            inc.mailbox.append(_entry(inc, item, now_ms))
+    if not fork:
+        _take_plans(inc, record.plans, now_ms)
+        inc.sender.met = dict(record.met)
     return inc

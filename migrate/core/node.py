@@ -11,7 +11,11 @@ Three roles share it:
   server is believed to be, and are corrected by Moved, NotHere and the directory;
 * hosting: `_arrive` admits envelopes in order, `_pump` hands them to the shell one at a time,
   `finish` records and answers;
-* moving: `move.py` decides, this module applies its actions to the hosted copy.
+* moving: `move.py` decides, this module applies its actions to the hosted copy;
+* going back in time: `quiesce` keeps a server at a quiescent point, in front of what waits in
+  its mailbox, while the shell takes its state or gets ready to replace it; `restored` hosts a
+  new generation. A session belongs to one generation, that of the epoch its sender knew when it
+  first sent (`_bind`); the owner of a later one answers ROLLED_BACK, which ends the session.
 
 Local calls take the same path with the same numbers, but no bytes: a server may leave in the
 middle of them, and then the numbers are what makes them exactly-once.
@@ -27,6 +31,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from migrate.core import directory
 from migrate.core.actions import (
     Action,
     DropCopy,
@@ -44,6 +49,7 @@ from migrate.core.actions import (
 )
 from migrate.core.delivery import (
     NEVER,
+    QUIESCE,
     Entry,
     Outgoing,
     ReceiveSession,
@@ -64,22 +70,28 @@ from migrate.core.events import (
 )
 from migrate.core.forwarding import HOPS_MAX, Forwarding
 from migrate.core.ids import (
+    EPOCH_SHIFT,
     NodeId,
     ServerId,
     SessionId,
     TransferId,
     number,
+    session_epoch,
     session_id,
     session_sender,
 )
 from migrate.core.incarnation import (
+    CheckpointRecord,
     Incarnation,
     Phase,
+    Plan,
     Removal,
     StateRecord,
     TimerState,
+    checkpoint,
     export,
     restore,
+    revive,
 )
 from migrate.core.messages import (
     CALL,
@@ -182,8 +194,8 @@ class Port(Protocol):
         """Read the server's row; `located` follows."""
 
     def look_up_senders(self, servers: list[ServerId]) -> None:
-        """Find out which of these servers have no row any more, or one that says LOST;
-        `senders_gone` follows.
+        """Find out which of these servers have no row any more, or one that says LOST, or that
+        they went back in time; `senders_gone` follows.
         """
 
     def wake_at(self, due_ms: int) -> None:
@@ -201,6 +213,18 @@ class Port(Protocol):
         `removal_ended` follows each attempt.
         """
 
+    def quiesced(self, inc: Incarnation, entry: Entry) -> None:
+        """A server that `quiesce` was asked for stays at a quiescent point until `finish`.
+
+        `entry.args` is what was given to `quiesce`.
+        """
+
+    def not_quiesced(self, token: object) -> None:
+        """It will not be: the server is gone from here."""
+
+    def checkpoint_due(self, inc: Incarnation, plan: Plan) -> None:
+        """One of the checkpoints that are taken again and again is due."""
+
 
 @dataclass(slots=True)
 class Tombstone:
@@ -208,6 +232,7 @@ class Tombstone:
 
     sessions: dict[SessionId, ReceiveSession]
     until_ms: int
+    epoch: int
 
 
 def _no_hurry() -> None:
@@ -290,6 +315,8 @@ class Core:
                 self._tell_acks()
             case ("tick", server, method):
                 self._tick_server(server, method, now_ms)
+            case ("plan", server, url):
+                self._plan_due(server, url, now_ms)
             case ("look", server):
                 route = self.routes.get(server)
                 if route is not None and route.node is None and route.looking:
@@ -354,12 +381,18 @@ class Core:
             )
         ]
 
-    def senders_gone(self, senders: list[ServerId], now_ms: int) -> None:
-        """The answer to `Port.look_up_senders`: those that have no row any more, or are lost."""
-        gone = dict.fromkeys(senders)
+    def senders_gone(self, senders: dict[ServerId, int], now_ms: int) -> None:
+        """The answer to `Port.look_up_senders`.
+
+        Args:
+            senders: The generation of those that have one, and thus sessions of older ones that
+                nobody will go on with; NEVER for those that have no row any more, or are lost.
+            now_ms: The time.
+        """
         for inc in self.hosted.values():
             for session in self._silent_sessions(inc, now_ms):
-                if session_sender(session.id) in gone:
+                generation = senders.get(session_sender(session.id), 0)
+                if session_epoch(session.id) < generation:
                     self._end_session(inc, session)
 
     # ------------------------------------------------------------------ sending
@@ -385,7 +418,7 @@ class Core:
         self._session_n += 1
         route = self._route(server)
         # The epoch keeps apart what two nodes open for one server in the same millisecond.
-        sid = session_id(sender.id, now_ms, (sender.epoch << 32) + self._session_n)
+        sid = session_id(sender.id, now_ms, (sender.epoch << EPOCH_SHIFT) + self._session_n)
         session = SendSession(sid, server, sender, route, self.options.window, now_ms)
         self.sending[sid] = session
         route.sessions[sid] = session
@@ -399,6 +432,8 @@ class Core:
         self._drop_sending(session)
 
     def _drop_sending(self, session: SendSession) -> None:
+        if session.generation and session.next_seq > 1:
+            session.sender.remember(session.server, session.generation)
         self.sending.pop(session.id, None)
         self._idle.pop(session.id, None)
         session.route.sessions.pop(session.id, None)
@@ -535,13 +570,22 @@ class Core:
                 self.node,
                 session.route.epoch,
                 session.sender.epoch,
-                0,
+                session.generation or self._bind(session, session.route.epoch),
                 0,
                 out.chain,
             ),
         )
         if not session.repeat_armed:
             self._arm_repeat(session, now_ms)
+
+    @staticmethod
+    def _bind(session: SendSession, epoch: int) -> int:
+        """Decide which generation a session is meant for: the one its sender has met, if it has.
+
+        Otherwise that of the epoch at which the server is believed to be where this goes.
+        """
+        session.generation = session.sender.met.get(session.server, 0) or epoch
+        return session.generation
 
     def _arm_repeat(self, session: SendSession, now_ms: int) -> None:
         if not session.repeat_armed:
@@ -751,18 +795,44 @@ class Core:
             inc = self.hosted.get(session.sender.id)
             if inc is not None and inc.phase is Phase.FROZEN:
                 return  # its state is on the way; the new place asks again
+        status = reply.status
+        if status == ROLLED_BACK:
+            self._rolled_back(session, reply.payload, now_ms)
+            return
         out = session.settle(reply.seq)
         if out is None:
             return
-        status = reply.status
         if out.withdrawn and status == WITHDRAWN:
             status = out.withdrawn
         session.route.attempts = 0
         self._resolve(out, status, reply.payload, None)
+        if status == STOPPED and not session.route.looking:
+            # It may come back from a checkpoint, anywhere: the next request asks the directory.
+            session.route.node = None
         if status == FORGOTTEN:
             self._forgotten(session, now_ms)
         if session.waiting or not session.outstanding:
             self._settled(session, now_ms)
+
+    def _rolled_back(self, session: SendSession, payload: bytes, now_ms: int) -> None:
+        """The server went back in time: whoever made requests of it before is told, once.
+
+        Also what was not numbered yet was made in the belief that the server is what it was.
+        The next request begins a session with the new generation.
+        """
+        sender, server = session.sender, session.server
+        generation = directory.decode_news(payload).generation
+        for other in [*sender.sessions.values(), *sender.chained.values()]:
+            if other.server != server or (other.generation >= generation and other is not session):
+                continue
+            for out in list(other.outstanding.values()):
+                other.settle(out.seq)
+                # The value tells whether a copy may have been executed.
+                self._resolve(out, ROLLED_BACK, payload, out.sent_ms >= 0)
+            while other.waiting:
+                self._resolve(other.waiting.popleft(), ROLLED_BACK, payload, False)
+            self._drop_sending(other)
+        sender.remember(server, generation)
 
     def _forgotten(self, session: SendSession, now_ms: int) -> None:
         """The owner does not know the session (any more): nothing in it can go on."""
@@ -828,6 +898,11 @@ class Core:
                 self._dispatch(session, out, now_ms)
 
     def _on_moved(self, moved: Moved, now_ms: int) -> None:
+        tombstone = self.tombstones.get(moved.server)
+        if tombstone is not None and moved.epoch > tombstone.epoch and moved.node not in self.dead:
+            # It came back from a checkpoint: what comes here late is for its new place.
+            del self.tombstones[moved.server]
+            self.forwarding.learn(moved.server, moved.node, moved.epoch, now_ms)
         route = self.routes.get(moved.server)
         if route is None or moved.epoch <= route.epoch:
             return
@@ -920,6 +995,30 @@ class Core:
         for timer in inc.timers.values():
             if not timer.queued:
                 self._set_timer(("tick", inc.id, timer.method), max(now_ms, timer.due_ms))
+        for plan in inc.plans.values():
+            self._set_timer(("plan", inc.id, plan.url), max(now_ms, plan.due_ms))
+
+    def plan(self, server: ServerId, url: str, every_ms: int, keep: int, now_ms: int) -> bool:
+        """Take a checkpoint every so often from now on; 0 ends it. False: not here (any more)."""
+        inc = self.hosted.get(server)
+        if inc is None or inc.phase is Phase.FROZEN or inc.holding:
+            return False
+        inc.plans.pop(url, None)
+        self.timers.cancel(("plan", server, url))
+        if every_ms:
+            plan = inc.plans[url] = Plan(url, every_ms, keep, now_ms + every_ms)
+            self._set_timer(("plan", server, url), plan.due_ms)
+        return True
+
+    def _plan_due(self, server: ServerId, url: str, now_ms: int) -> None:
+        inc = self.hosted.get(server)
+        plan = inc.plans.get(url) if inc is not None else None
+        if inc is None or plan is None or inc.phase in (Phase.FROZEN, Phase.STOPPING):
+            return  # it is due where the server goes on
+        missed = (now_ms - plan.due_ms) // plan.every_ms
+        plan.due_ms += (missed + 1) * plan.every_ms
+        self._set_timer(("plan", server, url), plan.due_ms)
+        self.port.checkpoint_due(inc, plan)
 
     def _tick_server(self, server: ServerId, method: str, now_ms: int) -> None:
         inc = self.hosted.get(server)
@@ -1092,8 +1191,9 @@ class Core:
         sid = env.session
         session = inc.sessions.get(sid)
         seq = env.seq
-        if env.generation != inc.row.generation:
-            self._tell(inc, env.reply_to, Reply(sid, seq, ROLLED_BACK, b""))
+        if env.generation < inc.row.generation:
+            news = directory.encode_news(directory.news_of(inc.row, env.generation))
+            self._tell(inc, env.reply_to, Reply(sid, seq, ROLLED_BACK, news))
             return
         if session is None:
             opened = self._session(inc, sid, seq, env.acked_below, env.reply_to, now_ms)
@@ -1163,6 +1263,11 @@ class Core:
         seq = out.seq
         low = sending.low
         if session is None:
+            generation = sending.generation or self._bind(sending, inc.row.epoch)
+            if generation < inc.row.generation:
+                news = directory.encode_news(directory.news_of(inc.row, generation))
+                self._rolled_back(sending, news, now_ms)
+                return
             opened = self._session(inc, sid, seq, low, self.node, now_ms)
             if isinstance(opened, int):
                 sending.settle(seq)
@@ -1363,6 +1468,12 @@ class Core:
             left -= 1
             entry = mailbox.popleft()
             if entry.session is None:
+                if entry.kind == QUIESCE:
+                    if inc.background:
+                        mailbox.appendleft(entry)
+                    else:
+                        self._keep_quiet(inc, entry)
+                    break
                 timer = inc.timers.get(entry.method)
                 if timer is not None:
                     timer.queued = False
@@ -1431,7 +1542,10 @@ class Core:
         if inc.phase is Phase.RUNNING:
             self._pump(inc, now_ms)
         elif inc.quiet() and self.hosted.get(inc.id) is inc:
-            if inc.phase is Phase.QUIESCING:
+            if inc.phase is not Phase.FROZEN and inc.mailbox and inc.mailbox[0].kind == QUIESCE:
+                # It was asked for before the move, or the stop, that waits for the same.
+                self._keep_quiet(inc, inc.mailbox.popleft())
+            elif inc.phase is Phase.QUIESCING:
                 if not inc.holding:
                     self._quiesced(inc, now_ms)
             elif inc.phase is Phase.STOPPING:
@@ -1633,9 +1747,12 @@ class Core:
         self._drop_timers(inc)
         while inc.mailbox:
             entry = inc.mailbox.popleft()
-            if entry.session is not None and entry.kind == CALL:
+            if entry.kind == QUIESCE:
+                self.port.not_quiesced(entry.args)
+            elif entry.session is not None and entry.kind == CALL:
                 self._answer(inc, entry, status, b"", None, now_ms)
-        self.tombstones[server] = Tombstone(inc.sessions, now_ms + self.options.tombstone_ms)
+        until_ms = now_ms + self.options.tombstone_ms
+        self.tombstones[server] = Tombstone(inc.sessions, until_ms, inc.row.epoch)
         if len(self.tombstones) > self.options.tombstones_max:
             del self.tombstones[next(iter(self.tombstones))]
         self._end_sender(inc.sender)
@@ -1655,6 +1772,8 @@ class Core:
     def _drop_timers(self, inc: Incarnation) -> None:
         for method in inc.timers:
             self.timers.cancel(("tick", inc.id, method))
+        for url in inc.plans:
+            self.timers.cancel(("plan", inc.id, url))
 
     def close(self, now_ms: int) -> None:
         """This core ends: everybody who still waits on it is told so."""
@@ -1667,6 +1786,99 @@ class Core:
         for inc in self.hosted.values():
             inc.phase = Phase.FROZEN  # Ending a handler must not begin the next.
         self._loopback.clear()
+
+    # ------------------------------------------------------------------ back in time
+
+    def quiesce(self, server: ServerId, token: object, now_ms: int) -> bool:
+        """Keep a server at its next quiescent point, after the message that it handles now.
+
+        `Port.quiesced` follows, or `Port.not_quiesced`. It goes on admitting meanwhile.
+
+        Returns:
+            False if it is not here, or is leaving or stopping: nothing will follow.
+        """
+        inc = self.hosted.get(server)
+        if inc is None or inc.holding or server in self.leaving:
+            return False
+        if inc.phase not in (Phase.RUNNING, Phase.STARTING):
+            return False
+        inc.mailbox.appendleft(Entry(None, 0, QUIESCE, "", None, token, (), 0))
+        self._pump(inc, now_ms)
+        self._flush(now_ms)
+        return True
+
+    def _keep_quiet(self, inc: Incarnation, entry: Entry) -> None:
+        # A run of its own: nothing is handed out, moved or stopped before it is finished.
+        inc.run_no += 1
+        entry.run = inc.run_no
+        inc.running[entry.run] = entry
+        self.port.quiesced(inc, entry)
+
+    def do_not_quiesce(self, server: ServerId, token: object) -> bool:
+        """Take a `quiesce` back; False if the server is at the quiescent point, or gone."""
+        inc = self.hosted.get(server)
+        for entry in inc.mailbox if inc is not None else ():
+            if entry.kind == QUIESCE and entry.args is token:
+                assert inc is not None
+                inc.mailbox.remove(entry)
+                return True
+        return False
+
+    def checkpoint(self, inc: Incarnation, now_ms: int) -> CheckpointRecord:
+        """What a checkpoint holds of a server at a quiescent point, besides its object."""
+        return checkpoint(inc, self.port.pack, now_ms)
+
+    def restored(
+        self,
+        row: Row,
+        rev: int,
+        limit: int,
+        reentrant: bool,
+        host: object,
+        record: CheckpointRecord,
+        now_ms: int,
+        *,
+        fork: bool = False,
+    ) -> Incarnation:
+        """Take in a server from a checkpoint; it hands out messages from `started` on.
+
+        Its row is written. A copy that is here already, at a quiescent point, was the former
+        generation's: it is dropped, and who waits for it is told.
+
+        Args:
+            row: See `host`; so are the next four.
+            rev: The row's revision.
+            limit: Messages its mailbox holds.
+            reentrant: Whether a call of its own chain runs at once.
+            host: The shell's handle.
+            record: What the checkpoint holds.
+            now_ms: The time.
+            fork: See `incarnation.revive`.
+        """
+        former = self.hosted.pop(row.server, None)
+        inc = revive(record, row, rev, limit, reentrant, host, fork=fork, now_ms=now_ms)
+        self.hosted[row.server] = inc
+        self.forwarding.forget(row.server)
+        self.tombstones.pop(row.server, None)
+        if former is not None:
+            self._supersede(former, row, now_ms)
+        self._come_home(inc, now_ms)
+        self._flush(now_ms)
+        return inc
+
+    def _supersede(self, former: Incarnation, row: Row, now_ms: int) -> None:
+        """Drop a copy whose server went back in time right here."""
+        former.phase = Phase.FROZEN
+        self._drop_timers(former)
+        news = directory.encode_news(directory.news_of(row, former.row.epoch))
+        mailbox, former.mailbox = former.mailbox, deque()
+        for entry in mailbox:
+            if entry.kind == QUIESCE:
+                self.port.not_quiesced(entry.args)
+            elif entry.session is not None and entry.kind == CALL:
+                session = entry.session
+                self._send(session.reply_to, Reply(session.id, entry.seq, ROLLED_BACK, news))
+        self._end_sender(former.sender)
 
     # ------------------------------------------------------------------ peers
 

@@ -21,6 +21,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from threading import get_ident
 from typing import Any, Final, Protocol, cast
 
@@ -42,8 +43,8 @@ from migrate.core.actions import (
     Resume,
     SwapRow,
 )
-from migrate.core.delivery import Outgoing, SendSession
-from migrate.core.directory import Row, RowState
+from migrate.core.delivery import NEVER, Entry, Outgoing, SendSession
+from migrate.core.directory import Row, RowState, decode_news
 from migrate.core.events import (
     Checked,
     Decoded,
@@ -55,7 +56,7 @@ from migrate.core.events import (
     SwapResult,
 )
 from migrate.core.ids import NodeId, ServerId, TransferId, node_name, number
-from migrate.core.incarnation import Incarnation
+from migrate.core.incarnation import Incarnation, Plan
 from migrate.core.marks import MarkedCore
 from migrate.core.messages import (
     CALL,
@@ -228,6 +229,7 @@ class Driver:
         self._moves: dict[TransferId, MoveWatch] = {}
         self._copies: dict[TransferId, Hosted] = {}  # arrived, and not yet released
         self._on_stopped: Callable[[Incarnation], Coroutine[Any, Any, None]] | None = None
+        self._on_due: Callable[[Incarnation, Plan], Coroutine[Any, Any, None]] | None = None
         self._burst = BURST_MAX
         self._default_ms = (
             0 if options.call_timeout_s is None else int(options.call_timeout_s * 1000)
@@ -518,7 +520,17 @@ class Driver:
                     server=server,
                 )
             case _ if status == ROLLED_BACK:
-                return RolledBack(f"{what}: the server went back in time", server=server)
+                news = decode_news(payload)
+                done = "it may have run before that" if sent else "it was not run"
+                return RolledBack(
+                    f"{what}: the server went back in time, to {_utc(news.then_s)}, at "
+                    f"{_utc(news.now_s)}; what it acknowledged in between is undone, and {done}; "
+                    "further requests reach it as it is now",
+                    server=server,
+                    then=news.then_s,
+                    now=news.now_s,
+                    outcome=unsure,
+                )
             case _ if status == REFUSED:
                 return CallError(
                     f"{what} was refused: {text}",
@@ -565,14 +577,14 @@ class Driver:
         self.task(self._look_up_senders(servers), "look-up of senders")
 
     async def _look_up_senders(self, servers: list[ServerId]) -> None:
-        gone = []
+        gone = {}
         for server in servers:
             try:
                 row, _ = await self.rows.read(server)
             except (DirectoryError, MigrateError):
                 continue
-            if row is None or row.state is RowState.LOST:
-                gone.append(server)
+            ended = row is None or row.state is RowState.LOST
+            gone[server] = NEVER if row is None or ended else row.generation
         self.core.senders_gone(gone, self.now_ms())
 
     def wake_at(self, due_ms: int) -> None:
@@ -621,6 +633,50 @@ class Driver:
     def on_stopped(self, do: Callable[[Incarnation], Coroutine[Any, Any, None]]) -> None:
         """Set what is done when a server that was asked to stop is quiet."""
         self._on_stopped = do
+
+    def quiesced(self, inc: Incarnation, entry: Entry) -> None:
+        """See `Port.quiesced`."""
+        waiting: Any = entry.args
+        if waiting.done():
+            # Whoever asked has been cancelled.
+            self._soon(lambda: self.go_on(inc, entry))
+        else:
+            waiting.set_result((inc, entry))
+
+    def not_quiesced(self, token: object) -> None:
+        """See `Port.not_quiesced`."""
+        waiting: Any = token
+        if not waiting.done():
+            waiting.set_result(None)
+
+    def go_on(self, inc: Incarnation, entry: Entry) -> None:
+        """End what `quiesced` began."""
+        self.core.finish(inc, entry, OK, None, None, self.now_ms())
+        self.flush()
+
+    def go_on_handing_out(self, server: ServerId) -> None:
+        """A wait for a quiescent point was given up: what waited behind it goes on."""
+        inc = self.core.hosted.get(server)
+        if inc is not None:
+            self.core.pump(inc, self.now_ms())
+            self.flush()
+
+    def checkpoint_due(self, inc: Incarnation, plan: Plan) -> None:
+        """See `Port.checkpoint_due`."""
+        if self._on_due is not None:
+            self.task(self._on_due(inc, plan), f"checkpoint of {inc.id}")
+
+    def on_checkpoint_due(
+        self, do: Callable[[Incarnation, Plan], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Set how a checkpoint is taken that is taken again and again."""
+        self._on_due = do
+
+    async def move_ended(self, server: ServerId) -> None:
+        """Wait until no move of a server away from here is under way."""
+        waiting = [watch.future for watch in self._moves.values() if watch.server == server]
+        if waiting:
+            await asyncio.wait(waiting)
 
     # ------------------------------------------------------------------ moves
 
@@ -703,7 +759,7 @@ class Driver:
                 self._soon(lambda: self._check_class(transfer, action))
             case GoLive():
                 target = self.core.moves_in[transfer]
-                self._begin_serving(self.core.hosted[target.server], "on_arrive")
+                self.begin_serving(self.core.hosted[target.server], "on_arrive")
             case Resume():
                 watch = self._moves.get(transfer)
                 if watch is not None and watch.state is not None:
@@ -713,7 +769,7 @@ class Driver:
                 inc = self.core.hosted.get(watch.server) if watch is not None else None
                 if inc is not None:
                     host: Hosted = inc.host  # type: ignore[assignment]
-                    self._begin_serving(inc, "on_stay" if host.departed else "")
+                    self.begin_serving(inc, "on_stay" if host.departed else "")
                     host.departed = False
             case DropCopy() if incoming:
                 # Its handlers may have begun; what they do is seen by nobody any more.
@@ -747,7 +803,7 @@ class Driver:
             self._do_now()
         self.flush()
 
-    def _begin_serving(self, inc: Incarnation, hook: str) -> None:
+    def begin_serving(self, inc: Incarnation, hook: str) -> None:
         """Run the hook that comes before the first message, then serve."""
         host: Hosted = inc.host  # type: ignore[assignment]
         if hook and hook in host.spec.hooks:
@@ -1172,3 +1228,12 @@ def core_options(options: NodeOptions) -> CoreOptions:
             reclaim_ms=step_ms,
         ),
     )
+
+
+def _utc(seconds: float) -> str:
+    """A time as people read it; "an unknown time" where a peer told none."""
+    try:
+        at = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
+    return at.isoformat(timespec="milliseconds") if seconds else "an unknown time"

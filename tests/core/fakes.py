@@ -9,7 +9,7 @@ from migrate.core.actions import Action
 from migrate.core.delivery import Entry, Outgoing
 from migrate.core.directory import Row, RowState
 from migrate.core.events import Checked, Decoded, Encoded, SwapOutcome, SwapResult
-from migrate.core.incarnation import Incarnation
+from migrate.core.incarnation import Incarnation, Plan
 from migrate.core.messages import (
     CALL,
     OK,
@@ -46,6 +46,9 @@ class Port:
         self.senders: list[str] = []
         self.later: deque[Incarnation] = deque()
         self.ended: list[Incarnation] = []
+        self.quiet: list[tuple[Incarnation, Entry]] = []
+        self.never_quiet: list[object] = []
+        self.due: list[str] = []
         self.busy = False
 
     def send(self, node: str, message: Message) -> None:
@@ -82,6 +85,15 @@ class Port:
 
     def stopped(self, inc: Incarnation) -> None:
         self.ended.append(inc)
+
+    def quiesced(self, inc: Incarnation, entry: Entry) -> None:
+        self.quiet.append((inc, entry))
+
+    def not_quiesced(self, token: object) -> None:
+        self.never_quiet.append(token)
+
+    def checkpoint_due(self, inc: Incarnation, plan: Plan) -> None:
+        self.due.append(plan.url)
 
     # -- for assertions
 

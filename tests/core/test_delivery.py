@@ -137,11 +137,17 @@ def test_a_late_number_of_an_unknown_session_is_forgotten_not_executed() -> None
     assert replies(port) == [(7, FORGOTTEN)]
 
 
-def test_an_envelope_for_another_generation_is_told_that_the_server_went_back() -> None:
+def test_an_envelope_for_a_former_generation_is_told_that_the_server_went_back() -> None:
     at, port = core()
-    host(at)
-    at.receive(CLIENT, [env(1, generation=3)], NOW)
-    assert replies(port) == [(1, ROLLED_BACK)]
+    inc = host(at)
+    inc.row = row(epoch=9, generation=5)
+    for generation in (1, 4):
+        at.receive(CLIENT, [env(1, generation=generation)], NOW)
+    assert replies(port) == [(1, ROLLED_BACK)] * 2
+    assert port.ran == [] and inc.sessions == {}
+    # An epoch of this generation is as good as any other.
+    at.receive(CLIENT, [env(1, generation=5), env(2, generation=9)], NOW)
+    assert port.ran == ["m1", "m2"]
 
 
 def test_an_envelope_of_an_older_epoch_of_its_sender_is_dropped() -> None:

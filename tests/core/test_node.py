@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from migrate.core import directory
 from migrate.core.actions import Finish, GoLive, Release, Result, SwapRow
+from migrate.core.delivery import NEVER
 from migrate.core.directory import RowState
 from migrate.core.events import (
     Checked,
@@ -672,7 +673,7 @@ def test_a_senders_session_ends_with_its_row_not_with_its_silence() -> None:
     at.tick(NOW + 11_000)
     assert list(inc.sessions) == [f"b|{NOW}|1"]
     assert port.senders == ["b"]
-    at.senders_gone(["b"], NOW + 11_000)
+    at.senders_gone({"b": NEVER}, NOW + 11_000)
     assert inc.sessions == {}
 
 

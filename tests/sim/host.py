@@ -29,7 +29,7 @@ from migrate.core.actions import (
     Resume,
     SwapRow,
 )
-from migrate.core.delivery import Entry, Outgoing
+from migrate.core.delivery import NEVER, Entry, Outgoing
 from migrate.core.directory import Row, RowState
 from migrate.core.events import (
     Checked,
@@ -41,7 +41,7 @@ from migrate.core.events import (
     SwapResult,
 )
 from migrate.core.ids import NodeId, ServerId, TransferId
-from migrate.core.incarnation import Incarnation, Phase, StateRecord
+from migrate.core.incarnation import Incarnation, Phase, Plan, StateRecord
 from migrate.core.messages import CALL, CAST, OK, Message
 from migrate.core.move import MoveTimes, SourceMove
 from migrate.core.node import Core, CoreOptions
@@ -427,16 +427,17 @@ class SimNode:
 
     def look_up_senders(self, servers: list[ServerId]) -> None:
         """`Port.look_up_senders`: one after the other; what cannot be read is left out."""
-        self._next_sender(servers, 0, [])
+        self._next_sender(servers, 0, {})
 
-    def _next_sender(self, servers: list[ServerId], i: int, gone: list[ServerId]) -> None:
+    def _next_sender(self, servers: list[ServerId], i: int, gone: dict[ServerId, int]) -> None:
         if i == len(servers):
             self.core.senders_gone(gone, self.now_ms())
             return
 
         def read(known: bool, row: Row | None, rev: int) -> None:
-            if known and (row is None or row.state is RowState.LOST):
-                gone.append(servers[i])
+            if known:
+                lost = row is None or row.state is RowState.LOST
+                gone[servers[i]] = NEVER if lost or row is None else row.generation
             self._next_sender(servers, i + 1, gone)
 
         self._later_out(self.world.directory.read, self, servers[i], read)
@@ -461,6 +462,16 @@ class SimNode:
 
     def _pump(self, inc: Incarnation) -> None:
         self.core.pump(inc, self.now_ms())
+
+    def quiesced(self, inc: Incarnation, entry: Entry) -> None:
+        """`Port.quiesced`."""
+        raise AssertionError("nobody asked for it")
+
+    def not_quiesced(self, token: object) -> None:
+        """`Port.not_quiesced`."""
+
+    def checkpoint_due(self, inc: Incarnation, plan: Plan) -> None:
+        """`Port.checkpoint_due`."""
 
     def stopped(self, inc: Incarnation) -> None:
         """`Port.stopped`: the row goes first, then the server."""
