@@ -340,14 +340,22 @@ class CheckpointError(MigrateError):
     Args:
         message: See `MigrateError`.
         url: Where the checkpoint is, or was to be.
+        flaw: What kind of failure it is. Of the checkpoint: "missing", "foreign" (no
+            checkpoint), "newer" (a format of a later release), "truncated", "damaged",
+            "wrong key", "too large". Of what is here: "no class", "older class", "not loadable".
+            Of the server: "alive" (the original is), "busy", "taken" (restored by somebody
+            else). Of the place: "store".
         **fields: See `MigrateError`.
     """
 
     default_outcome = Outcome.NOT_DONE
 
-    def __init__(self, message: str, *, url: str | None = None, **fields: Any) -> None:
+    def __init__(
+        self, message: str, *, url: str | None = None, flaw: str | None = None, **fields: Any
+    ) -> None:
         super().__init__(message, **fields)
         self.url = url
+        self.flaw = flaw
 
 
 class Fenced(MigrateError):

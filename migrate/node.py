@@ -33,6 +33,7 @@ from migrate.ref import RefObject
 from migrate.reports import MoveReport, NodeInfo, ServerInfo
 from migrate.server import spec_of
 from migrate.shell import classes, wire
+from migrate.shell.checkpoint_verbs import CheckpointVerbs
 from migrate.shell.directories import open_directory
 from migrate.shell.directories.base import (
     Compacted,
@@ -105,6 +106,7 @@ class Node(Peer):
         self._cordoned = False
         self._draining = False
         self._stops: dict[ServerId, asyncio.Future[None]] = {}
+        self._checkpoints = CheckpointVerbs(self, Elsewhere)
         self._services: list[Callable[[grpc.aio.Server], None]] = [self._gateway.add_to]
 
     # ------------------------------------------------------------------ life
@@ -148,6 +150,7 @@ class Node(Peer):
         me = PeerInfo(self._id, self._name, "node", "", os.getpid(), features=wire.FEATURES)
         links = self._open(DirectoryRows(self._directory), me, self._link_options())
         self._driver.on_stopped(self._finish_stop)
+        self._driver.on_checkpoint_due(self._checkpoints.planned)
         try:
             self._address = await links.listen(self._listen, self._services)
             row = describe(self._id, self._name, self._address)
@@ -313,6 +316,18 @@ class Node(Peer):
                 return await self._move_from_here(*args)
             case "stop":
                 return await self._stop_here(*args)
+            case "checkpoint":
+                return await self._checkpoints.checkpoint(*args)
+            case "planned":
+                return await self._checkpoints.take_planned(*args)
+            case "restore":
+                return await self._checkpoints.restore(*args)
+            case "replace":
+                return await self._checkpoints.replace(*args)
+            case "fork":
+                return await self._checkpoints.fork(*args)
+            case "adopt":
+                return await self._checkpoints.adopt(*args)
             case "info":
                 return self._server_info(self._owned(*args))
             case "servers":
@@ -431,7 +446,7 @@ class Node(Peer):
         spec = spec_of(cls)
         if name is not None:
             await self._check_name_free(name)
-        server = f"{_slug(spec.cls.__name__)}-{secrets.token_hex(8)}"
+        server = f"{classes.slug(spec.cls.__name__)}-{secrets.token_hex(8)}"
         obj = spec.cls(*args, **kwargs)
         row = Row(
             server=server,
@@ -704,11 +719,6 @@ class Node(Peer):
             raise TargetRefused("no other node takes servers", node=self._name)
         self._meter.spawned(chosen)
         return chosen
-
-
-def _slug(name: str) -> str:
-    text = "".join(c for c in name.lower() if c.isascii() and c.isalnum())
-    return text[:32] or "server"
 
 
 def _unreadable(error: DirectoryError) -> MigrateError:

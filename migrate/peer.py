@@ -34,7 +34,7 @@ from migrate.errors import (
 from migrate.options import LEAST_LOADED, NodeChoice, NodeOptions, Placement, SpawnOptions
 from migrate.ref import Ref, RefObject, class_info, runtime_closed, runtime_opened
 from migrate.reports import CheckpointInfo, Event, MoveReport, NodeInfo, ServerInfo
-from migrate.shell import wire
+from migrate.shell import checkpoints, stores, wire
 from migrate.shell.asks import Asks
 from migrate.shell.directories.base import DirectoryError
 from migrate.shell.driver import Driver, FailPoints, Rows
@@ -54,6 +54,10 @@ log: Final = logging.getLogger("migrate")
 
 FIND_S: Final = 15.0
 """How long a verb follows a server that is never where the directory says."""
+
+EVERY_MIN_S: Final = 0.1
+EVERY_MAX_S: Final = 366 * 86400.0
+"""Bounds of the time between checkpoints that are taken again and again."""
 
 NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -100,6 +104,7 @@ class Peer(abc.ABC):
         self._asks: Asks
         self._driver: Driver
         self._was_up: set[NodeId] = set()
+        self._secret = b""
 
     # ------------------------------------------------------------------ facts
 
@@ -122,7 +127,7 @@ class Peer(abc.ABC):
         """Make links and driver; nothing is connected yet."""
         self._check_new()
         try:
-            secret = auth.load_or_create_secret(self._secret_file)
+            secret = self._secret = auth.load_or_create_secret(self._secret_file)
         except RpcError as error:
             raise AuthError(str(error), cause=str(error)) from error
         links = self._links = Links(links_me, secret, self, link_options)
@@ -471,7 +476,10 @@ class Peer(abc.ABC):
                 if now.state is RowState.LOST:
                     yield Event("lost", server, node_name(now.owner), now.epoch, now.cause)
                     return
-                if now.owner != row.owner and now.epoch > row.epoch:
+                if now.generation != row.generation:
+                    node = node_name(now.owner)
+                    yield Event("restored", server, node, now.epoch, now.cause)
+                elif now.owner != row.owner and now.epoch > row.epoch:
                     yield Event("moved", server, node_name(now.owner), now.epoch, "")
                 row = now
 
@@ -485,17 +493,58 @@ class Peer(abc.ABC):
         """See `Verbs.replicate`; not in this release."""
         raise _later("replicate")
 
-    async def checkpoint(self, ref: Ref[Any], url: str) -> CheckpointInfo:
-        """See `Verbs.checkpoint`; not in this release."""
-        raise _later("checkpoint")
+    async def checkpoint(
+        self,
+        ref: Ref[Any],
+        url: str | os.PathLike[str],
+        *,
+        every: float | None = None,
+        keep: int = 3,
+        key: bytes | None = None,
+    ) -> CheckpointInfo:
+        """See `Verbs.checkpoint`."""
+        place = stores.url_of(url)
+        if every is not None and key is not None:
+            raise UsageError("key= and every= exclude each other: a key does not stay at a node")
+        every_s = _checked_every_s(every)
+        _check_keep(keep)
+        _check_key(key)
+        info: CheckpointInfo = await self._at_owner(ref, "checkpoint", place, every_s, keep, key)
+        return info
 
-    async def restore(self, url: str, *, on: NodeChoice | None = None) -> Ref[Any]:
-        """See `Verbs.restore`; not in this release."""
-        raise _later("restore")
+    async def restore(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        on: NodeChoice | None = None,
+        name: str | None = None,
+        replace: bool = False,
+        fork: bool = False,
+        key: bytes | None = None,
+    ) -> Ref[Any]:
+        """See `Verbs.restore`."""
+        self._check_open()
+        place = stores.url_of(url)
+        if replace and (fork or name is not None):
+            raise UsageError(
+                "replace= excludes fork= and name=: the server keeps its identity and its name"
+            )
+        SpawnOptions(name=name)  # the same rules
+        _check_key(key)
+        target = self._home() if on is None else await self._choose(on)
+        request = f"restore/{secrets.token_hex(12)}"
+        ref: Ref[Any] = await self._asks.ask(
+            target, "restore", request, place, on is not None, name, replace, fork, key
+        )
+        return ref
 
     async def fork(self, ref: Ref[T], *, on: NodeChoice | None = None) -> Ref[T]:
-        """See `Verbs.fork`; not in this release."""
-        raise _later("fork")
+        """See `Verbs.fork`."""
+        self._check_open()
+        target = None if on is None else await self._choose(on)
+        request = f"fork/{secrets.token_hex(12)}"
+        twin: Ref[T] = await self._at_owner(ref, "fork", request, target)
+        return twin
 
     async def rebalance(self) -> list[MoveReport]:
         """See `Verbs.rebalance`; not in this release."""
@@ -504,6 +553,31 @@ class Peer(abc.ABC):
 
 def _later(verb: str) -> UsageError:
     return UsageError(f"{verb} is not supported in this release; nothing was done")
+
+
+def _checked_every_s(every: object) -> float | None:
+    if every is None:
+        return None
+    if (
+        isinstance(every, bool)
+        or not isinstance(every, int | float)
+        or not (every == 0 or EVERY_MIN_S <= every <= EVERY_MAX_S)
+    ):
+        raise UsageError(
+            f"every={every!r} must be seconds from {EVERY_MIN_S} to {EVERY_MAX_S:.0f}, or 0 to end "
+            "what was begun"
+        )
+    return float(every)
+
+
+def _check_keep(keep: object) -> None:
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise UsageError(f"keep={keep!r} must be a whole number of at least 1")
+
+
+def _check_key(key: object) -> None:
+    # Here too, so that a wrong one fails where the mistake is, and before anything happens.
+    checkpoints.signing_key(b"", key)
 
 
 def _server_id(ref: Any) -> ServerId:

@@ -15,6 +15,7 @@ implementation accepts an unpacked tuple of types, hence the `type: ignore[misc]
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import (
     Any,
@@ -169,25 +170,91 @@ class Verbs(Protocol):
         """
         ...
 
-    async def checkpoint(self, ref: Ref[Any], url: str) -> CheckpointInfo:
-        """Write a server's state to a file or object store.
+    async def checkpoint(
+        self,
+        ref: Ref[Any],
+        url: str | os.PathLike[str],
+        *,
+        every: float | None = None,
+        keep: int = 3,
+        key: bytes | None = None,
+    ) -> CheckpointInfo:
+        """Write a server's state to a file or object store; it goes on serving.
+
+        The state is that between two messages. While it is pickled no message is handled, but
+        they are taken in, and the node's other servers are not held up. No hook runs: a class
+        whose attributes cannot be pickled leaves them out in `__getstate__`. Of the mailbox the
+        casts go along, since each was acknowledged; calls do not.
+
+        Args:
+            ref: The server.
+            url: `file:///folder/name` or a `pathlib.Path` (on the owner's host), or
+                `s3://bucket/name`. What is there is replaced only when the new one is whole.
+            every: Seconds. The checkpoint is taken now and then again and again, wherever the
+                server is, until it is stopped; each under a name of its own that begins with
+                `url`. `restore(url)` takes the latest. 0 ends that for this url.
+            keep: With `every`: how many are kept, the latest ones.
+            key: What signs it, at least 16 bytes; None: a key of the cluster's.
+
+        Returns:
+            What was written, with its own url.
 
         Raises:
             CheckpointError: It could not be written; the server serves as before.
-            NotPicklable: The state cannot travel.
+            NotPicklable: The state cannot be pickled; the server serves as before.
         """
         ...
 
-    async def restore(self, url: str, *, on: NodeChoice | None = None) -> Ref[Any]:
-        """Bring a server back from a checkpoint.
+    async def restore(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        on: NodeChoice | None = None,
+        name: str | None = None,
+        replace: bool = False,
+        fork: bool = False,
+        key: bytes | None = None,
+    ) -> Ref[Any]:
+        """Bring a server back from a checkpoint; `on_arrive` runs before its first message.
+
+        It keeps its id, so refs to it work again. It has gone back in time: each sender that
+        knew it before gets `RolledBack` once, with both times, and can then go on. Timers go on
+        with the time that they had left; requests of its own that nobody had acknowledged are
+        dropped, which the log and `monitor` tell.
+
+        Args:
+            url: Where the checkpoint is; see `checkpoint`.
+            on: The node; None: the one asked, or with `replace` the one where it is.
+            name: Its name; None: the one that it had. With `fork`, None: none.
+            replace: Also while the original lives: it is replaced between two messages, without
+                a hook. Otherwise that is refused.
+            fork: As another server, with a new id: state and timers, but neither mailbox nor
+                name. Nobody is told anything.
+            key: What it is signed with, if one was given to `checkpoint`.
 
         Raises:
-            CheckpointError: It is damaged, not ours, or the original still lives.
+            CheckpointError: Nothing was restored; `flaw` tells the kind of reason.
+            NameTaken: Another server has its name by now.
+            NodeNotFound: No node has the name given by `on`.
+            TargetRefused: The node admits nothing.
         """
         ...
 
     async def fork(self, ref: Ref[T], *, on: NodeChoice | None = None) -> Ref[T]:
-        """Clone a server under a new identity: state and timers, no mailbox, no name."""
+        """Clone a server under a new identity: state and timers, no mailbox, no name.
+
+        The original goes on serving. `on_arrive` of the clone runs before its first message.
+
+        Args:
+            ref: The server.
+            on: The node of the clone; None: that of the original.
+
+        Raises:
+            CheckpointError: There is no clone.
+            NodeNotFound: No node has the name given by `on`.
+            NotPicklable: The state cannot be pickled.
+            TargetRefused: The node admits nothing.
+        """
         ...
 
     async def whereis(self, name: str) -> Ref[Any]:

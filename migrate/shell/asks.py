@@ -32,6 +32,11 @@ log: Final = logging.getLogger("migrate")
 READS: Final = frozenset({"row", "named", "least_loaded", "nodes", "row_changes"})
 """Verbs that any node can answer and that change nothing."""
 
+CHANGES: Final = frozenset(
+    {"adopt", "checkpoint", "fork", "move", "replace", "restore", "spawn", "stop"}
+)
+"""Verbs that may have been carried out by a node that died before it answered."""
+
 REPEAT_S: Final = 2.0
 """Wait before an ask is sent again; links are reliable while they are up."""
 
@@ -139,7 +144,7 @@ class Asks:
         for to, ask, future in list(self._asked.values()):
             if to == node and not future.done():
                 error: MigrateError
-                if ask.verb in ("move", "spawn", "stop"):
+                if ask.verb in CHANGES:
                     error = ServerLost(
                         f"node {node_name(node)} died before it answered {ask.verb!r}",
                         node=node_name(node),

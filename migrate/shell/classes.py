@@ -11,7 +11,7 @@ from typing import Any, Final
 from migrate.errors import PeerError, UsageError
 from migrate.server import FORMER_NAMES, ServerSpec, spec_of
 from rpc.frames import Gathered
-from serializers import former_names
+from serializers import attributes, former_names
 from serializers.by_value import is_importable
 
 # Loads look there for what is not found under the name that was written.
@@ -68,6 +68,12 @@ def find(name: str) -> ServerSpec:
     return spec
 
 
+def slug(name: str) -> str:
+    """The beginning of the ids of a class's servers, for people to tell them apart."""
+    text = "".join(c for c in name.lower() if c.isascii() and c.isalnum())
+    return text[:32] or "server"
+
+
 @dataclasses.dataclass(slots=True)
 class Bare:
     """A server's class and bare state, on the way to a node that has a newer version."""
@@ -77,26 +83,22 @@ class Bare:
 
 
 def upgraded(cls: Any, state: Any, from_version: int) -> Any:
-    """An object of a newer class from the state of an older one.
+    """An object of a newer class from the state of an older one; see `install_older`."""
+    obj = cls.__new__(cls)
+    install_older(obj, state, from_version)
+    return obj
+
+
+def install_older(obj: Any, state: Any, from_version: int) -> None:
+    """Give an object of a newer class the state of an older one.
 
     Uses the class's `upgrade(state, from_version)` hook, which returns the new state; a class
     without it takes the old state as it is.
     """
-    obj = cls.__new__(cls)
     upgrade = getattr(obj, "upgrade", None)
     if upgrade is not None:
         state = upgrade(state, from_version)
-    if hasattr(obj, "__setstate__"):
-        obj.__setstate__(state)
-        return obj
-    slots = None
-    if isinstance(state, tuple) and len(state) == 2:
-        state, slots = state
-    if state is not None:
-        obj.__dict__.update(state)
-    for name, value in (slots or {}).items():
-        setattr(obj, name, value)
-    return obj
+    attributes.set_state(obj, state)
 
 
 def join(record: bytes, body: bytes) -> bytes:

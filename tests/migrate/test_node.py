@@ -622,16 +622,13 @@ def test_a_monitor_of_a_server_that_is_not_there_says_so():
     run(body())
 
 
-@pytest.mark.parametrize("verb", ["replicate", "checkpoint", "restore", "fork", "rebalance"])
+@pytest.mark.parametrize("verb", ["replicate", "rebalance"])
 def test_a_verb_of_a_later_release_says_so(verb: str):
     async def body() -> None:
         async with nodes("a") as (a,):
             ref = await a.spawn(Counter)
             args = {
                 "replicate": (ref, ["b"]),
-                "checkpoint": (ref, "file:///x"),
-                "restore": ("file:///x",),
-                "fork": (ref,),
                 "rebalance": (),
             }[verb]
             error = await failure_of(getattr(a, verb)(*args), migrate.UsageError)
