@@ -239,6 +239,17 @@ def _first_line(data: Buffer) -> tuple[int, bytes]:
     return size, bytes.fromhex(found[3].decode())
 
 
+_MALFORMED: Final = (
+    ArithmeticError,  # a number beyond all bounds
+    AttributeError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the bytes of somebody else can make the reading of a header end in."""
+
+
 def read_header(data: Buffer) -> Header:
     """Read the header of a checkpoint file; nothing is verified but its form.
 
@@ -267,7 +278,7 @@ def read_header(data: Buffer) -> Header:
         )
         if parts_bytes < 0 or any(p.size < 0 or p.stored < 0 for p in parts):
             raise ValueError("a negative size")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise BadArchive(
             "damaged", f"its header is not as any release writes it: {error}"
         ) from error

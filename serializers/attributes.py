@@ -1,12 +1,13 @@
 """An object attribute by attribute: what each of them takes, and the bare state for an upgrade.
 
 The object comes first, made but without its state; then the shape of the state; then each
-attribute's value in a pickle of its own. All are written by one pickler and read by one unpickler,
+attribute's value. All are pickles of their own, written by one pickler and read by one unpickler,
 which share what they have seen: what two attributes have in common is one object again, and what
 refers back to the object itself finds it. The attribute that comes first bears what it shares.
 
 An object that reduces itself in its own way, without a state that could be taken apart, is one
-pickle as a whole. Its state cannot be upgraded.
+pickle as a whole; its state cannot be upgraded. Of what nests too deep for the C pickler everything
+is one pickle, in the same order, and no attribute's size is known.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import plain
-from .auto import _AutoPickler
+from .auto import _AutoPickler, _DeepAutoPickler, notice_registrations
 from .base import BufferKind, Snapshot, pack_head, parse_head
 from .errors import LoadFailed
-from .explain import explain_dump, explain_load
+from .explain import explain_load
+from .sink import PROTOCOL, Sink, assemble
 
 ATTRIBUTES_MAX = 1000
 """A state of more attributes is one pickle: it is a table rather than an object."""
@@ -32,36 +34,63 @@ STATELESS = "stateless"
 NAMED = "named"  # values follow, one for each name
 OPAQUE = "opaque"  # one value follows: the state, which is no plain dict of names
 
+_APART = "apart"
+_TOGETHER = "together"
+
 OTHERS = "(others)"
 """In sizes: the object itself and what is not one attribute's."""
 
 Install = Callable[[Any, Any], None]
 
 
-class _RootPickler(_AutoPickler):
-    """Writes one object, the root, without its state."""
+_DEFAULT = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
+"""What makes an object that does not say itself how."""
 
-    def __init__(self, sink: plain.Sink, root: object, frame: Any) -> None:
-        super().__init__(sink)
-        self._root = root
-        self._frame = frame
+
+class _Rooted:
+    """Has one object, the root, reduced to itself without its state."""
+
+    root: object = None
+    frame: Any = None
 
     def reducer_override(self, obj: Any) -> Any:
-        if obj is self._root and self._frame is not None:
-            return self._frame
-        return super().reducer_override(obj)
+        if obj is self.root and self.frame is not None:
+            return self.frame
+        return super().reducer_override(obj)  # type: ignore[misc]
+
+
+class _RootPickler(_Rooted, _AutoPickler):
+    pass
+
+
+class _DeepRootPickler(_Rooted, _DeepAutoPickler):
+    pass
 
 
 def _taken_apart(root: object) -> tuple[Any, Any]:
     """How the root is made, and its state; (None, None) if it cannot be told apart."""
-    reduced = _AutoPickler(plain.Sink()).reducer_override(root)
+    reduced = _AutoPickler(Sink()).reducer_override(root)
     if reduced is NotImplemented:
         registered = copyreg.dispatch_table.get(type(root))
-        reduced = registered(root) if registered is not None else root.__reduce_ex__(plain.PROTOCOL)
+        reduced = registered(root) if registered is not None else root.__reduce_ex__(PROTOCOL)
     if not isinstance(reduced, tuple) or not 2 <= len(reduced) <= 5:
         return None, None
     make, args, state, items, pairs = [*reduced, None, None, None][:5]
+    if state is None and make not in _DEFAULT:
+        return None, None
     return (make, args, None, items, pairs), state
+
+
+def _values(root: object, frame: Any, state: Any) -> list[tuple[str, Any]]:
+    """What is written after the object, in order, and whose share of the bytes it is."""
+    if frame is None:
+        return [(OTHERS, (WHOLE, ()))]
+    if state is None:
+        return [(OTHERS, (STATELESS, ()))]
+    named = type(state) is dict and len(state) <= ATTRIBUTES_MAX
+    if named and all(type(name) is str for name in state):
+        return [(OTHERS, (NAMED, list(state))), *state.items()]
+    return [(OTHERS, (OPAQUE, ())), (OTHERS, state)]
 
 
 def encode(root: object) -> tuple[Snapshot, dict[str, int]]:
@@ -73,57 +102,62 @@ def encode(root: object) -> tuple[Snapshot, dict[str, int]]:
     Raises:
         NotSerializable: Something cannot travel; names the path to it. `root` is as before.
     """
-    sink = plain.Sink()
-    names: list[str] = []
-    body: list[bytes] = []
-    found: list[tuple[memoryview, BufferKind]] = []
-    sizes: dict[str, int] = {}
-    pickler: _RootPickler | None = None
-
-    def write(value: object, name: str) -> None:
-        """One more pickle of the same stream; its chunks are put together on their own."""
-        assert pickler is not None
-        pickler.dump(value)
-        piece, buffers = plain.assemble(sink.chunks, sink.buffers)
-        sink.chunks.clear()
-        sink.buffers.clear()
-        body.append(piece)
-        found.extend(buffers)
-        took = len(piece) + sum(view.nbytes for view, _ in buffers)
-        sizes[name] = sizes.get(name, 0) + took
-
+    notice_registrations()
     try:
-        frame, state = _taken_apart(root)
-        pickler = _RootPickler(sink, root, frame)
-        write(root, OTHERS)
-        if frame is None:
-            write((WHOLE, ()), OTHERS)
-        elif state is None:
-            write((STATELESS, ()), OTHERS)
-        elif (
-            type(state) is dict
-            and len(state) <= ATTRIBUTES_MAX
-            and all(type(name) is str for name in state)
-        ):
-            names = list(state)
-            write((NAMED, names), OTHERS)
-            for name in names:
-                write(state[name], name)
-        else:
-            write((OPAQUE, ()), OTHERS)
-            write(state, OTHERS)
+        if plain.STACK_IS_BOUNDED or sys.getrecursionlimit() <= plain.RECURSION_LIMIT_MAX:
+            return _encode_apart(root)
     except MemoryError:
         raise
     except Exception as exc:
-        raise explain_dump(root, exc, _AutoPickler(plain.Sink()).reducer_override) from exc
-    whole = b"".join(body)
+        if not plain._ran_out_of_stack(exc):
+            raise plain._explained(root, exc, _AutoPickler) from exc
+    try:
+        return _encode_together(root)
+    except MemoryError:
+        raise
+    except Exception as exc:
+        raise plain._explained(root, exc, _AutoPickler) from exc
+
+
+def _encode_apart(root: object) -> tuple[Snapshot, dict[str, int]]:
+    sink = Sink()
+    pickler = _RootPickler(sink)
+    frame, state = _taken_apart(root)
+    pickler.root, pickler.frame = root, frame
+    body: list[bytes] = []
+    found: list[tuple[memoryview, BufferKind]] = []
+    sizes: dict[str, int] = {}
+    for name, value in [(OTHERS, _APART), (OTHERS, root), *_values(root, frame, state)]:
+        pickler.dump(value)
+        piece, buffers = assemble(sink.chunks, sink.buffers)
+        sink.chunks.clear()
+        sink.buffers.clear()
+        body.append(piece)
+        found += buffers
+        sizes[name] = sizes.get(name, 0) + len(piece) + sum(view.nbytes for view, _ in buffers)
+    return _snapshot(b"".join(body), found, pickler.code_by_value), sizes
+
+
+def _encode_together(root: object) -> tuple[Snapshot, dict[str, int]]:
+    sink = Sink()
+    pickler = _DeepRootPickler(sink)
+    frame, state = _taken_apart(root)
+    pickler.root, pickler.frame = root, frame
+    pickler.dump((_TOGETHER, root, *(value for _, value in _values(root, frame, state))))
+    snapshot = _snapshot(sink.body, sink.found, pickler.code_by_value)
+    return snapshot, {OTHERS: snapshot.size_bytes}
+
+
+def _snapshot(
+    body: bytes, found: list[tuple[memoryview, BufferKind]], code_by_value: bool
+) -> Snapshot:
     head = pack_head(
-        code_by_value=pickler.code_by_value,
-        body_size_bytes=len(whole),
+        code_by_value=code_by_value,
+        body_size_bytes=len(body),
         buffer_sizes_bytes=[view.nbytes for view, _ in found],
         kinds=bytes(kind for _, kind in found),
     )
-    return Snapshot(head, whole, tuple(view for view, _ in found)), sizes
+    return Snapshot(head, body, tuple(view for view, _ in found))
 
 
 def decode(snapshot: Snapshot, install: Install | None = None) -> object:
@@ -149,14 +183,16 @@ def decode(snapshot: Snapshot, install: Install | None = None) -> object:
     unpickler = pickle.Unpickler(io.BytesIO(snapshot.body), buffers=iter(buffers))
     try:
         with plain.collector_off():
-            obj: Any = unpickler.load()
-            shape, names = unpickler.load()
+            first = unpickler.load()
+            take = iter(first[1:]).__next__ if type(first) is tuple else unpickler.load
+            obj: Any = take()
+            shape, names = take()
             state: Any = None
             if shape == NAMED:
                 # As pickle does: attributes are found faster by names that are one object.
-                state = {sys.intern(name): unpickler.load() for name in names}
+                state = {sys.intern(name): take() for name in names}
             elif shape == OPAQUE:
-                state = unpickler.load()
+                state = take()
     except Exception as exc:
         raise explain_load(snapshot.body, exc) from exc
     if shape != WHOLE:

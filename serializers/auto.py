@@ -226,12 +226,17 @@ def _dill_action(obj: Any, pickler: _Decider) -> Reduced:
     return dill.loads, (dill.dumps(obj, protocol=PROTOCOL),)
 
 
-def _write(obj: object) -> tuple[Sink, bool]:
-    """Pickle `obj` into a sink; also tell whether code went along by value."""
+def notice_registrations() -> None:
+    """Decide anew if something was registered with `copyreg`; before each stream."""
     global _copyreg_size
     if len(copyreg.dispatch_table) != _copyreg_size:
         forget_decisions()
         _copyreg_size = len(copyreg.dispatch_table)
+
+
+def _write(obj: object) -> tuple[Sink, bool]:
+    """Pickle `obj` into a sink; also tell whether code went along by value."""
+    notice_registrations()
     sink, pickler = plain.write(obj, _AutoPickler, _DeepAutoPickler)
     return sink, pickler.code_by_value
 

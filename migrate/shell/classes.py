@@ -97,7 +97,8 @@ def install_older(obj: Any, state: Any, from_version: int) -> None:
     """
     upgrade = getattr(obj, "upgrade", None)
     if upgrade is not None:
-        state = upgrade(state, from_version)
+        # An object without attributes has no state, which is no concern of the hook's.
+        state = upgrade({} if state is None else state, from_version)
     attributes.set_state(obj, state)
 
 

@@ -200,7 +200,8 @@ class FileStore(Store):
         return size
 
     def _why(self, error: OSError, what: str) -> str:
-        if isinstance(error, FileNotFoundError) and not os.path.isdir(self.folder):
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if missing and not os.path.isdir(self.folder):
             return f"there is no folder {self.folder}; make it first"
         if isinstance(error, IsADirectoryError):
             return "a folder has that name"

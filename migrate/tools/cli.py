@@ -16,6 +16,7 @@ import importlib.util
 import json
 import logging
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -750,6 +751,173 @@ def stop(
         output.emit_json({"stopped": stopped})
     else:
         click.echo("\n".join(f"stopped {server}" for server in stopped))
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def _place(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A URL, or the path of a file as people type it."""
+    from migrate.shell import stores
+
+    try:
+        return stores.url_of(value if "://" in value else pathlib.Path(value))
+    except UsageError as error:
+        raise click.BadParameter(error.message, context, parameter) from error
+
+
+def _key(context: click.Context, parameter: click.Parameter, value: str | None) -> bytes | None:
+    if value is None:
+        return None
+    try:
+        key = pathlib.Path(value).read_bytes().strip()
+    except OSError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+    if len(key) < 16:
+        raise click.BadParameter(f"it holds fewer than 16 bytes: {value}", context, parameter)
+    return key
+
+
+_url = click.argument("url", callback=_place)
+_key_file = click.option(
+    "--key-file",
+    "key",
+    callback=_key,
+    metavar="FILE",
+    help="The key that signs it, at least 16 bytes; by default one of the cluster's.",
+)
+
+
+@cli.command()
+@click.argument("server")
+@_url
+@click.option(
+    "--every",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Take it now and then again and again, under names that begin with URL; 0 ends that.",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="With --every: how many are kept.",
+)
+@_key_file
+@_of_cluster
+def checkpoint(
+    server: str,
+    url: str,
+    every: float | None,
+    keep: int,
+    key: bytes | None,
+    cluster: str | None,
+    secret_file: str | None,
+    as_json: bool,
+) -> None:
+    """Write a server's state to a file or object store; it goes on serving.
+
+    URL is file:///FOLDER/NAME, s3://BUCKET/NAME or the path of a file, on the owner's host. What is
+    there is replaced only when the new one is whole.
+    """
+
+    async def verb(client: Client, place: Place) -> Any:
+        ref = await _ref(client, server)
+        return await client.checkpoint(ref, url, every=every, keep=keep, key=key)
+
+    with _errors(as_json):
+        written = _with_client(verb, cluster, secret_file)
+    if as_json:
+        output.emit_json(written)
+    else:
+        click.echo(f"{written.url}  {written.bytes:,} bytes  {written.digest}")
+
+
+@cli.command()
+@_url
+@click.option("--on", metavar="NODE", help="The node; by default any.")
+@click.option("--name", help="A name to find it by; by default the one that it had.")
+@click.option("--replace", is_flag=True, help="Also while the original lives: replace it.")
+@click.option("--fork", is_flag=True, help="As another server, with a new id and no name.")
+@_key_file
+@_of_cluster
+def restore(
+    url: str,
+    on: str | None,
+    name: str | None,
+    replace: bool,
+    fork: bool,
+    key: bytes | None,
+    cluster: str | None,
+    secret_file: str | None,
+    as_json: bool,
+) -> None:
+    """Bring a server back from a checkpoint, and print its id.
+
+    It keeps its id. Who called it before is told once that it went back in time. While the original
+    lives that is refused, unless --replace or --fork is given.
+    """
+    if replace and (fork or name is not None):
+        raise click.UsageError("--replace excludes --fork and --name")
+
+    async def verb(client: Client, place: Place) -> tuple[Any, Any]:
+        ref = await client.restore(url, on=on, name=name, replace=replace, fork=fork, key=key)
+        return ref, await client.info(ref)
+
+    with _errors(as_json):
+        ref, told = _with_client(verb, cluster, secret_file)
+    if as_json:
+        output.emit_json(told)
+    else:
+        click.echo(ref._server_id)
+
+
+@cli.command()
+@click.argument("server")
+@click.option("--on", metavar="NODE", help="The node of the clone; by default the original's.")
+@_of_cluster
+def fork(
+    server: str, on: str | None, cluster: str | None, secret_file: str | None, as_json: bool
+) -> None:
+    """Clone a server under a new id, and print that: state and timers, no mailbox, no name."""
+
+    async def verb(client: Client, place: Place) -> tuple[Any, Any]:
+        twin = await client.fork(await _ref(client, server), on=on)
+        return twin, await client.info(twin)
+
+    with _errors(as_json):
+        twin, told = _with_client(verb, cluster, secret_file)
+    if as_json:
+        output.emit_json(told)
+    else:
+        click.echo(twin._server_id)
+
+
+@cli.command()
+@_url
+@click.option("--verify", is_flag=True, help="Read all of it, and check every byte.")
+@_key_file
+@click.option("--secret-file", metavar="FILE", help="The cluster secret; by default the user's.")
+@_is_json
+def inspect(
+    url: str, verify: bool, key: bytes | None, secret_file: str | None, as_json: bool
+) -> None:
+    """Tell what a checkpoint holds, without a cluster and without unpickling any of it.
+
+    The exit status is 0 if its header is signed with the key at hand (and with --verify, if all of
+    it is as it was written), and 1 if not.
+    """
+    from migrate.tools import checkpoint_text
+
+    with _errors(as_json):
+        told = checkpoint_text.inspected(url, key, secret_file, verify)
+    if as_json:
+        output.emit_json(told)
+    else:
+        checkpoint_text.show(told)
+    if told["flaw"]:
+        _exit(output.FAILED)
 
 
 # ------------------------------------------------------------------ nodes

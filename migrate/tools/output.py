@@ -80,7 +80,8 @@ def fail(error: BaseException, as_json: bool, code: int | None = None) -> int:
         text = error.message
         advice = f"({type(error).__name__}: {_ADVICE[error.outcome]})"
         told = {"message": error.message, "outcome": error.outcome.value}
-        told |= {k: getattr(error, k) for k in ("server", "node", "cause") if getattr(error, k)}
+        known = ("server", "node", "cause", "path", "url", "flaw")
+        told |= {k: getattr(error, k) for k in known if getattr(error, k, None)}
         if code is None:
             code = {Outcome.NOT_DONE: FAILED, Outcome.DONE: RAISED, Outcome.UNKNOWN: UNKNOWN}[
                 error.outcome
