@@ -218,7 +218,8 @@ class Verbs(Protocol):
         """Bring a server back from a checkpoint; `on_arrive` runs before its first message.
 
         It keeps its id, so refs to it work again. It has gone back in time: each sender that
-        knew it before gets `RolledBack` once, with both times, and can then go on. Timers go on
+        knew it before, by a call or only by its ref, gets `RolledBack` once, with both times,
+        and can then go on. Timers go on
         with the time that they had left; requests of its own that nobody had acknowledged are
         dropped, which the log and `monitor` tell.
 

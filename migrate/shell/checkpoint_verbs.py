@@ -26,7 +26,14 @@ from migrate.core.events import SwapOutcome
 from migrate.core.ids import NodeId, ServerId, node_name
 from migrate.core.incarnation import Incarnation, Phase, Plan
 from migrate.core.messages import Moved
-from migrate.errors import CheckpointError, MigrateError, Outcome, ServerNotFound
+from migrate.errors import (
+    CallTimeout,
+    CheckpointError,
+    MigrateError,
+    NodeNotFound,
+    Outcome,
+    ServerNotFound,
+)
 from migrate.ref import RefObject
 from migrate.reports import CheckpointInfo
 from migrate.server import ServerSpec
@@ -45,6 +52,9 @@ RETRY_S: Final = 0.1
 
 BURIAL_S: Final = 10.0
 """How long a server is waited for whose owner is gone, until its row says so."""
+
+SILENT_S: Final = 3.0
+"""How long an owner is asked whether it serves, before its silence counts as yes."""
 
 SMALL_CAPTURE_BYTES: Final = 64 << 10
 """States known to be smaller are captured on the loop: that takes less than handing them to a
@@ -295,11 +305,27 @@ class CheckpointVerbs:
             if entry is None:
                 return None, 0, rev_max
             row = wire.decode_row(entry.value)
-            known = node._membership.nodes
-            if row.state is RowState.LOST or row.owner in known or time.monotonic() > until:
+            if row.state is RowState.LOST or time.monotonic() > until:
                 return row, entry.rev, rev_max
-            # Its owner was seen dead an instant ago, or is one that we have not heard of yet.
+            if await self._is_served(row):
+                return row, entry.rev, rev_max
+            # Its owner died an instant ago, or gave it away.
             await asyncio.sleep(RETRY_S / 4)
+
+    async def _is_served(self, row: Row) -> bool:
+        """Whether the owner in a row says so, or says nothing; not if it is dead or denies it."""
+        node = self._node
+        if row.owner == node._id:
+            return row.server in node._driver.core.hosted
+        if row.owner not in node._membership.nodes:
+            return False
+        try:
+            await node._asks.ask(row.owner, "info", row.server, timeout_s=SILENT_S)
+        except CallTimeout:
+            return True  # silent, perhaps paused: that is not dead
+        except (self._elsewhere, NodeNotFound):
+            return False
+        return True
 
     async def _take_row(self, row: Row, rev: int, loaded: Loaded) -> int:
         """Write the row of a restored server over one that is LOST or gone; its revision."""
