@@ -180,7 +180,9 @@ def decode(snapshot: Snapshot, install: Install | None = None) -> object:
     buffers = [
         plain._revive(view, kind) for view, kind in zip(snapshot.buffers, head.kinds, strict=True)
     ]
-    unpickler = pickle.Unpickler(io.BytesIO(snapshot.body), buffers=iter(buffers))
+    renamed = plain.former_names and plain._mentions_former_name(snapshot.body)
+    kind = plain._FormerNamesUnpickler if renamed else pickle.Unpickler
+    unpickler = kind(io.BytesIO(snapshot.body), buffers=iter(buffers))
     try:
         with plain.collector_off():
             first = unpickler.load()

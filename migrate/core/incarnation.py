@@ -417,9 +417,16 @@ def contradiction(record: StateRecord, server: ServerId) -> str:
         if numbers and r.next_seq - min(numbers) > _WINDOW_MAX:
             return f"session {r.id!r} has more numbers under way than any window allows"
         sending.add(r.id)
+        if not 0 <= r.generation < _NUMBER_MAX:
+            return f"session {r.id!r} is of a generation that cannot be"
     for t in record.timers:
         if not (0 < t.period_ms < _NUMBER_MAX and 0 <= t.left_ms < _NUMBER_MAX):
             return f"timer {t.method!r} is never due"
+    for p in record.plans:
+        if not (0 < p.every_ms < _NUMBER_MAX and 0 <= p.left_ms < _NUMBER_MAX and p.keep > 0):
+            return f"the checkpoints to {p.url!r} are never due"
+    if not all(0 <= generation < _NUMBER_MAX for generation in record.met.values()):
+        return "it has met a generation that cannot be"
     return ""
 
 

@@ -822,17 +822,23 @@ class Core:
         """
         sender, server = session.sender, session.server
         generation = directory.decode_news(payload).generation
+        told = False
         for other in [*sender.sessions.values(), *sender.chained.values()]:
             if other.server != server or (other.generation >= generation and other is not session):
                 continue
             for out in list(other.outstanding.values()):
                 other.settle(out.seq)
+                told = told or out.token is not None
                 # The value tells whether a copy may have been executed.
                 self._resolve(out, ROLLED_BACK, payload, out.sent_ms >= 0)
             while other.waiting:
-                self._resolve(other.waiting.popleft(), ROLLED_BACK, payload, False)
+                out = other.waiting.popleft()
+                told = told or out.token is not None
+                self._resolve(out, ROLLED_BACK, payload, False)
             self._drop_sending(other)
-        sender.remember(server, generation)
+        if told:
+            # Otherwise nobody waits any more for what was asked, and the next request is told.
+            sender.remember(server, generation)
 
     def _forgotten(self, session: SendSession, now_ms: int) -> None:
         """The owner does not know the session (any more): nothing in it can go on."""
@@ -1824,6 +1830,40 @@ class Core:
                 return True
         return False
 
+    def begin_replacing(self, inc: Incarnation, now_ms: int) -> Phase:
+        """From here on a server at a quiescent point admits and sends nothing.
+
+        Its row is about to be swapped: until that is known it might not be the owner any more.
+        `restored` or `end_replacing` follows. A move that waits for it is given up.
+
+        Returns:
+            What it was doing, for `end_replacing`.
+        """
+        transfer = self.leaving.get(inc.id)
+        source = self.moves_out.get(transfer) if transfer is not None else None
+        reason = "the server is being replaced by what a checkpoint holds"
+        if source is not None:
+            self._apply_source(source, source.handle(Withdraw(reason), now_ms), now_ms)
+        for queued in [source for source in self._queue if source.server == inc.id]:
+            self._queue.remove(queued)
+            self._finish_source(queued, Finish(Result.ROLLED_BACK, reason))
+        phase = inc.phase
+        inc.phase = Phase.FROZEN
+        inc.sender.muted = True
+        self._flush(now_ms)
+        return phase
+
+    def end_replacing(self, inc: Incarnation, phase: Phase, now_ms: int) -> None:
+        """It was not replaced: admit and send again; `finish` follows."""
+        inc.phase = Phase.RUNNING if phase is Phase.STARTING and not inc.starting else phase
+        inc.sender.muted = False
+        self._arm_ticks(inc, now_ms)
+        late, inc.late = inc.late, []
+        for env in late:
+            self._arrive(inc, env, now_ms)
+        self._come_home(inc, now_ms)
+        self._flush(now_ms)
+
     def checkpoint(self, inc: Incarnation, now_ms: int) -> CheckpointRecord:
         """What a checkpoint holds of a server at a quiescent point, besides its object."""
         return checkpoint(inc, self.port.pack, now_ms)
@@ -1862,6 +1902,8 @@ class Core:
         self.tombstones.pop(row.server, None)
         if former is not None:
             self._supersede(former, row, now_ms)
+            for env in former.late:
+                self._arrive(inc, env, now_ms)
         self._come_home(inc, now_ms)
         self._flush(now_ms)
         return inc

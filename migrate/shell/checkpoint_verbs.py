@@ -279,7 +279,7 @@ class CheckpointVerbs:
         new = rules.restored(
             known=row,
             rev_max=rev_max,
-            checkpoint=loaded.facts.row(),
+            checkpoint=loaded.facts.row(spec.cls_name),
             owner=node._id,
             transfer=request,
             name=loaded.facts.name if name is None else name,
@@ -385,7 +385,7 @@ class CheckpointVerbs:
             new = rules.restored(
                 known=row,
                 rev_max=0,
-                checkpoint=loaded.facts.row(),
+                checkpoint=loaded.facts.row(spec.cls_name),
                 owner=node._id,
                 transfer=request,
                 name=row.name,
@@ -395,9 +395,35 @@ class CheckpointVerbs:
                 now_s=time.time(),
                 cause=checkpoints.cause_of(loaded),
             )
-            rev = await _to_its_end(self._swap_own(row, rev, new, url))
-            # NB: no await from the swap to here that could be cancelled.
-            return self._host(loaded, obj, spec, new, rev)
+            replacing = self._replace_now(inc, rev, new, url, loaded, obj, spec)
+            return await _to_its_end(replacing)
+
+    async def _replace_now(
+        self,
+        inc: Incarnation,
+        rev: int,
+        new: Row,
+        url: str,
+        loaded: Loaded,
+        obj: Any,
+        spec: ServerSpec,
+    ) -> RefObject:
+        """Swap the row of a server that stands still, and host the other in its place."""
+        node = self._node
+        driver = node._driver
+        core = driver.core
+        phase = core.begin_replacing(inc, driver.now_ms())
+        driver.flush()
+        try:
+            rev = await self._swap_own(inc.row, rev, new, url)
+        except BaseException:
+            core.end_replacing(inc, phase, driver.now_ms())
+            raise
+        ref = self._host(loaded, obj, spec, new, rev)
+        if inc.id in node._stops:
+            # It was asked to stop meanwhile, and is to.
+            core.stop(inc.id, driver.now_ms())
+        return ref
 
     async def _swap_own(self, row: Row, rev: int, new: Row, url: str) -> int:
         """Swap this node's own row; returns only when it is known what became of it."""

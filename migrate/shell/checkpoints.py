@@ -76,8 +76,12 @@ class Facts(msgspec.Struct, kw_only=True):
     dropped: int
     attributes: dict[str, int]
 
-    def row(self) -> Row:
-        """The row that the server had then, as far as restoring it needs it."""
+    def row(self, cls: str) -> Row:
+        """The row that the server had then, as far as restoring it needs it.
+
+        Args:
+            cls: What its class is called here: it may have been renamed.
+        """
         rollbacks = tuple(Rollback(*rollback) for rollback in self.rollbacks)
         return Row(
             self.server,
@@ -86,7 +90,7 @@ class Facts(msgspec.Struct, kw_only=True):
             RowState.LOST,
             "",
             self.name,
-            self.cls,
+            cls,
             self.version,
             generation=self.generation,
             rollbacks=rollbacks,

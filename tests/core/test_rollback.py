@@ -428,6 +428,70 @@ def test_sessions_of_a_former_generation_of_the_sender_end() -> None:
     assert inc.sessions == {}
 
 
+def test_while_its_row_is_swapped_a_server_admits_and_sends_nothing() -> None:
+    at, port = core()
+    inc = host(at)
+    at.route_hint("other", B, 1)
+    at.request(inc.sender, "other", out(), NOW)
+    assert at.quiesce(SERVER, None, NOW)
+    ((_, entry),) = port.quiet
+    phase = at.begin_replacing(inc, NOW)
+    port.take()
+    at.receive(CLIENT, [env(1), env(2, kind=CAST)], NOW)
+    at.tick(NOW + 5_000)
+    assert port.take() == [] and inc.sessions == {}
+    # Not replaced after all: what came meanwhile is admitted, what was unanswered is repeated.
+    at.end_replacing(inc, phase, NOW + 5_000)
+    assert [m.server for m in port.of(Envelope)] == ["other"]
+    finish(at, inc, entry, NOW + 5_000)
+    assert port.ran == ["m1", "m2"]
+
+
+def test_what_comes_while_the_row_is_swapped_hears_of_the_new_generation() -> None:
+    at, port = core()
+    inc = host(at)
+    assert at.quiesce(SERVER, None, NOW)
+    ((_, entry),) = port.quiet
+    at.begin_replacing(inc, NOW)
+    at.receive(CLIENT, [env(1, generation=1), env(2, kind=CAST, generation=1)], NOW)
+    restored(at, NOTHING, back(inc.row))
+    finish(at, inc, entry)
+    assert [m.status for m in port.of(Reply)] == [ROLLED_BACK, ROLLED_BACK]
+    assert port.ran == [] and port.of(Receipt) == []
+
+
+def test_a_move_that_waits_gives_way_to_a_replacement() -> None:
+    at, port = core()
+    inc = host(at)
+    assert at.quiesce(SERVER, None, NOW)
+    ((_, entry),) = port.quiet
+    at.move(SERVER, B, TRANSFER, False, "", NOW)
+    at.receive(B, [Prepared(TRANSFER, 1)], NOW)
+    phase = at.begin_replacing(inc, NOW)
+    (ended,) = port.did(Finish)
+    assert ended.result is Result.ROLLED_BACK and "replaced" in ended.reason
+    at.started(SERVER, NOW)  # the shell's word after the roll-back
+    assert inc.phase is Phase.FROZEN
+    at.receive(CLIENT, [env(1)], NOW)
+    at.end_replacing(inc, phase, NOW)
+    finish(at, inc, entry)
+    assert inc.phase is Phase.RUNNING and port.ran == ["m1"]
+
+
+def test_news_that_nobody_waits_for_are_told_with_the_next_request() -> None:
+    at, port = core()
+    sent = called(at, port, "cancelled")
+    (session,) = at.sending.values()
+    at.cancel(session, session.outstanding[1], NOW)
+    at.receive(B, [Reply(sent.session, 1, ROLLED_BACK, NEWS)], NOW)
+    assert port.resolved == []
+    again = called(at, port, "told")
+    assert again.session != sent.session and again.generation == 1
+    at.receive(B, [Reply(again.session, 1, ROLLED_BACK, NEWS)], NOW)
+    assert port.resolved == [("told", ROLLED_BACK, NEWS)]
+    assert called(at, port, "after").generation == 7
+
+
 # -- quiescent points
 
 
