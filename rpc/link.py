@@ -180,6 +180,11 @@ class Link:
             self._pump()
         return True
 
+    def push(self) -> None:
+        """Write what waits, also in the middle of handling a frame."""
+        if self._write is None:
+            self._pump()
+
     @property
     def queued_bytes(self) -> int:
         return self._outbox.queued_bytes

@@ -333,6 +333,13 @@ class Links:
             return False
         return link.send(data, bulk)
 
+    def push(self) -> None:
+        """Hand to the channels what waits, also from within `received`, whose answers otherwise
+        leave together when it has returned. For a process that is about to stop or to end.
+        """
+        for link in list(self._up.values()):
+            link.push()
+
     def queued_bytes(self, peer_id: str) -> int:
         """Tell how many bytes wait to be sent to a peer; 0 without a link."""
         link = self._up.get(peer_id)

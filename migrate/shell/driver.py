@@ -1099,7 +1099,7 @@ class Driver:
     def reach(self, point: Point) -> None:
         """A step of a move or of delivery was reached; tests may end or stop a process here."""
         if self.failpoints is not None:
-            self.failpoints.reach(point.value, self.flush)
+            self.failpoints.reach(point.value, self.peers.push)
 
 
 class FailPoints:
@@ -1143,17 +1143,17 @@ class FailPoints:
         text = os.environ.get(cls.VARIABLE)
         return None if text is None else cls(text)
 
-    def reach(self, point: str, flush: Callable[[], None]) -> None:
+    def reach(self, point: str, push: Callable[[], None]) -> None:
         """Do what is set for `point`, once.
 
-        Before this process ends itself, what it has sent so far leaves by `flush`. Another one is
+        Before this process ends itself, what it has sent so far leaves by `push`. Another one is
         ended before: otherwise it could still take and answer what this step sends to it.
         """
         number, pid = self.actions.pop(point, (None, 0))
         if number is None:
             return
         if pid == os.getpid():
-            flush()
+            push()
         os.kill(pid, number)
 
 

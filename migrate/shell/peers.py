@@ -145,6 +145,11 @@ class Peers:
             else:
                 self._send_now(node, box)
 
+    def push(self) -> None:
+        """Send what is queued, and wait for no turn of the loop (see `Links.push`)."""
+        self.flush()
+        self.links.push()
+
     def _send_now(self, node: NodeId, box: list[Message]) -> None:
         self._pace += (len(box) - self._pace) / 4
         small = []

@@ -23,7 +23,17 @@ from rpc.errors import FrameError, LinkTimeout, ListenFailed, PeerRefused
 from rpc.grpc_channel import METHOD, frame_head, frame_of, is_loopback, split_address
 from rpc.links import LinkOptions, Links, Verdict, incoming_verdict
 from rpc.v1 import link_pb2
-from tests.rpc.harness import PATIENCE_S, SECRET, End, HandMade, Recorder, peer, run, transport
+from tests.rpc.harness import (
+    PATIENCE_S,
+    SECRET,
+    End,
+    HandMade,
+    Recorder,
+    connected,
+    peer,
+    run,
+    transport,
+)
 
 ROOT = Path(__file__).parents[2]
 QUICK = LinkOptions(redial_first_s=0.001, redial_max_s=0.01)
@@ -485,3 +495,28 @@ def test_a_proxy_for_the_web_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
             return await a.links.connect(await b.links.listen(LOOPBACK), PATIENCE_S)
 
     assert run(scenario()).id == "b"
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+def test_what_is_pushed_has_left_before_the_handler_returns(pushed: bool) -> None:
+    queued = []
+
+    async def main() -> None:
+        async with connected("unix:") as (a, b):
+
+            def answer(event: tuple[object, ...]) -> None:
+                if event[0] == "received" and b.links.send("a", b"answer"):
+                    if pushed:
+                        b.links.push()
+                    queued.append(b.links.queued_bytes("a"))
+
+            b.recorder.on_event = answer
+            a.links.send("b", b"question")
+            await a.recorder.count("received")
+            # The link goes on as before.
+            a.links.send("b", b"question")
+            await a.recorder.count("received", 2)
+        assert a.recorder.data == [b"answer"] * 2
+
+    run(main())
+    assert all(size == 0 for size in queued) is pushed
