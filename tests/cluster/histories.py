@@ -56,7 +56,7 @@ KINDS: Final[dict[str, tuple[Any, Model]]] = {
     "set": (workloads.GrowingSet, linearizable.GrowingSet()),
 }
 
-FAULTS: Final = ("kill", "stop", "kill at point", "stop at point", "cut", "cut frame", "pair")
+FAULTS: Final = ("kill", "stop", "cut", "cut frame", "pair")
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,14 @@ class Plan:
     def draw(seed: int, **fixed: Any) -> Plan:
         """The plan of a seed; `fixed` replaces parts of it."""
         rng = random.Random(f"plan {seed}")
-        points = rng.random() < 0.7
-        kinds = [kind for kind in FAULTS if points or "point" not in kind]
-        # Swarm: some runs have few kinds of faults and thus many of each, some have all.
-        few = rng.sample(kinds, rng.randint(1, len(kinds)))
-        # A run of the campaign has at least one kill and one pause.
+        # Swarm: some runs have few kinds of faults and thus many of each, some have all; a kill
+        # and a pause are in each.
+        few = rng.sample(FAULTS, rng.randint(1, len(FAULTS)))
         faults = {"kill": None, "stop": None, **dict.fromkeys(few)}
         plan = Plan(
             seed,
             same_host=seed % 2 == 0,
-            points=points,
+            points=rng.random() < 0.7,
             lease_s=rng.choice([1.0, 10.0]),
             nodes=rng.choice([3, 4]),
             clients=rng.choice([4, 8]),
@@ -254,6 +252,12 @@ class Run:
         self.counts["servers"] += kind != "relay"
         return Subject(kind, ref, large)
 
+    async def switch_off(self, node: str) -> None:
+        """Take the mechanism away that the plan says."""
+        if self.plan.switched_off:
+            on = migrate.SpawnOptions(on=node)
+            await self.client.spawn(workloads.SwitchedOff, self.plan.switched_off, options=on)
+
     async def populate(self) -> None:
         """Keep the number of servers up, until the end."""
         kinds = itertools.cycle(KINDS)
@@ -360,9 +364,12 @@ class Run:
             subject = rng.choice(self.open)
             via = rng.choice(self.relays) if self.relays and rng.random() < 0.15 else None
             pending = []
-            for _ in range(rng.choice([1, 1, 2, 4])):
+            for n in range(rng.choice([1, 1, 2, 4])):
+                if n:
+                    # The former may be under way to another place than the next will be.
+                    await asyncio.sleep(rng.choice([0, 0, 0.001, 0.003]))
                 timeout_s = rng.choice([0.02, 0.2, 1.0]) if rng.random() < 0.1 else None
-                pad = bytes(300_000) if rng.random() < 0.01 else b""
+                pad = bytes(300_000) if rng.random() < 0.02 else b""  # bulk, which is slower
                 call = self.draw(rng, subject.kind, lane)
                 cast = call[0] in ("increment", "append", "add") and rng.random() < 0.15
                 options: dict[str, Any] = {"relay": via, "cast": cast, "pad": pad}
@@ -394,33 +401,23 @@ class Run:
     # ------------------------------------------------------------------ faults
 
     async def torment(self, rng: random.Random, until_s: float) -> None:
-        """Faults one after the other, each followed by its repair, until it is time."""
-        faults = self.plan.faults
-        # One kill and one pause in any case, then each kind as far as there is time.
-        first = [kind for kind in rng.sample(["kill", "stop"], 2) if kind in faults]
-        order = deque(
-            first + rng.sample([k for k in faults if k not in first], len(faults) - len(first))
-        )
+        """Faults one after the other, each with its repair: each kind, and on until it is time."""
+        order = deque(rng.sample(self.plan.faults, len(self.plan.faults)))
         while order or time.monotonic() < until_s:
-            if time.monotonic() > until_s and order[0] not in first:
-                break
             await asyncio.sleep(rng.uniform(0.05, 0.3))
-            kind = order.popleft() if order else rng.choice(faults)
-            if kind in first and f"{kind} at point" in faults and rng.random() < 0.7:
-                kind = f"{kind} at point"
-            await self.fault(kind, rng)
+            await self.fault(order.popleft() if order else rng.choice(self.plan.faults), rng)
 
     async def fault(self, kind: str, rng: random.Random) -> None:
         """One fault and its repair."""
         victim = rng.choice(list(self.alive.values()))
         match kind:
+            case "kill" | "stop" if self.plan.points and rng.random() < 0.7:
+                await self.at_point(kind, victim, rng)
             case "kill":
                 victim.kill()
                 await self.buried(victim)
             case "stop":
                 await self.pause(victim, rng)
-            case "kill at point" | "stop at point":
-                await self.at_point(kind.split()[0], victim, rng)
             case "cut":
                 self.cut(victim)
             case "cut frame":
@@ -447,6 +444,7 @@ class Run:
         self.counts["kills"] += 1
         self.alive.pop(victim.name)
         self.alive[victim.name] = await self.cluster.add_node(victim.name)
+        await self.switch_off(victim.name)
 
     async def pause(self, victim: NodeProcess, rng: random.Random) -> None:
         """Stop a process and wake it."""
@@ -516,6 +514,8 @@ class Run:
         """Everything at once for as long as planned; then what there is, is read."""
         plan = self.plan
         rng = random.Random(f"run {plan.seed}")
+        for name in self.alive:
+            await self.switch_off(name)
         until_s = time.monotonic() + plan.seconds
         async with contextlib.AsyncExitStack() as stack:
             clients = []
