@@ -8,6 +8,7 @@ a run that breaks a promise is kept in a file. Exit status 1 if one did.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import pathlib
 import statistics
@@ -35,23 +36,30 @@ def main() -> int:
     failed: list[int] = []
     jobs = [(seed, options.seconds) for seed in range(options.seed, options.seed + options.runs)]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for done, (seed, line, more, violations, history, took_s) in enumerate(
-            pool.imap_unordered(carry_out, jobs), 1
-        ):
-            counts.update(more)
-            counts["violations"] += len(violations)
-            counts["runs with a kill and a pause"] += bool(more.get("kills") and more.get("pauses"))
-            took.append(took_s)
-            print(f"[{done}/{options.runs}, {time.monotonic() - begun:.0f} s] {line}", flush=True)
-            if violations:
-                failed.append(seed)
-                options.keep.mkdir(parents=True, exist_ok=True)
-                path = options.keep / f"history-{seed}.txt"
-                path.write_text(history)
-                print("\n".join(f"  {text}" for text in violations[:5]))
-                print(f"  all of it in {path}", flush=True)
-    print(f"\n{len(took)} runs in {time.monotonic() - begun:.0f} s, median of one")
-    print(f"  {statistics.median(took):.1f} s; failing seeds: {failed or 'none'}")
+        results = pool.imap_unordered(carry_out, jobs)
+        # Interrupted, it still says what it has got.
+        with contextlib.suppress(KeyboardInterrupt):
+            for seed, line, more, violations, history, took_s in results:
+                counts.update(more)
+                counts["violations"] += len(violations)
+                both = more.get("kills") and more.get("pauses")
+                counts["runs with a kill and a pause"] += bool(both)
+                took.append(took_s)
+                elapsed_s = time.monotonic() - begun
+                print(f"[{len(took)}/{options.runs}, {elapsed_s:.0f} s] {line}", flush=True)
+                if violations:
+                    failed.append(seed)
+                    options.keep.mkdir(parents=True, exist_ok=True)
+                    path = options.keep / f"history-{seed}.txt"
+                    path.write_text(history)
+                    print("\n".join(f"  {text}" for text in violations[:5]))
+                    print(f"  all of it in {path}", flush=True)
+    if not took:
+        return 1
+    print(
+        f"\n{len(took)} runs in {time.monotonic() - begun:.0f} s, median of one "
+        f"{statistics.median(took):.1f} s; failing seeds: {failed or 'none'}"
+    )
     for name in sorted(counts, key=lambda name: (":" in name, name)):
         print(f"  {name:<40}{counts[name]:>9}")
     return 1 if failed else 0
