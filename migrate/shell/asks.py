@@ -93,8 +93,9 @@ class Asks:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._asked[ask.id] = (node, ask, future)
         self._send(node, ask)
+        limit = asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with limit:
                 wait_s = FIRST_S
                 while True:
                     done, _ = await asyncio.wait([future], timeout=wait_s)
@@ -107,8 +108,10 @@ class Asks:
                     wait_s = REPEAT_S
                     self._send(node, ask)
         except TimeoutError as error:
+            if not limit.expired():
+                raise  # It is what the node answered.
             if future.done():
-                raise
+                return future.result()  # It came at the very last.
             raise CallTimeout(
                 f"node {node_name(node)} did not answer {verb!r} in {timeout_s} s",
                 node=node_name(node),
