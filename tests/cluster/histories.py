@@ -39,7 +39,7 @@ from tests.cluster import linearizable, workloads
 from tests.cluster.cuts import Connection, connections
 from tests.cluster.linearizable import End, Model, Operation, Undecided, account, check
 
-SOON_S: Final = 25.0
+SOON_S: Final = 40.0
 """A call that takes longer hangs: pauses last 3 s, and a step of a move is given up after 1."""
 
 PAUSE_MAX_S: Final = 3.0

@@ -60,7 +60,7 @@ POINTS = {
     Point.REQUEST_KNOCKED: ("target", KNOCK),
     Point.NOT_HERE_SENT: ("target", WRONG_PLACE),
 }
-REACHED_S = 10.0
+REACHED_S = 20.0
 
 
 class Stage:
