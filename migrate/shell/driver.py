@@ -11,6 +11,7 @@ to cause it: otherwise a handler's context would leak into timers and tasks of t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import math
@@ -1154,7 +1155,8 @@ class FailPoints:
             return
         if pid == os.getpid():
             push()
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):  # It has ended without our help.
+            os.kill(pid, number)
 
 
 def _too_large(size: int, options: NodeOptions, server: ServerId, method: str) -> UsageError:

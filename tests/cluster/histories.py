@@ -232,6 +232,7 @@ class Run:
         self.trouble: list[str] = []
         self.ended = False
         self._numbers = itertools.count(1)
+        self._places = random.Random(f"places {plan.seed}")
 
     @property
     def subjects(self) -> list[Subject]:
@@ -243,7 +244,7 @@ class Run:
         """A fresh server somewhere; None if the node that was to have it has died."""
         cls = workloads.Relay if kind == "relay" else KINDS[kind][0]
         args = (1_500_000 if large else 0,) if kind != "relay" else ()
-        on = random.choice(list(self.alive))
+        on = self._places.choice(list(self.alive))
         try:
             ref = await self.client.spawn(cls, *args, options=migrate.SpawnOptions(on=on))
         except migrate.MigrateError:
