@@ -318,21 +318,23 @@ setting up a pickler of our own does."""
 
 def _is_small_and_plain(obj: Any) -> bool:
     pending = [obj]
-    seen = 0
     for value in pending:
         kind = type(value)
         if kind in _ATOMS:
             continue
-        if kind is tuple or kind is list:
-            pending += value
+        if kind is bytes:
+            if len(value) > IN_BAND_BYTES_MAX:
+                return False
+        elif kind is not tuple and kind is not list and kind is not dict:
+            return False
+        # Asked first: a large container must not be copied for the look alone.
+        elif len(pending) + len(value) > _SMALL_NODES_MAX:
+            return False
         elif kind is dict:
             pending += value
             pending += value.values()
-        elif kind is not bytes or len(value) > IN_BAND_BYTES_MAX:
-            return False
-        seen = len(pending)
-        if seen > _SMALL_NODES_MAX:
-            return False
+        else:
+            pending += value
     return True
 
 
@@ -348,7 +350,11 @@ def dumps(obj: object) -> bytes:
     sink, code_by_value = _write(obj)
     if code_by_value or sink.found:
         return sink.snapshot(code_by_value=code_by_value).to_bytes()
-    return b"".join((PLAIN_PREFIX, len(sink.body).to_bytes(8, "little"), sink.body))
+    pieces = sink.pieces
+    if len(pieces) == 1:
+        return b"".join((PLAIN_PREFIX, len(pieces[0]).to_bytes(8, "little"), pieces[0]))
+    size = sum(map(len, pieces))
+    return b"".join((PLAIN_PREFIX, size.to_bytes(8, "little"), *pieces))
 
 
 def loads(data: bytes | bytearray | memoryview) -> object:

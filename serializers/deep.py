@@ -65,7 +65,7 @@ class DeepPickler(_PythonPickler):  # type: ignore[misc]
         self.save(obj)
         self.write(pickle.STOP)
         self.framer.end_framing()
-        self._sink.body = b"".join(self._sink.chunks)
+        self._sink.pieces = self._sink.chunks
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         """Write one object and what it refers to; the stack is this call's own."""

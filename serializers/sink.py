@@ -29,13 +29,13 @@ _OPCODE_NEXT_BUFFER = b"\x97"
 class Sink:
     """A file for a pickler that keeps the chunks as they come, and the buffers between them."""
 
-    __slots__ = ("body", "buffers", "chunks", "found", "write")
+    __slots__ = ("buffers", "chunks", "found", "pieces", "write")
 
     def __init__(self) -> None:
         self.chunks: list[bytes | bytearray | memoryview] = []
         self.write = self.chunks.append
         self.buffers: list[tuple[int, memoryview, BufferKind]] = []
-        self.body = b""
+        self.pieces: list[bytes | bytearray | memoryview] = []
         self.found: list[tuple[memoryview, BufferKind]] = []
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
@@ -58,12 +58,20 @@ class Sink:
         return len(self.found) < BUFFERS_MAX // 2
 
     def assemble(self) -> None:
-        """Fill `body` and `found`, the buffers that it asks for in order; once all is written.
+        """Fill `pieces` of the body, and `found`, the buffers that it asks for in order.
+
+        Once all is written.
 
         Raises:
             BufferError: A bytearray changed its size in the meantime.
         """
-        self.body, self.found = assemble(self.chunks, self.buffers)
+        self.pieces, self.found = assemble(self.chunks, self.buffers)
+
+    @property
+    def body(self) -> bytes:
+        """What was assembled, joined anew each time unless it is one piece."""
+        first = self.pieces[0]
+        return first if len(self.pieces) == 1 and type(first) is bytes else b"".join(self.pieces)
 
     def snapshot(self, *, code_by_value: bool) -> Snapshot:
         """What was assembled, as a snapshot."""
@@ -79,7 +87,7 @@ class Sink:
 
 def assemble(
     chunks: list[bytes | bytearray | memoryview], taken: list[tuple[int, memoryview, BufferKind]]
-) -> tuple[bytes, list[tuple[memoryview, BufferKind]]]:
+) -> tuple[list[bytes | bytearray | memoryview], list[tuple[memoryview, BufferKind]]]:
     """Separate large byte strings from what a C pickler wrote.
 
     Args:
@@ -87,12 +95,10 @@ def assemble(
         taken: Buffers taken out of band: how many chunks were written before, memory, kind.
 
     Returns:
-        The body, and all buffers in the order in which the body asks for them.
+        Pieces of the body, and all buffers in the order in which the body asks for them.
     """
     if len(chunks) == 1:
-        whole = chunks[0]
-        body = whole if type(whole) is bytes else bytes(whole)
-        return body, [(view, kind) for _, view, kind in taken]
+        return chunks, [(view, kind) for _, view, kind in taken]
     pieces: list[bytes | bytearray | memoryview] = []
     buffers: list[tuple[memoryview, BufferKind]] = []
     at = 0
@@ -115,7 +121,7 @@ def assemble(
             # What follows the header of a payload that stays is never itself a header.
             loose = b"" if loose else _unframed_tail(chunk)
     buffers.extend(entry[1:] for entry in taken[at:])
-    return b"".join(pieces), buffers
+    return pieces, buffers
 
 
 def _unframed_tail(chunk: bytes | bytearray | memoryview) -> bytes:
