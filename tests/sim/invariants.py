@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from migrate.core.actions import Finish, Result
+from migrate.core.delivery import QUIESCE
 from migrate.core.directory import Row, RowState
 from migrate.core.forwarding import HOPS_MAX
 from migrate.core.ids import ServerId, TransferId, session_sender
@@ -314,7 +315,8 @@ class Invariants:
                     )
             if len(inc.late) > options.late_max:
                 world.fail("bounded", f"{inc.id} at {node.id} keeps {len(inc.late)} late envelopes")
-            if len(inc.mailbox) + early > inc.limit + len(inc.timers):
+            wishes = sum(1 for entry in inc.mailbox if entry.kind == QUIESCE)
+            if len(inc.mailbox) + early > inc.limit + len(inc.timers) + wishes:
                 world.fail("bounded", f"{inc.id} holds {len(inc.mailbox)} and {early} early")
             # Each message admitted below the limit may still leave a record.
             if records > options.records_max + inc.limit + 8:

@@ -69,6 +69,8 @@ class World:
         directory_class: Likewise.
     """
 
+    invariants_class: type[Invariants] = Invariants
+
     def __init__(
         self,
         seed: int,
@@ -93,7 +95,7 @@ class World:
         self.node_class = node_class
         self.network = Network(self)
         self.directory = directory_class(self)
-        self.invariants = Invariants(self)
+        self.invariants = self.invariants_class(self)
         self.faults = Faults(self)
         self.by_id: dict[NodeId, SimNode] = {}
         self.dead: dict[NodeId, None] = {}
