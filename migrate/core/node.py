@@ -1895,6 +1895,10 @@ class Core:
             now_ms: The time.
             fork: See `incarnation.revive`.
         """
+        source = self.moves_out.get(self.leaving.get(row.server, ""))
+        if source is not None:
+            # It left from here, was lost where it went, and is back before that was known here.
+            self._finish_source(source, Finish(Result.FENCED, "it was restored here"))
         former = self.hosted.pop(row.server, None)
         inc = revive(record, row, rev, limit, reentrant, host, fork=fork, now_ms=now_ms)
         self.hosted[row.server] = inc

@@ -22,6 +22,7 @@ from migrate.core.messages import (
     ROLLED_BACK,
     STOPPED,
     Acked,
+    Activated,
     Envelope,
     Moved,
     Prepared,
@@ -38,6 +39,7 @@ from tests.core.fakes import (
     B,
     C,
     Port,
+    committed_move,
     core,
     env,
     frozen_move,
@@ -367,6 +369,18 @@ def test_a_replaced_server_tells_those_who_wait_and_closes_its_own_sessions() ->
     port.take()
     at.receive(CLIENT, [env(4, acked_below=4, generation=1)], NOW)
     assert [m.status for m in port.of(Reply)] == [ROLLED_BACK]
+
+
+def test_what_left_from_here_and_is_restored_here_is_not_dropped_with_the_move() -> None:
+    at, port = core()
+    host(at)
+    committed_move(at, port)  # the target serves, is lost, and nothing of that is known here
+    restored(at, NOTHING, back(row(state=RowState.LOST, epoch=3, owner=B)))
+    assert [action.result for action in port.did(Finish)] == [Result.FENCED]
+    at.receive(B, [Activated(TRANSFER)], NOW)
+    at.tick(NOW + 5_000)
+    at.receive(CLIENT, [env(1, generation=4)], NOW + 5_000)
+    assert port.ran == ["m1"] and at.leaving == {}
 
 
 def test_a_superseded_copy_hands_out_nothing_and_its_timers_are_still() -> None:

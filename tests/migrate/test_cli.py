@@ -133,6 +133,7 @@ def test_the_help_lists_the_verbs_and_the_exit_statuses():
     for verb in (
         *("demo", "up", "node", "status", "ls", "info", "call", "spawn"),
         *("mv", "cordon", "uncordon", "drain", "stop"),
+        *("checkpoint", "restore", "fork", "inspect"),
     ):
         assert f"\n  {verb}  " in text
     assert "3    the outcome is unknown" in text

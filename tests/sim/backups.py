@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import msgpack
 
 from migrate.core import directory
+from migrate.core.actions import Finish
 from migrate.core.delivery import Entry
 from migrate.core.directory import Row, RowState
 from migrate.core.events import SwapOutcome, SwapResult
@@ -353,6 +354,12 @@ class RollbackInvariants(Invariants):
             return  # it may be back by now
         super().answered(server, uid, kind, status, value, result, deadline)
 
+    def move_ended(self, node: SimNode, transfer: TransferId, action: Finish) -> None:
+        """See `Invariants.move_ended`; not of one that is coming back to where it left."""
+        known = self.world.directory.rows.get(node.asked[transfer])
+        if known is None or not known[0].transfer.startswith("restored"):
+            super().move_ended(node, transfer, action)
+
     def left(self, server: ServerId, items: list[str]) -> None:
         """A copy makes way for a former state of itself: its history ends."""
         self._once_and_in_order(server, items)
@@ -391,8 +398,10 @@ class RollbackInvariants(Invariants):
             if uid in seen:
                 self.world.fail("at most once", f"{server} applied {uid} twice in one history")
             seen[uid] = None
-            sender, _, number = uid.partition("#")
-            if not sender.endswith("~"):
+            number = uid.partition("#")[2]
+            # What one asked for before it went back in time may be late by any time.
+            sender = self.makers[server, uid]
+            if "~" not in uid:
                 if int(number) < last.get(sender, 0):
                     self.world.fail("order", f"{server} applied {uid} after #{last[sender]}")
                 last[sender] = int(number)
