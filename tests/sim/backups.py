@@ -36,7 +36,7 @@ class Backup:
     def __init__(self, inc: Incarnation, copy: Copy, record: CheckpointRecord, at_us: int) -> None:
         self.server = inc.id
         self.row = inc.row
-        self.index = copy.index
+        self.born_us = copy.born_us
         self.items = list(copy.items)
         self.told = list(copy.told)
         self.ticks = copy.ticks
@@ -45,7 +45,7 @@ class Backup:
 
     def copy(self, numbers: dict[str, int]) -> Copy:
         """The object that comes of it; it never gives a number again that it gave before."""
-        copy = Copy(self.server, self.index)
+        copy = Copy(self.server, self.born_us)
         copy.items, copy.told = list(self.items), list(self.told)
         copy.numbers, copy.ticks = dict(numbers), self.ticks
         return copy
@@ -356,8 +356,10 @@ class RollbackInvariants(Invariants):
 
     def move_ended(self, node: SimNode, transfer: TransferId, action: Finish) -> None:
         """See `Invariants.move_ended`; not of one that is coming back to where it left."""
-        known = self.world.directory.rows.get(node.asked[transfer])
-        if known is None or not known[0].transfer.startswith("restored"):
+        known = self.world.directory.rows.get(node.asked.get(transfer, ""))
+        if known is not None and known[0].transfer.startswith("restored"):
+            del node.asked[transfer]
+        else:
             super().move_ended(node, transfer, action)
 
     def left(self, server: ServerId, items: list[str]) -> None:
@@ -439,3 +441,6 @@ class RollbackWorld(World):
     def _build(self) -> None:
         super()._build()
         self.keeper.start()
+
+    def lost(self, server: str) -> None:
+        """See `World.lost`; here it may come back, so requests go on going to it."""

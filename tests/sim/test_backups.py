@@ -14,13 +14,19 @@ from migrate.core.incarnation import Incarnation
 from migrate.core.messages import Envelope
 from migrate.core.node import Core
 from tests.sim.backups import KeepingNode, RollbackWorld
-from tests.sim.test_sim import wanted
 from tests.sim.world import Violation
+
+SEEDS = 100
+CHUNK = 10
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seeds" in metafunc.fixturenames:
-        chunks = wanted(metafunc.config)
+        seed = metafunc.config.getoption("--seed", default=None)
+        many = int(metafunc.config.getoption("--seeds", default=None) or SEEDS)
+        chunks = [range(start, min(start + CHUNK, many)) for start in range(0, many, CHUNK)]
+        if seed is not None:
+            chunks = [range(seed, seed + 1)]
         names = [f"{chunk.start}-{chunk.stop - 1}" for chunk in chunks]
         metafunc.parametrize("seeds", chunks, ids=names)
 
