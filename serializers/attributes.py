@@ -124,17 +124,19 @@ def _encode_apart(root: object) -> tuple[Snapshot, dict[str, int]]:
     pickler = _RootPickler(sink)
     frame, state = _taken_apart(root)
     pickler.root, pickler.frame = root, frame
-    body: list[bytes] = []
+    body: list[bytes | bytearray | memoryview] = []
     found: list[tuple[memoryview, BufferKind]] = []
     sizes: dict[str, int] = {}
     for name, value in [(OTHERS, _APART), (OTHERS, root), *_values(root, frame, state)]:
         pickler.dump(value)
-        piece, buffers = assemble(sink.chunks, sink.buffers)
+        pieces, buffers = assemble(sink.chunks, sink.buffers)
+        size = sum(map(len, pieces)) + sum(view.nbytes for view, _ in buffers)
+        sizes[name] = sizes.get(name, 0) + size
+        body += pieces
+        found += buffers
+        # NB: last, since what was assembled may be that very list.
         sink.chunks.clear()
         sink.buffers.clear()
-        body.append(piece)
-        found += buffers
-        sizes[name] = sizes.get(name, 0) + len(piece) + sum(view.nbytes for view, _ in buffers)
     return _snapshot(b"".join(body), found, pickler.code_by_value), sizes
 
 

@@ -63,6 +63,12 @@ async def verbs(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
     await node.migrate(ref, "b")  # error: the target is named
     await node.migrate("hits", to="b")  # error: a name is not a ref
     await node.replicate(ref, ["b"], mode="half")  # error: no such mode
+    await node.checkpoint("hits", "file:///x")  # error: a name is not a ref
+    await node.checkpoint(ref, "file:///x", 60.0)  # error: options are named
+    await node.checkpoint(ref, "file:///x", every="1 min")  # error: seconds are a number
+    await node.restore("file:///x", "b")  # error: the node is named
+    await node.restore("file:///x", replaces=True)  # error: no such option
+    room: migrate.Ref[Room] = await node.fork(ref)  # error: a clone is of the same class
     report = await node.migrate(ref, to="b")
     report.epoch = 3  # error: reports are frozen
     print(report.downtime)  # error: units come last

@@ -1,6 +1,7 @@
 """Right uses of the public API; each revealed type is compared; never run."""
 
 import asyncio
+import pathlib
 from typing import Literal, reveal_type
 
 import migrate
@@ -70,7 +71,7 @@ async def calling(node: migrate.Node, ref: migrate.Ref[Counter], room: migrate.R
     reveal_type(await node.call(ref, "incr", 3))  # revealed: Any
 
 
-async def verbs(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
+async def verbs(node: migrate.Node, ref: migrate.Ref[Counter], path: pathlib.Path) -> None:
     checked = migrate.check(Counter(3))
     reveal_type(checked)  # revealed: CheckReport
     reveal_type(migrate.check(Counter).problems[0].path)  # revealed: str
@@ -81,10 +82,15 @@ async def verbs(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
     await node.migrate(ref, to=migrate.LEAST_LOADED)
     reveal_type(await node.replicate(ref, ["b", "c"], mode="async"))  # revealed: ServerInfo
     reveal_type(await node.checkpoint(ref, "file:///x.ckpt"))  # revealed: CheckpointInfo
+    reveal_type(await node.checkpoint(ref, path, every=60.0, keep=5))  # revealed: CheckpointInfo
+    reveal_type(await node.checkpoint(ref, path, key=b"x" * 32))  # revealed: CheckpointInfo
     reveal_type(await node.fork(ref, on="b"))  # revealed: type[Counter]
+    reveal_type(await node.fork(ref, on=migrate.LEAST_LOADED))  # revealed: type[Counter]
     # Nothing says which class a name or a checkpoint is of; the user does.
     found: migrate.Ref[Counter] = await node.whereis("hits")
     restored: migrate.Ref[Counter] = await node.restore("file:///x.ckpt")
+    again: migrate.Ref[Counter] = await node.restore(path, on="b", replace=True)
+    twin: migrate.Ref[Counter] = await node.restore(path, fork=True, name="x", key=b"x" * 32)
     reveal_type(await found.incr(3))  # revealed: int
     reveal_type(await restored.incr(3))  # revealed: int
     reveal_type(await node.info(ref))  # revealed: ServerInfo
@@ -98,6 +104,10 @@ async def verbs(node: migrate.Node, ref: migrate.Ref[Counter]) -> None:
         print(kind)
     try:
         await ref.incr()
+    except migrate.RolledBack as told:
+        reveal_type(told.then)  # revealed: float | None
+    except migrate.CheckpointError as failed:
+        reveal_type(failed.flaw)  # revealed: str | None
     except migrate.NotPicklable as error:
         reveal_type(error.path)  # revealed: str
         reveal_type(error.outcome)  # revealed: Outcome
