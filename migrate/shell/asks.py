@@ -22,6 +22,7 @@ from migrate.errors import (
     MigrateError,
     NodeNotFound,
     Outcome,
+    PeerError,
     ServerLost,
 )
 from migrate.ref import Runtime
@@ -161,16 +162,16 @@ class Asks:
     def take(self, node: NodeId, message: Message) -> bool:
         """Take a message if it is an ask or an answer; True if it was."""
         if isinstance(message, Answer):
-            self._on_answer(message)
+            self._on_answer(node, message)
         elif isinstance(message, Ask):
             self._on_ask(node, message)
         else:
             return False
         return True
 
-    def _on_answer(self, answer: Answer) -> None:
+    def _on_answer(self, node: NodeId, answer: Answer) -> None:
         asked = self._asked.get(answer.id)
-        if asked is None or asked[2].done():
+        if asked is None or asked[0] != node or asked[2].done():
             return
         try:
             value = wire.unpack(answer.payload, self._runtime)
@@ -179,8 +180,15 @@ class Asks:
             return
         if answer.ok:
             asked[2].set_result(value)
-        else:
+        elif isinstance(value, Exception) and not isinstance(value, StopIteration):
             asked[2].set_exception(value)
+        else:
+            asked[2].set_exception(
+                PeerError(
+                    f"node {node_name(node)} answered {asked[1].verb!r} with an error that is none",
+                    node=node_name(node),
+                )
+            )
 
     def _on_ask(self, node: NodeId, ask: Ask) -> None:
         known = self._answers.get(ask.id)

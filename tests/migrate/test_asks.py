@@ -59,3 +59,32 @@ def test_an_answer_that_comes_in_the_turn_in_which_the_time_is_over_counts(ok: b
             assert "the node's own" in str(await failure_of(asked))
 
     run(body())
+
+
+async def asked_of_a(*answers: tuple[str, bool, object]) -> Any:
+    """What an ask of node a ends in when these (sender, ok, value) come in answer to it."""
+    sent: list[Message] = []
+    asker = asks(sent)
+    asked = asyncio.create_task(asker.ask("a@1", "row", timeout_s=60))
+    await asyncio.sleep(0)  # Its first step sends.
+    (ask,) = sent
+    assert isinstance(ask, Ask)
+    for node, ok, value in answers:
+        assert asker.take(node, Answer(ask.id, ok, serializers.dumps(value)))
+    return await asked
+
+
+def test_an_answer_of_a_node_that_was_not_asked_counts_for_nothing():
+    assert run(asked_of_a(("c@1", True, "forged"), ("a@1", True, "true"))) == "true"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["no exception", None, StopIteration("x"), KeyboardInterrupt(), asyncio.CancelledError()],
+)
+def test_an_error_that_is_none_ends_the_ask(value: object):
+    async def body() -> None:
+        error = await failure_of(asked_of_a(("a@1", False, value)))
+        assert type(error) is migrate.PeerError
+
+    run(body())
