@@ -327,6 +327,8 @@ def split_address(address: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         host = ""
+    if "[" in host or "]" in host:
+        host = ""
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ValueError(f"{address!r} is not host:port, as in 127.0.0.1:7400 or [::1]:7400")
     return host, int(port)

@@ -157,6 +157,10 @@ CRASHERS: Final[dict[str, tuple[str, bytes]]] = {
     ),
     "a node without a process: ValueError": ("node-row", _node(-1)),
     "a node whose process cannot be: OverflowError": ("node-row", _node(1 << 40)),
+    "a host in two pairs of brackets: another host when written again": (
+        "address",
+        b"[[x]]:2",
+    ),
     "a fail point for a group of processes": ("fail-points", b"ready=kill:0"),
     "a fail point for no process": ("fail-points", b"ready=kill:99999999999"),
     "a fail point with 5,000 digits": ("fail-points", b"ready=kill:" + b"1" * 5_000),
