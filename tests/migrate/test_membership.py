@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from migrate.errors import PeerError
 from migrate.shell import membership, wire
 from migrate.shell.directories import MemoryDirectory, Put
 from migrate.shell.membership import NodeRow, describe
-from tests.core.fakes import row
+from tests.core.fakes import NOW, A, core, row
 
 MALFORMED = (b"", b"\xff", b"\x97", msgspec.msgpack.encode(["x@1"] * 7))
 
@@ -35,8 +35,12 @@ class Watcher:
     def gone(self, row: NodeRow, cause: str) -> None:
         self.went.append(row.id)
 
-    def may_bury(self, row: Row) -> bool:
-        return row.owner in self.went
+    def burials(
+        self, node: str, rows: Iterable[tuple[Row, int]]
+    ) -> tuple[list[tuple[Row, int]], bool]:
+        at, _ = core(A)
+        at.node_dead(node, NOW)
+        return at.burials(node, rows)
 
 
 def ended_process() -> int:
