@@ -452,7 +452,9 @@ class Move(RuleBasedStateMachine):
         if self.dead != A:
             assert self.results, f"the source waits: {self.source.story.tell()}"
             if self.results == [Result.MOVED]:
-                assert self.released and self.copies[A] == ""
+                # A target that was live and then died is a death like any other.
+                assert self.released or self.dead == B
+                assert self.copies[A] == ""
             else:
                 assert self.copies[A] == "serving" and not self.released
         if not self.dead:
