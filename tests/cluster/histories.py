@@ -571,7 +571,7 @@ class Run:
 async def arm(client: Any, node: str, text: str) -> None:
     """Set the fail points of a node."""
     where = await client._node_named(node)
-    await client._asks.ask(where, "failpoints", text, timeout_s=5.0)
+    await client._asks.ask(where, "failpoints", text, timeout_s=10.0)
 
 
 def ended_or_stopped(node: NodeProcess) -> str:

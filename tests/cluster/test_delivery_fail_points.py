@@ -74,6 +74,7 @@ class Stage:
         self.relay: Subject | None = None
         self.calls = 0
         self.spares: set[asyncio.Task[NodeProcess]] = set()
+        self.arming: list[asyncio.Task[None]] = []
 
     async def spawn(self, cls: str, role: str, large: bool = False) -> Subject:
         from tests.cluster import workloads
@@ -168,7 +169,9 @@ async def at(s: Stage, point: Point, action: str, victim: str) -> None:
             moving = asyncio.create_task(s.client.migrate(direct, to=s.nodes["target"].name))
             assert await came_to(lambda: ended_or_stopped(s.nodes["source"]), REACHED_S)
         text = f"{point.value}={action}:{s.nodes[victim].pid}"
-        await arm(s.client, s.nodes[role].name, text)
+        # Not waited for: who comes to the point before it has answered does not answer.
+        arming = asyncio.create_task(arm(s.client, s.nodes[role].name, text))
+        s.arming.append(arming)
         relayed.set()
         if how == MOVE:
             moving = asyncio.create_task(s.move_about(subject, ended))
@@ -192,7 +195,9 @@ async def at(s: Stage, point: Point, action: str, victim: str) -> None:
         for node in s.nodes.values():
             if node.alive:
                 node.wake()
-        await asyncio.wait(callers)
+        await asyncio.wait([*callers, *s.arming])
+        while s.arming:
+            s.arming.pop().exception()  # It ended, however it did.
         if moving is not None:
             await asyncio.wait([moving])
             moving.exception()
