@@ -340,6 +340,33 @@ def test_a_source_that_sleeps_before_the_commit_goes_on_when_it_wakes(point: Poi
     run(body())
 
 
+@pytest.mark.parametrize("action", ["kill", "stop"])
+def test_a_bystander_that_dies_or_sleeps_at_any_step_of_a_move_changes_nothing(action: str):
+    points = [*BEFORE, Point.SWAP_ASKED, *COMMITTED, *DROPPED]
+
+    async def body() -> None:
+        async with scene(1 << 20, same_host=action == "kill") as s, called(s) as saw:
+            by = s.cluster.node("by")
+            for n, point in enumerate(points):
+                await s.arm(point, action, by)
+                async with asyncio.TaskGroup() as group:
+                    moving = group.create_task(s.client.migrate(s.ref, to=s.target.name))
+                    if action == "stop":
+                        await asleep(by)
+                        by.wake()
+                    else:
+                        # The next bystander comes while this one is still waited for.
+                        another = group.create_task(s.cluster.add_node(f"by{n}"))
+                        assert await by.wait() == -9
+                        by = await another
+                report = moving.result()
+                assert (report.target, report.epoch) == (s.target.name, n + 2), point
+                s.source, s.target = s.target, s.source
+        check_nothing_was_lost(saw[0])
+
+    run(body(), bound_s=300.0)
+
+
 def test_s18_a_source_killed_when_its_forwarding_address_has_expired_is_not_missed():
     async def body() -> None:
         options = OPTIONS.replace(forwarding_expiry_s=1.0, session_expiry_s=10.0)
