@@ -169,9 +169,10 @@ async def at(s: Stage, point: Point, action: str, victim: str) -> None:
             moving = asyncio.create_task(s.client.migrate(direct, to=s.nodes["target"].name))
             assert await came_to(lambda: ended_or_stopped(s.nodes["source"]), REACHED_S)
         text = f"{point.value}={action}:{s.nodes[victim].pid}"
-        # Not waited for: who comes to the point before it has answered does not answer.
+        # Who comes to the point before it has answered does not answer.
         arming = asyncio.create_task(arm(s.client, s.nodes[role].name, text))
         s.arming.append(arming)
+        await came_to(lambda: arming.done() or ended_or_stopped(s.nodes[victim]), REACHED_S)
         relayed.set()
         if how == MOVE:
             moving = asyncio.create_task(s.move_about(subject, ended))
