@@ -70,7 +70,8 @@ def calm(async_share: float = 0.3, relay_share: float = 0.25) -> Plan:
         (off.NothingHeldBack, "one history"),
         # A server given up at the commit is nowhere if its target dies before it is alive.
         (off.CopyDroppedAtCommit, "source serves"),
-        (off.MailboxStays, "counters"),
+        # Who waits for what was in it waits for ever.
+        (off.MailboxStays, "liveness"),
         (off.NoOrder, "order"),
         # The only copy is thrown away because of what the row said before the commit.
         (off.StaleRowsBelieved, "liveness"),
