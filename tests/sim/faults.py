@@ -78,6 +78,15 @@ AIMED = {
 }
 """Kinds that can be aimed at a move in a certain phase; how often, compared with each other."""
 
+RAREST = "source RECLAIMING"
+SELDOM = (
+    *[RAREST] * 8,
+    *["source RELEASING"] * 2,
+    *["target DECODING"] * 2,
+    "target CHECKING",
+)
+"""Phases that are aimed at more often than others, because they are rare or short."""
+
 FOCUS = 0.6
 """Share of the times a phase is entered at which a fault is aimed at it, if it is `Plan.focus`."""
 
@@ -147,7 +156,7 @@ class Plan:
             relay_share=rng.choice((0.0, 0.2, 0.4)),
             gap_us=rng.choice((20_000, 60_000, 150_000)),
             aim=rng.choice((0.0, 0.2, 1.0)),
-            focus=rng.choice(PHASES) if rng.random() < 0.7 else "",
+            focus=rng.choice((*PHASES, *SELDOM)) if rng.random() < 0.75 else "",
         )
         on = kinds.__contains__
         if on("duplicate"):
@@ -189,6 +198,11 @@ class Plan:
             plan.skew_us = rng.choice((2_000, 30_000))
         if on("crash") or on("crash at point") or on("crash in step"):
             plan.crashes_max = rng.randint(1, 8)
+        if plan.focus == RAREST:
+            # The pairs that are hardest to come by: all crashes are kept for them.
+            kinds["crash"] = None
+            plan.nodes = max(plan.nodes, 5)
+            plan.moves, plan.crashes_max = 90, 12
         return plan
 
 
@@ -273,8 +287,9 @@ class Faults:
     # -- faults that have a time of their own
 
     def _again(self, kind: str) -> None:
-        if kind in self.world.plan.kinds:
-            mean = self.world.plan.gap_us * (4 if "crash" in kind else 1)
+        plan = self.world.plan
+        if kind in plan.kinds and not (plan.focus == RAREST and kind.startswith("crash")):
+            mean = plan.gap_us * (4 if "crash" in kind else 1)
             self.world.at(int(self.world.rng.expovariate(1 / mean)), self._inject, kind)
 
     def _inject(self, kind: str) -> None:
@@ -431,12 +446,14 @@ class Faults:
         if not self._aimed or not self.on:
             return
         phase = phase_of(move)
-        if phase == "source COMMITTED" and plan.focus == "source RECLAIMING":
+        if phase == "source COMMITTED" and plan.focus == RAREST:
             self._make_reclaim(node, move)
         share = FOCUS if phase == plan.focus else plan.aim * AIM.get(phase, 0.0)
         if not world.chance(share):
             return
         kind = self._aimed[world.between(0, len(self._aimed) - 1)]
+        if plan.focus == RAREST == phase and world.chance(0.6):
+            kind = "crash"
         # Mostly at once: phases are short. Sometimes later, perhaps in the next one.
         delay = 0 if world.chance(0.7) else world.between(0, 2_000)
         world.at(delay, self._strike_move, kind, node, move)
@@ -446,15 +463,22 @@ class Faults:
         world = self.world
         other = world.by_id.get(node.peer_of(move))
         if other is not None and world.chance(0.5):
-            self.pause(other, 600_000)
+            # Long enough to be taken for silent, and woken while the source is at it.
+            other.pause()
+            world.counts["pause"] += 1
+            self.hit_node("pause", other)
+            world.at(world.between(150_000, 260_000), other.wake)
             if "directory answer lost" in world.plan.kinds and world.chance(0.5):
                 world.directory.lose_answers[node.name] = None
 
     def _strike_move(self, kind: str, node: SimNode, move: Move) -> None:
         world = self.world
-        other = world.by_id.get(node.peer_of(move))
-        if not self.on or not node.alive or other is None:
+        if not self.on or not node.alive:
             return
+        nodes = [n for n in world.alive_nodes() if n is not node]
+        if not nodes:
+            return
+        other = world.by_id.get(node.peer_of(move)) or nodes[world.between(0, len(nodes) - 1)]
         chance = world.between(0, 9)
         if chance < 3 and kind in ("crash", "pause", "slow node"):
             thirds = [n for n in world.alive_nodes() if n is not node and n is not other]
