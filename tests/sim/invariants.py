@@ -54,6 +54,7 @@ GUARANTEES = {
         "counters",
         "hops",
         "generations",
+        "told",
     ),
     1: (
         "own answer",
@@ -72,7 +73,8 @@ GUARANTEES = {
     5: ("timers",),
     6: ("bounded", "storm", "look-ups"),
 }
-"""Names of the checkers, by guarantee of DESIGN section 4; 0: what all of them rest on.
+"""Names of the checkers, by guarantee of DESIGN section 4; 0: what all of them rest on, and the
+rules of going back in time (`backups.py`).
 
 Of guarantee 5, calls that are pending are followed by `liveness` and those of guarantee 1, refs
 by both, and monitors are nothing but the row's changes, which `epochs rise` looks at.
