@@ -68,7 +68,7 @@ OPEN = {10, 25, 27, 28, 29, 43, 44, 45, 46, 48, 51, 53}
 """Of standbys, pre-copy and other things that are still to be built."""
 
 
-def tests_by_scenario() -> dict[int, list[str]]:
+def named_tests() -> dict[int, list[str]]:
     """Names of the tests that are named after a scenario."""
     found = defaultdict(list)
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -79,12 +79,12 @@ def tests_by_scenario() -> dict[int, list[str]]:
 
 
 def test_every_scenario_that_is_not_open_has_a_test() -> None:
-    found = tests_by_scenario()
+    found = named_tests()
     missing = {n: SCENARIOS[n] for n in SCENARIOS if n not in found and n not in OPEN}
     assert missing == {}
 
 
 def test_no_scenario_with_a_test_is_called_open_and_no_test_is_named_after_none() -> None:
-    found = tests_by_scenario()
+    found = named_tests()
     assert {n: found[n] for n in OPEN if n in found} == {}
     assert {n: found[n] for n in found if n not in SCENARIOS} == {}

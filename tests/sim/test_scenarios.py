@@ -222,7 +222,7 @@ def test_s17_late_and_repeated_news_of_where_a_server_was_is_ignored(seed: int) 
         news.append(Moved("s0", row.owner, row.epoch))
         world.call()
     asked = world.ask()
-    for old in [*news[:-1], news[0], *news]:
+    for old in [*news[:-1], news[0], *news, news[0]]:
         for place in (*world.alive_nodes(), *(c.node for c in world.clients)):
             place.deliver(world.node(0).id, old)
     assert world.answer(asked) == OK
