@@ -1641,6 +1641,8 @@ class Core:
         self._set_timer(("probe", run), now_ms + 10 * self.options.probe_ms)
 
     def _send_probe(self, session: SendSession, out: Outgoing, path: tuple[str, ...]) -> None:
+        if session.sender.muted:
+            return  # nothing has left: it waits for the release of its copy, not for a handler
         node = self.node if session.server in self.hosted else session.route.node
         if node is not None:
             # Un-numbered yet (0), it matches no run there and thus waits behind all of them.

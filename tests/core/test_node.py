@@ -917,3 +917,28 @@ def test_a_ready_copy_whose_source_is_dead_is_not_given_up_because_its_node_clos
     at.withdraw_moves("closing", NOW)
     at.move_event(TRANSFER, True, RowRead(True, committed_row(), 2), NOW)
     assert len(port.did(GoLive)) == 1
+
+
+def test_a_call_that_waits_for_the_release_of_its_copy_is_no_knot() -> None:
+    # Simulator, checker "outcome", seed 428: a re-entrant server called itself at the target of
+    # a move, before its release; a probe took the call for one that waits for its own handler.
+    source, source_port = core()
+    inc = host(source, reentrant=True)
+    source.receive(CLIENT, [env(1)], NOW)
+    frozen_move(source, source_port)
+    at, port = core(B)
+    ready_target(at, source)
+    at.receive(A, [Activate(TRANSFER, committed_row(), 2)], NOW)
+    port.busy = True
+    at.receive(CLIENT, [env(2)], NOW)
+    at.started(SERVER, NOW)
+    copy = at.hosted[SERVER]
+    [(_, entry)] = port.began
+    run = f"{SERVER}/{entry.run}"
+    inner = out("inner", chain=(run,), run=run)
+    at.request(copy.sender, SERVER, inner, NOW)
+    for now in range(NOW, NOW + 2_000, 50):
+        at.tick(now)
+    assert inc.id == SERVER and port.resolved == [] and port.ran == ["m2"]
+    at.receive(A, [Dropped(TRANSFER)], NOW + 2_000)
+    assert port.ran == ["m2", "inner"]
