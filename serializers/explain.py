@@ -103,7 +103,7 @@ def report(root: object, reduce: _Reduce) -> CheckReport:
     with gathering() as notes:
         walk.notes = notes
         walk.run()
-    if isinstance(root, type):
+    if issubclass(type(root), type):
         walk.look_at_declarations(root)
     return CheckReport(
         subject=_root_name(root),
@@ -149,14 +149,15 @@ def _declared(cls: type) -> Iterator[tuple[str, type]]:
                 yield name, origin
 
 
-def _root_name(root: object) -> str:
-    if isinstance(root, type | types.FunctionType):
-        return root.__qualname__
+# NB: types are asked of `type`, here and below: an object may lie about its class, or hang.
+def _root_name(root: Any) -> str:
+    if issubclass(type(root), type | types.FunctionType):
+        return str(root.__qualname__)
     return type(root).__qualname__
 
 
-def _name_of(obj: object) -> str:
-    if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+def _name_of(obj: Any) -> str:
+    if issubclass(type(obj), type | types.FunctionType | types.BuiltinFunctionType):
         return f"{type_name(type(obj))} {obj.__qualname__}"
     return type_name(type(obj))
 
@@ -237,7 +238,7 @@ class _Walk:
                     self._deepest = len(stack)
                     self.deepest_path = _join(steps)
 
-    def look_at_declarations(self, cls: type) -> None:
+    def look_at_declarations(self, cls: Any) -> None:
         """Note what a class declares that is likely to be refused in its objects."""
         for name, kind in _declared(cls):
             for live, reason in _LIVE:
@@ -311,10 +312,10 @@ def _key(key: object) -> str:
 def _reduced_children(obj: Any, reduced: tuple[Any, ...]) -> Iterator[_Child]:
     padding: tuple[Any, ...] = (None,) * (6 - len(reduced))
     function, args, state, items, pairs, setter = reduced + padding
-    if isinstance(obj, types.FunctionType):
+    if type(obj) is types.FunctionType:
         yield from _function_children(obj, args, state)
         return
-    if isinstance(obj, types.MethodType):
+    if type(obj) is types.MethodType:
         yield ".__func__", obj.__func__
         yield ".__self__", obj.__self__
         return
@@ -382,11 +383,11 @@ def _state_children(obj: Any, state: Any, setter: Any) -> Iterator[_Child]:
         return
     if setter is not None:
         yield ".__reduce__()[5]", setter
-    if isinstance(obj, type) and isinstance(state, dict):
+    if issubclass(type(obj), type) and isinstance(state, dict):
         for name, value in state.get("attributes", {}).items():
             yield f".{name}", value
         return
-    if isinstance(obj, types.CellType) and isinstance(state, tuple):
+    if type(obj) is types.CellType and isinstance(state, tuple):
         yield ".cell_contents", state[0]
         return
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):

@@ -272,3 +272,15 @@ def test_an_iterator_in_a_reduction_that_fails_is_an_obstacle_at_its_object() ->
 
     assert error.path == "dict['half']" and error.reason == "RuntimeError: no more"
     assert error.type_name.endswith("Half") and error.others[0].path == "dict['other']"
+
+
+def test_an_object_that_cannot_even_be_asked_for_its_class_is_refused() -> None:
+    class Endless:
+        def __getattribute__(self, name: str) -> Any:
+            return getattr(self, name)
+
+    error = refusal([Endless()])
+
+    assert error.path == "list[0]" and "RecursionError" in error.reason
+    assert error.type_name.endswith("Endless")
+    assert refusal(Endless()).path.endswith("Endless")
