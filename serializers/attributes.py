@@ -155,7 +155,7 @@ def _snapshot(
 ) -> Snapshot:
     head = pack_head(
         code_by_value=code_by_value,
-        body_size_bytes=len(body),
+        body=body,
         buffer_sizes_bytes=[view.nbytes for view, _ in found],
         kinds=bytes(kind for _, kind in found),
     )
@@ -179,6 +179,7 @@ def decode(snapshot: Snapshot, install: Install | None = None) -> object:
     sizes = (head.body_size_bytes, *head.buffer_sizes_bytes)
     if sizes != (len(snapshot.body), *(b.nbytes for b in snapshot.buffers)):
         raise LoadFailed("damaged: the sizes of its parts are not those in its head")
+    head.check_body(snapshot.body)
     buffers = [
         plain._revive(view, kind) for view, kind in zip(snapshot.buffers, head.kinds, strict=True)
     ]

@@ -23,7 +23,7 @@ from typing import Any
 import dill
 
 from . import plain
-from .base import HEAD_SIZE_BYTES, PLAIN_PREFIX, Snapshot
+from .base import HEAD_SIZE_BYTES, Snapshot, is_plain, plain_head
 from .by_value import (
     TYPE_REDUCERS,
     Namespaces,
@@ -346,21 +346,19 @@ def dumps(obj: object) -> bytes:
     """
     if _is_small_and_plain(obj):
         body = pickle.dumps(obj, PROTOCOL)
-        return PLAIN_PREFIX + len(body).to_bytes(8, "little") + body
+        return plain_head(body) + body
     sink, code_by_value = _write(obj)
     if code_by_value or sink.found:
         return sink.snapshot(code_by_value=code_by_value).to_bytes()
-    pieces = sink.pieces
-    if len(pieces) == 1:
-        return b"".join((PLAIN_PREFIX, len(pieces[0]).to_bytes(8, "little"), pieces[0]))
-    size = sum(map(len, pieces))
-    return b"".join((PLAIN_PREFIX, size.to_bytes(8, "little"), *pieces))
+    return b"".join((plain_head(*sink.pieces), *sink.pieces))
 
 
 def loads(data: bytes | bytearray | memoryview) -> object:
     """Rebuild what `dumps` serialized, as new objects.
 
-    Only for data from a trusted source: unpickling runs what the data says.
+    Damage by accident is refused before anything of the data is executed. Malice is not: unpickling
+    runs what the data says, so bytes that somebody else may have made need a MAC (see `hmac`)
+    that was verified before; nodes and checkpoints do that by themselves.
 
     Args:
         data: The string. If its memory is writable, arrays in the result use it in place, and it
@@ -370,11 +368,7 @@ def loads(data: bytes | bytearray | memoryview) -> object:
         LoadFailed: Garbage, cut short, a newer format, code of another Python minor version, or
             something that is missing here. No object is returned.
     """
-    if (
-        type(data) is bytes
-        and data.startswith(PLAIN_PREFIX)
-        and len(data) - HEAD_SIZE_BYTES == int.from_bytes(data[16:HEAD_SIZE_BYTES], "little")
-    ):
+    if type(data) is bytes and is_plain(data):
         if len(data) < IN_BAND_BYTES_MAX:
             # Copying this little costs less than making a view of it.
             return plain.load(data[HEAD_SIZE_BYTES:], ())

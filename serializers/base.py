@@ -3,17 +3,22 @@
 Layout of a head, little-endian, `HEAD_SIZE_BYTES` long::
 
     magic 4 | format 1 | flags 1 | implementation 1 | major 1 | minor 1 | zero 3
-    | number of buffers 4 | body size 8
+    | number of buffers 4 | body size 8 | check 4
 
-It is followed, if there are buffers, by their sizes (8 bytes each) and kinds (1 byte each). In one
-self-contained string the body comes next, then each buffer at the next multiple of 64 bytes from
-the string's beginning, so that arrays that are used in place start on a cache line.
+The check is a CRC-32 of the head, its table and the body, so that damage is seen before any opcode
+of the body is executed. It does not cover the buffers, which are data and cannot do harm. It is no
+protection against malice: what comes from elsewhere has a MAC, verified before it gets here.
+
+The head is followed, if there are buffers, by their sizes (8 bytes each) and kinds (1 byte each).
+In one self-contained string the body comes next, then each buffer at the next multiple of 64 bytes
+from the string's beginning, so that arrays that are used in place start on a cache line.
 """
 
 from __future__ import annotations
 
 import struct
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,7 +39,8 @@ BUFFERS_MAX = 1 << 20
 """Most buffers in one snapshot; what is beyond that stays in the body."""
 
 _FIELDS = struct.Struct("<4sBBBBB3xIQ")
-HEAD_SIZE_BYTES = _FIELDS.size
+_CHECK_BYTES = 4
+HEAD_SIZE_BYTES = _FIELDS.size + _CHECK_BYTES
 _IMPLEMENTATIONS = {"cpython": 1, "pypy": 2, "graalpy": 3}
 _NAMES = {number: name for name, number in _IMPLEMENTATIONS.items()}
 _IMPLEMENTATION = _IMPLEMENTATIONS.get(sys.implementation.name, 255)
@@ -43,6 +49,31 @@ PLAIN_PREFIX = _FIELDS.pack(
     MAGIC, FORMAT_VERSION, 0, _IMPLEMENTATION, sys.version_info[0], sys.version_info[1], 0, 0
 )[:16]
 """Head, up to its body size, of a string without buffers and without code, made by this Python."""
+_PLAIN_PREFIX_CHECK = zlib.crc32(PLAIN_PREFIX)
+
+
+def is_plain(data: bytes) -> bool:
+    """Tell whether a string is whole, undamaged and of that kind; if not, it may be another one."""
+    return (
+        data.startswith(PLAIN_PREFIX)
+        and len(data) - HEAD_SIZE_BYTES == int.from_bytes(data[16 : _FIELDS.size], "little")
+        and zlib.crc32(memoryview(data)[HEAD_SIZE_BYTES:], zlib.crc32(data[: _FIELDS.size]))
+        == int.from_bytes(data[_FIELDS.size : HEAD_SIZE_BYTES], "little")
+    )
+
+
+def plain_head(
+    body: bytes | bytearray | memoryview, *more: bytes | bytearray | memoryview
+) -> bytes:
+    """The whole head of such a string, whose body is given in pieces."""
+    size = len(body)
+    for piece in more:
+        size += len(piece)
+    size_field = size.to_bytes(8, "little")
+    check = zlib.crc32(body, zlib.crc32(size_field, _PLAIN_PREFIX_CHECK))
+    for piece in more:
+        check = zlib.crc32(piece, check)
+    return PLAIN_PREFIX + size_field + check.to_bytes(_CHECK_BYTES, "little")
 
 
 class BufferKind(IntEnum):
@@ -63,6 +94,7 @@ class Head:
         implementation: Name of the Python implementation that wrote it, such as `cpython`.
         python: Its (major, minor).
         body_size_bytes: Length of the pickle.
+        check: What the CRC-32 of the whole must be; of the head and its table it is `begun`.
         buffer_sizes_bytes: Length of each buffer, in order.
         kinds: Kind of each buffer, in order.
     """
@@ -73,11 +105,22 @@ class Head:
     body_size_bytes: int
     buffer_sizes_bytes: tuple[int, ...]
     kinds: bytes
+    check: int
+    begun: int
 
     @property
     def size_bytes(self) -> int:
         """Length of the head itself, including the table of buffers."""
         return HEAD_SIZE_BYTES + 9 * len(self.kinds)
+
+    def check_body(self, body: Part | bytearray) -> None:
+        """Refuse a body that is not the one that was written, before anything is unpickled.
+
+        Raises:
+            LoadFailed: Head or body were changed.
+        """
+        if zlib.crc32(body, self.begun) != self.check:
+            raise LoadFailed("damaged: its bytes are not those that were written")
 
     def check_loadable(self) -> None:
         """Refuse code that this Python cannot run, before anything is unpickled.
@@ -100,16 +143,18 @@ class Head:
 
 
 def pack_head(
-    *, code_by_value: bool, body_size_bytes: int, buffer_sizes_bytes: Sequence[int], kinds: bytes
+    *, code_by_value: bool, body: Part, buffer_sizes_bytes: Sequence[int], kinds: bytes
 ) -> bytes:
-    """Build a head for this Python; one kind for each buffer size."""
+    """Build the head of `body` for this Python; one kind for each buffer size."""
     count = len(buffer_sizes_bytes)
     flags = FLAG_CODE_BY_VALUE if code_by_value else 0
     major, minor = sys.version_info[:2]
     fields = _FIELDS.pack(
-        MAGIC, FORMAT_VERSION, flags, _IMPLEMENTATION, major, minor, count, body_size_bytes
+        MAGIC, FORMAT_VERSION, flags, _IMPLEMENTATION, major, minor, count, len(body)
     )
-    return fields + struct.pack(f"<{count}Q", *buffer_sizes_bytes) + kinds if count else fields
+    table = struct.pack(f"<{count}Q", *buffer_sizes_bytes) + kinds
+    check = zlib.crc32(body, zlib.crc32(table, zlib.crc32(fields)))
+    return fields + check.to_bytes(_CHECK_BYTES, "little") + table
 
 
 def parse_head(data: Part | bytearray) -> Head:
@@ -143,7 +188,10 @@ def parse_head(data: Part | bytearray) -> Head:
         raise LoadFailed("damaged: a buffer of unknown kind")
     name = _NAMES.get(implementation, f"implementation {implementation}")
     by_value = bool(flags & FLAG_CODE_BY_VALUE)
-    return Head(by_value, name, (major, minor), body, sizes, kinds)
+    check = int.from_bytes(data[_FIELDS.size : HEAD_SIZE_BYTES], "little")
+    table = bytes(data[HEAD_SIZE_BYTES : HEAD_SIZE_BYTES + 9 * count])
+    begun = zlib.crc32(table, zlib.crc32(bytes(data[: _FIELDS.size])))
+    return Head(by_value, name, (major, minor), body, sizes, kinds, check, begun)
 
 
 def _aligned(offset: int) -> int:

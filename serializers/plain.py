@@ -116,6 +116,7 @@ def decode(snapshot: Snapshot) -> object:
     sizes = (head.body_size_bytes, *head.buffer_sizes_bytes)
     if sizes != (len(snapshot.body), *(b.nbytes for b in snapshot.buffers)):
         raise LoadFailed("damaged: the sizes of its parts are not those in its head")
+    head.check_body(snapshot.body)
     buffers = [_revive(view, kind) for view, kind in zip(snapshot.buffers, head.kinds, strict=True)]
     return load(snapshot.body, buffers)
 

@@ -78,7 +78,7 @@ class Sink:
         body, found = self.body, self.found
         head = pack_head(
             code_by_value=code_by_value,
-            body_size_bytes=len(body),
+            body=body,
             buffer_sizes_bytes=[view.nbytes for view, _ in found],
             kinds=bytes(kind for _, kind in found),
         )

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -58,15 +59,41 @@ def test_code_of_another_python_is_refused_before_unpickling_naming_both_version
         serializers.loads(bytes(data))
 
 
+def resealed(data: bytes | bytearray) -> bytes:
+    """A string without buffers, with the check that its bytes want."""
+    check = zlib.crc32(data[base.HEAD_SIZE_BYTES :], zlib.crc32(data[: base.HEAD_SIZE_BYTES - 4]))
+    at = base.HEAD_SIZE_BYTES
+    return b"".join((data[: at - 4], check.to_bytes(4, "little"), data[at:]))
+
+
 def test_data_without_code_loads_from_another_python_minor() -> None:
     data = bytearray(serializers.dumps({"a": [1]}))
     data[8] += 1
 
-    assert serializers.loads(bytes(data)) == {"a": [1]}
+    assert serializers.loads(resealed(data)) == {"a": [1]}
+
+
+@given(st.data())
+def test_no_change_of_head_or_body_reaches_the_unpickler(data: st.DataObject) -> None:
+    obj = data.draw(st.sampled_from([Sample(), [1, 2], {"a": bytes(70_000)}, np.arange(5000)]))
+    snapshot = serializers.encode(obj)
+    whole = bytearray(snapshot.to_bytes())
+    end = len(snapshot.head) + len(snapshot.body)
+    at = data.draw(st.integers(0, end - 1))
+    whole[at] ^= 1 << data.draw(st.integers(0, 7))
+
+    with pytest.raises(LoadFailed):
+        serializers.loads(bytes(whole))
+    with pytest.raises(LoadFailed):
+        serializers.loads(whole)
+    parts = [bytes(whole[: len(snapshot.head)]), bytes(whole[len(snapshot.head) : end])]
+    with pytest.raises(LoadFailed):
+        serializers.decode(Snapshot.from_parts([*parts, *snapshot.buffers]))
 
 
 def test_a_count_of_buffers_beyond_the_bound_is_refused_without_reading_them() -> None:
     head = struct.pack("<4sBBBBB3xIQ", base.MAGIC, 1, 0, 1, 3, 11, base.BUFFERS_MAX + 1, 1)
+    head += bytes(4)
 
     with pytest.raises(LoadFailed, match="at most"):
         serializers.loads(head + b".")
@@ -249,7 +276,7 @@ def test_the_collector_is_back_on_after_large_loads_and_after_failed_ones() -> N
     serializers.loads(data)
     assert gc.isenabled()
     with pytest.raises(LoadFailed):
-        serializers.loads(data[:-1] + b"\xff")
+        serializers.loads(resealed(data[:-1] + b"\xff"))
     assert gc.isenabled()
 
 
