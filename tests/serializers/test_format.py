@@ -8,7 +8,9 @@ import pathlib
 import pickle
 import struct
 import sys
+import threading
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,6 +280,43 @@ def test_the_collector_is_back_on_after_large_loads_and_after_failed_ones() -> N
     with pytest.raises(LoadFailed):
         serializers.loads(resealed(data[:-1] + b"\xff"))
     assert gc.isenabled()
+
+
+class Waits:
+    """Loading it waits until another thread is loading too."""
+
+    meeting: Any = None
+
+    def __init__(self) -> None:
+        self.filling = [[n] for n in range(30_000)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        Waits.meeting.wait(30)
+        assert not gc.isenabled()
+
+
+def test_the_collector_stays_off_until_the_last_of_several_threads_has_loaded() -> None:
+    data = serializers.dumps(Waits())
+    Waits.meeting = threading.Barrier(3)
+    failed: list[BaseException] = []
+
+    def load(stream: bytes) -> None:
+        try:
+            serializers.loads(stream)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=load, args=(data,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    # One that fails in the midst of the others turns nothing on.
+    with pytest.raises(LoadFailed):
+        serializers.loads(resealed(serializers.dumps([[n] for n in range(30_000)])[:-1] + b"\xff"))
+    Waits.meeting.wait(30)
+    for thread in threads:
+        thread.join()
+    assert not failed and gc.isenabled()
 
 
 def test_a_collector_that_was_off_stays_off() -> None:
