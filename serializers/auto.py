@@ -14,6 +14,7 @@ Small values made of built-in types alone skip all of that.
 from __future__ import annotations
 
 import copyreg
+import ctypes
 import functools
 import pickle
 import types
@@ -22,28 +23,34 @@ from typing import Any
 
 import dill
 
-from . import plain
+from . import asynchronous, databases, files, iterators, plain, secure  # noqa: F401 - For their reducers.
 from .base import HEAD_SIZE_BYTES, Snapshot, is_plain, plain_head
 from .by_value import (
+    HELPERS,
     TYPE_REDUCERS,
     Namespaces,
     Reduced,
     is_importable,
+    reduce_cell,
     reduce_class,
     reduce_function,
+    reduce_helper,
 )
 from .deep import DeepPickler
 from .errors import CheckReport
+from .objects import object_reducer
 from .resources import (
     REDUCERS,
     Places,
     module_attribute,
     on_register,
     reduce_by_place,
+    reduce_ctypes_class,
     reduce_ndarray,
     singleton_reducer,
 )
 from .sink import IN_BAND_BYTES_MAX, PROTOCOL, Sink
+from .third_party import third_party_reducer
 
 _Action = Callable[[Any, "_Decider"], Reduced]
 
@@ -103,6 +110,14 @@ class _AutoPickler(_Decider, pickle.Pickler):
         super().__init__(sink, PROTOCOL, buffer_callback=sink.take_buffer)
 
 
+class _Looker(_Decider):
+    """For walks that load nothing: it asks only what there is."""
+
+    @functools.cached_property
+    def namespaces(self) -> Namespaces:
+        return Namespaces(methods_first=False)
+
+
 class _DeepAutoPickler(_Decider, DeepPickler):
     """For what nests too deep for the C pickler."""
 
@@ -142,9 +157,16 @@ def _choose(kind: type) -> _Action:
         return _function_action
     if issubclass(kind, type):
         return _class_action
+    if kind is types.CellType:
+        return lambda obj, pickler: reduce_cell(obj, pickler.namespaces)
+    if kind in HELPERS:
+        return _without_pickler(reduce_helper)
     if kind in copyreg.dispatch_table:
         # What a program told pickle itself about exactly this type is its last word.
         return _as_pickle_does
+    foreign = third_party_reducer(kind)
+    if foreign is not None:
+        return _without_pickler(foreign)
     for base in kind.__mro__:
         reducer = REDUCERS.get(base)
         if reducer is not None:
@@ -160,10 +182,9 @@ def _choose(kind: type) -> _Action:
         return _dill_action
     if kind in Places.kinds:
         return lambda obj, pickler: reduce_by_place(obj, pickler.places)
-    singleton = singleton_reducer(kind)
-    if singleton is not None:
-        return _without_pickler(singleton)
-    return _as_pickle_does
+    own = object_reducer(kind)
+    reducer = singleton_reducer(kind, own) or own
+    return _as_pickle_does if reducer is None else _without_pickler(reducer)
 
 
 def _without_pickler(reducer: Callable[[Any], Reduced]) -> _Action:
@@ -200,17 +221,24 @@ def _class_action(obj: Any, pickler: _Decider) -> Reduced:
     special = _SPECIAL_CLASSES.get(obj)
     if special is not None:
         return special
+    if _CTYPES_METACLASSES.intersection(type(obj).__mro__):
+        made = reduce_ctypes_class(obj)
+        if made is not None:
+            return made
     if obj.__module__ == "builtins" or not obj.__flags__ & _HEAP_TYPE:
         name = _TYPES_NAMES.get(obj)
         return NotImplemented if name is None else (module_attribute, ("types", name))
     pickler.code_by_value = True
-    return reduce_class(obj)
+    return reduce_class(obj, pickler.namespaces)
 
 
+_CTYPES_METACLASSES = {type(ctypes.c_int * 1), type(ctypes.POINTER(ctypes.c_int))}
 _SPECIAL_CLASSES: dict[Any, Any] = {
     type(None): (type, (None,)),
     type(...): (type, (...,)),
     type(NotImplemented): (type, (NotImplemented,)),
+    # The metaclasses of ctypes have no place of their own either.
+    **{type(kind): (type, (kind,)) for kind in (ctypes.Structure, ctypes.Union)},
 }
 _TYPES_NAMES: dict[Any, str] = {
     value: name for name, value in vars(types).items() if isinstance(value, type)
@@ -287,7 +315,7 @@ def check(obj: object) -> CheckReport:
     """
     from .explain import report
 
-    return report(obj, _AutoPickler(Sink()).reducer_override)
+    return report(obj, _Looker().reducer_override)
 
 
 def digest(obj: object) -> str:
@@ -307,7 +335,7 @@ def digest(obj: object) -> str:
     """
     from .digests import digest_of
 
-    return digest_of(obj, _AutoPickler(Sink()).reducer_override)
+    return digest_of(obj, _Looker().reducer_override)
 
 
 _ATOMS = frozenset((int, str, float, bool, type(None)))

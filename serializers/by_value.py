@@ -18,8 +18,11 @@ from __future__ import annotations
 
 import abc
 import builtins
+import ctypes
 import enum
 import functools
+import gc
+import importlib
 import io
 import logging
 import sys
@@ -32,8 +35,6 @@ from typing import Any
 
 import cloudpickle
 from cloudpickle import cloudpickle as machinery
-
-from .base import lossy
 
 Reduced = Any
 """What `__reduce__` may return: a name, or a tuple of 2 to 6 items; or NotImplemented."""
@@ -82,7 +83,7 @@ def is_importable(obj: Any) -> bool:
     if is_by_value_module(module_name):
         return False
     found: Any = sys.modules.get(module_name)
-    if found is None:
+    if found is None or is_made_up(found):
         return False
     for piece in name.split("."):
         found = getattr(found, piece, None)
@@ -91,15 +92,39 @@ def is_importable(obj: Any) -> bool:
     return found is obj
 
 
+def is_made_up(module: Any) -> bool:
+    """Tell whether a module was made at run time, such as a notebook's: nobody can import it."""
+    return (
+        isinstance(module, types.ModuleType)
+        and getattr(module, "__spec__", None) is None
+        and not hasattr(module, "__file__")
+        and not hasattr(module, "__path__")
+    )
+
+
 class Namespaces:
     """The global namespaces of the functions in one stream: one for each source namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, methods_first: bool = True) -> None:
+        self.methods_first = methods_first
+        """Whether classes get their methods before their data; not if nothing is to be loaded."""
         self._by_source: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.unfilled: list[types.FunctionType | types.CellType] | None = None
+        """While a class's methods are begun: those functions and cells that are still empty."""
 
-    def of(self, function: types.FunctionType) -> dict[str, Any]:
-        """The dict that stands for the function's globals, the same for all that share them."""
+    def of(self, function: types.FunctionType) -> Any:
+        """What stands for the function's globals, the same for all that share them."""
         source = function.__globals__
+        name = source.get("__name__")
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        if (
+            isinstance(module, types.ModuleType)
+            and vars(module) is source
+            and not is_by_value_module(module.__name__)
+            and not is_made_up(module)
+        ):
+            # The rest of the module is there by reference, so this has to see the same globals.
+            return ModuleGlobals(module)
         entry = self._by_source.get(id(source))
         if entry is None:
             keep = ("__name__", "__package__", "__path__", "__file__")
@@ -109,15 +134,40 @@ class Namespaces:
         return entry[0]
 
 
+class ModuleGlobals:
+    """Stands for the globals of a module that the other side can import."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._name = module.__name__
+
+    def __reduce__(self) -> Reduced:
+        return _module_globals, (self._name,)
+
+
+def _module_globals(name: str) -> dict[str, Any]:
+    return vars(importlib.import_module(name))
+
+
 # --- functions -----------------------------------------------------------------------------------
 
 
 def reduce_function(function: types.FunctionType, namespaces: Namespaces) -> Reduced:
     """Reduce a function that travels by value."""
+    namespace = namespaces.of(function)
+    args = (function.__code__, namespace, function.__name__, function.__closure__)
+    if namespaces.unfilled is not None:
+        namespaces.unfilled.append(function)
+        return _make_function, args
+    return _make_function, args, _function_state(function, namespace), None, None, _fill_function
+
+
+def _function_state(function: types.FunctionType, namespace: Any) -> dict[str, Any]:
     code = function.__code__
     names = machinery._extract_code_globals(code)
     source = function.__globals__
     used = {name: source[name] for name in names if name in source}
+    if isinstance(namespace, ModuleGlobals):
+        used = {}
     contents = [c.cell_contents for c in function.__closure__ or () if not _is_empty(c)]
     slots: dict[str, Any] = {
         "__qualname__": function.__qualname__,
@@ -134,14 +184,13 @@ def reduce_function(function: types.FunctionType, namespaces: Namespaces) -> Red
     type_params = getattr(function, "__type_params__", ())
     if type_params:
         slots["__type_params__"] = type_params
-    state = {
+    state: dict[str, Any] = {
         "globals": used,
         "slots": slots,
         "attributes": function.__dict__,
         "submodules": machinery._find_imported_submodules(code, [*used.values(), *contents]),
     }
-    args = (code, namespaces.of(function), function.__name__, function.__closure__)
-    return _make_function, args, state, None, None, _fill_function
+    return state
 
 
 def _make_function(
@@ -169,8 +218,12 @@ def _is_empty(cell: types.CellType) -> bool:
     return False
 
 
-def _reduce_cell(cell: types.CellType) -> Reduced:
+def reduce_cell(cell: types.CellType, namespaces: Namespaces) -> Reduced:
+    """Reduce a variable that functions share, as an object of its own."""
     if _is_empty(cell):
+        return _make_cell, ()
+    if namespaces.unfilled is not None:
+        namespaces.unfilled.append(cell)
         return _make_cell, ()
     return _make_cell, (), (cell.cell_contents,), None, None, _fill_cell
 
@@ -186,14 +239,110 @@ def _fill_cell(cell: types.CellType, state: tuple[Any]) -> None:
 def _reduce_lru_cache(wrapper: Any) -> Reduced:
     if is_importable(wrapper):
         return wrapper.__reduce__()
-    # What it has cached is left behind: the function can compute it again.
-    lossy("its cached results are left behind")
     parameters = wrapper.cache_parameters()
-    return _make_lru_cache, (wrapper.__wrapped__, parameters["maxsize"], parameters["typed"])
+    info = wrapper.cache_info()
+    state = (_cached(wrapper), info.hits, info.misses, vars(wrapper))
+    arguments = (_cached_function(wrapper), parameters["maxsize"], parameters["typed"])
+    return _make_lru_cache, arguments, state, None, None, _fill_lru_cache
+
+
+def _inside(wrapper: Any) -> tuple[list[Any], dict[Any, Any], Any, object]:
+    """What a cache refers to, in the order in which it shows it to the collector.
+
+    Returns:
+        The entries of a bounded one, as key, result and the entry's type, the least recently used
+        first; the table; the function; and what stands between arguments and keywords in a key.
+        Source: `lru_cache_tp_traverse` in CPython's Modules/_functoolsmodule.c.
+    """
+    held = gc.get_referents(wrapper)
+    start = 1 if held and held[0] is type(wrapper) else 0
+    bounded = wrapper.cache_parameters()["maxsize"] is not None
+    at = start + (3 * wrapper.cache_info().currsize if bounded else 0)
+    table, function, mark = held[at : at + 3]
+    return held[start:at], table, function, mark
+
+
+def _cached_function(wrapper: Any) -> Any:
+    """What a cache calls on a miss, whatever its `__wrapped__` says."""
+    _, _, function, _ = _inside(wrapper)
+    return function.function if isinstance(function, _Refill) else function
+
+
+def _cached(wrapper: Any) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]:
+    """Arguments and result of each cached call, the least recently used first."""
+    parameters = wrapper.cache_parameters()
+    entries, table, _, mark = _inside(wrapper)
+    pairs = zip(entries[::3], entries[1::3], strict=True)
+    if parameters["maxsize"] is None:
+        pairs = zip(table.keys(), table.values(), strict=True)
+    return [(*_arguments_of(key, parameters["typed"], mark), result) for key, result in pairs]
+
+
+def _arguments_of(key: Any, typed: bool, mark: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if type(key) is not tuple:
+        return (key,), {}
+    items = list(key)
+    if typed:
+        # As many types follow as there are values: both are told apart by counting.
+        count = next((i for i, item in enumerate(items) if item is mark), None)
+        if count is None:
+            items = items[: len(items) // 2]
+        else:
+            named = (len(items) - 2 * count - 1) // 3
+            items = items[: count + 1 + 2 * named]
+    for at, item in enumerate(items):
+        if item is mark:
+            rest = items[at + 1 :]
+            return tuple(items[:at]), dict(zip(rest[::2], rest[1::2], strict=True))
+    return tuple(items), {}
+
+
+class _Refill:
+    """What a rebuilt cache calls on a miss: the results that it had, and then the function."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.results: list[Any] = []
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        if self.results:
+            return self.results.pop()
+        return self.function(*args, **named)
 
 
 def _make_lru_cache(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
-    return functools.lru_cache(maxsize=maxsize, typed=typed)(function)
+    return functools.update_wrapper(
+        functools.lru_cache(maxsize=maxsize, typed=typed)(_Refill(function)), function
+    )
+
+
+_COUNTS_MAX = 100_000
+"""Hits and misses beyond this are not counted up again: it would take longer than a second."""
+
+
+def _fill_lru_cache(wrapper: Any, state: Any) -> None:
+    entries, hits, misses, attributes = state
+    refill = _inside(wrapper)[2]
+    function = refill.function
+    for args, named, result in entries:
+        refill.results.append(result)
+        wrapper(*args, **named)
+    refill.function = _fail
+    for _ in range(min(misses - len(entries), _COUNTS_MAX)):
+        try:
+            wrapper(_Refill)
+        except LookupError:
+            pass
+    if entries:
+        args, named, _ = entries[-1]
+        for _ in range(min(hits, _COUNTS_MAX)):
+            wrapper(*args, **named)
+    refill.function = function
+    vars(wrapper).update(attributes)
+
+
+def _fail(*args: Any, **named: Any) -> None:
+    raise LookupError
 
 
 # --- classes -------------------------------------------------------------------------------------
@@ -217,13 +366,96 @@ _MADE_BY_ENUM = frozenset(
 _MADE_BY_MEMBER = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
 
 
-def reduce_class(cls: type) -> Reduced:
+class _Sample(ctypes.Structure):
+    _fields_ = (("field", ctypes.c_int),)
+
+
+_CField: Any = type(_Sample.field)
+_NOT_BEFORE_DATA = ("__new__", "__init_subclass__", "__class_getitem__")
+"""Methods likely to use the class's data, and that rebuilding an instance can do without."""
+
+
+class _Methods:
+    """The plain methods of a class: set on it, still empty, before anything else is loaded.
+
+    An instance may be among the class's own attributes, or be reached from a method's globals. To
+    rebuild it may take methods: its hash, or what its `__reduce__` calls.
+    """
+
+    def __init__(self, cls: type, namespaces: Namespaces) -> None:
+        self._cls = cls
+        self._namespaces = namespaces
+
+    def reduce(self) -> Reduced:
+        methods = {
+            name: value
+            for name, value in vars(self._cls).items()
+            if _is_method(value) and name not in _NOT_BEFORE_DATA
+        }
+        self._namespaces.unfilled = []
+        return _set_methods, (self._cls, methods)
+
+
+class _Fillings:
+    """What fills the functions and cells that `_Methods` left empty."""
+
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
+
+    def reduce(self) -> Reduced:
+        unfilled, self._namespaces.unfilled = self._namespaces.unfilled or [], None
+        cells = [
+            _Filling(_fill_cell, c, (c.cell_contents,))
+            for c in unfilled
+            if isinstance(c, types.CellType)
+        ]
+        functions = [
+            _Filling(_fill_function, f, _function_state(f, self._namespaces.of(f)))
+            for f in unfilled
+            if isinstance(f, types.FunctionType)
+        ]
+        return list, ((*cells, *functions),)
+
+
+class _Filling:
+    def __init__(self, fill: Callable[[Any, Any], None], obj: Any, state: Any) -> None:
+        self._step = (fill, (obj, state))
+
+    def __reduce__(self) -> Reduced:
+        return self._step
+
+
+def _is_method(value: Any) -> bool:
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    return type(value) is types.FunctionType and not is_importable(value)
+
+
+def _set_methods(cls: type, methods: dict[str, Any]) -> None:
+    with _fill_lock:
+        if any(unfilled is cls for unfilled in _unfilled.values()):
+            for name, value in methods.items():
+                _set_attribute(cls, name, value)
+
+
+def reduce_helper(helper: Any) -> Reduced:
+    """Reduce what stands for a part of a class; see `HELPERS`."""
+    return helper.reduce()
+
+
+HELPERS = (_Methods, _Fillings)
+
+
+def reduce_class(cls: type, namespaces: Namespaces) -> Reduced:
     """Reduce a class that travels by value."""
     head: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     tracker_id = machinery._get_or_create_tracker_id(cls)
     own = dict(vars(cls))
     skip = set(_MADE_BY_TYPE)
     state: dict[str, Any] = {"tracker_id": tracker_id}
+    if namespaces.methods_first and namespaces.unfilled is None and not issubclass(cls, type):
+        state["methods"] = _Methods(cls, namespaces)
+        state["fillings"] = _Fillings(namespaces)
     if isinstance(cls, abc.ABCMeta):
         skip |= _MADE_BY_ABC
         state["registry"] = [found for ref in abc._get_dump(cls)[0] if (found := ref())]  # type: ignore[attr-defined]
@@ -235,6 +467,13 @@ def reduce_class(cls: type) -> Reduced:
         skip.update(
             name for name, value in own.items() if isinstance(value, types.MemberDescriptorType)
         )
+    if issubclass(cls, ctypes.Structure | ctypes.Union):
+        # Its fields are laid out when `_fields_` is set, by the rules that are set before.
+        head.update(
+            (name, own[name]) for name in ("_pack_", "_align_", "_anonymous_") if name in own
+        )
+        skip.update(name for name, value in own.items() if type(value) is _CField)
+        skip.update(head)
     custom_dict = own.get("__dict__")
     if isinstance(custom_dict, property):
         head["__dict__"] = custom_dict
@@ -259,16 +498,49 @@ def _begin_class(
             # It takes no bases but other TypedDicts, though what it makes has dict for a base.
             made: type = type.__new__(metaclass, name, bases, dict(head))
         else:
-            made = types.new_class(
-                name, bases, {"metaclass": metaclass}, lambda ns: ns.update(head)
-            )
+            made = _new_class(metaclass, name, bases, head)
         return _track(made, tracker_id)
+
+
+def _new_class(metaclass: Any, name: str, bases: tuple[Any, ...], head: dict[str, Any]) -> type:
+    try:
+        return types.new_class(name, bases, {"metaclass": metaclass}, lambda ns: ns.update(head))
+    except TypeError:
+        # The keywords of its class statement are not kept, and some `__init_subclass__`, or the
+        # metaclass, asks for them. What these did is among the attributes.
+        resolved = types.resolve_bases(bases)
+        if resolved is not bases:
+            head = {**head, "__orig_bases__": bases}
+        stand_ins = tuple(_without_init_subclass(base) for base in resolved)
+        made: type = type.__new__(metaclass, name, stand_ins, dict(head))
+        if stand_ins != resolved:
+            made.__bases__ = resolved
+        return made
+
+
+def _without_init_subclass(base: type) -> type:
+    """A class laid out in memory as `base`, whose subclasses can be made without being noticed."""
+    hooked = any("__init_subclass__" in vars(cls) for cls in base.__mro__[:-1])
+    if not hooked:
+        return base
+    slots = vars(base).get("__slots__")
+    head = {} if slots is None else {"__slots__": slots}
+    above = tuple(_without_init_subclass(cls) for cls in base.__bases__)
+    return type.__new__(type(base), base.__name__, above, head)
 
 
 def _track(made: type, tracker_id: str) -> type:
     machinery._lookup_class_or_track(tracker_id, made)
     _unfilled[tracker_id] = made
     return made
+
+
+def _set_attribute(cls: type, name: str, value: Any) -> None:
+    """Set a class's attribute, whatever its metaclass says to that."""
+    if issubclass(cls, ctypes.Structure | ctypes.Union):
+        setattr(cls, name, value)  # Its metaclass lays out the fields.
+    else:
+        type.__setattr__(cls, name, value)
 
 
 def _fill_class(cls: type, state: dict[str, Any]) -> None:
@@ -279,7 +551,7 @@ def _fill_class(cls: type, state: dict[str, Any]) -> None:
         if _unfilled.get(state["tracker_id"]) is not cls:
             return
         for name, value in state["attributes"].items():
-            type.__setattr__(cls, name, value)
+            _set_attribute(cls, name, value)
         if "__firstlineno__" in state["attributes"]:
             # Setting other attributes makes Python 3.13 and later drop it.
             type.__setattr__(cls, "__firstlineno__", state["attributes"]["__firstlineno__"])
@@ -361,11 +633,18 @@ def _make_new_type(name: str, supertype: Any, module: str, qualname: str) -> Any
 
 def _reduce_type_parameter(obj: Any) -> Reduced:
     place = machinery._lookup_module_and_qualname(obj, name=obj.__name__)
-    if place is not None and not is_by_value_module(place[0].__name__):
+    if place is not None and not (is_by_value_module(place[0].__name__) or is_made_up(place[0])):
         return obj.__reduce__()
     # Tracked as classes are, so that the same one comes back home.
     tracker_id = machinery._get_or_create_tracker_id(obj)
     return _make_type_parameter, (type(obj), obj.__name__, obj.__module__, tracker_id)
+
+
+def _reduce_type_variable(obj: Any) -> Reduced:
+    module = sys.modules.get(getattr(obj, "__module__", None) or "")
+    if module is None or not is_made_up(module):
+        return _type_variable_reducer(obj)
+    return machinery._make_typevar, machinery._decompose_typevar(obj)
 
 
 def _make_type_parameter(kind: Any, name: str, module: str, tracker_id: str) -> Any:
@@ -413,14 +692,15 @@ TYPE_REDUCERS: dict[type, Callable[[Any], Reduced]] = {
     if kind not in (io.TextIOWrapper, logging.Logger, logging.RootLogger, memoryview)
 }
 """Reducers by exact type for pieces of code: cloudpickle's, and ours where it loses something."""
+_type_variable_reducer: Any = TYPE_REDUCERS[typing.TypeVar]
 TYPE_REDUCERS.update(
     {
-        types.CellType: _reduce_cell,
         types.MethodType: _reduce_method,
         types.ModuleType: _reduce_module,
         functools._lru_cache_wrapper: _reduce_lru_cache,
         typing.NewType: _reduce_new_type,
         typing.ParamSpec: _reduce_type_parameter,
+        typing.TypeVar: _reduce_type_variable,
         typing.TypeVarTuple: _reduce_type_parameter,
     }
 )

@@ -8,36 +8,36 @@ Add one with `register`. The names of the functions called `_make_...` are part 
 from __future__ import annotations
 
 import asyncio
+import bz2
 import collections
 import concurrent.futures
 import contextvars
 import ctypes
 import gc
+import hashlib
 import importlib
-import io
 import logging
-import mmap
+import lzma
 import multiprocessing
 import multiprocessing.process
-import os
 import queue
+import random
 import re
+import selectors
 import socket
-import sqlite3
 import ssl
-import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import types
 import weakref
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import thread as thread_pool
 from typing import Any, NoReturn
 
-from .base import is_checking, lossy
+from .base import lossy
 from .errors import LoadFailed, NotSerializable
 
 Reduced = Any
@@ -91,11 +91,13 @@ def refuses(reason: str, remedy: str = REOPEN) -> Reducer:
     return reduce
 
 
-def _new(cls: Any) -> Any:
+def new_instance(cls: Any) -> Any:
+    """An instance whose `__init__` was not run."""
     return cls.__new__(cls)
 
 
-def _set_state(obj: Any, state: dict[str, Any]) -> None:
+def set_state(obj: Any, state: dict[str, Any]) -> None:
+    """Set attributes, whatever the class's accessors do."""
     vars(obj).update(state)
 
 
@@ -116,6 +118,18 @@ def _by_value(module: str) -> bool:
     return is_by_value_module(module)
 
 
+def _modules_by_reference() -> list[tuple[str, types.ModuleType]]:
+    """The modules that the other end imports for itself."""
+    from .by_value import is_made_up
+
+    modules: dict[str, Any] = dict(sys.modules)
+    return [
+        (name, module)
+        for name, module in modules.items()
+        if isinstance(module, types.ModuleType) and not _by_value(name) and not is_made_up(module)
+    ]
+
+
 class Places:
     """Where importable modules keep things that are known by being the same: one per stream."""
 
@@ -125,20 +139,34 @@ class Places:
         self._by_id: dict[int, tuple[str, str]] | None = None
 
     def find(self, obj: object) -> tuple[str, str] | None:
-        """(module, name) of a global variable that holds `obj`, an instance of one of `kinds`."""
+        """(module, name) of a variable that holds `obj`, an instance of one of `kinds`.
+
+        It is a global one, or one of a class that is there.
+        """
         if self._by_id is None:
             self._by_id = {}
-            modules: dict[str, Any] = dict(sys.modules)
-            for module_name, module in modules.items():
-                if isinstance(module, types.ModuleType) and not _by_value(module_name):
-                    for name, value in list(vars(module).items()):
-                        if type(value) in self.kinds:
-                            self._by_id.setdefault(id(value), (module_name, name))
-        place = self._by_id.get(id(obj))
+            classes: dict[int, tuple[str, type]] = {}
+            for module_name, module in _modules_by_reference():
+                for name, value in list(vars(module).items()):
+                    if type(value) in self.kinds:
+                        self._by_id.setdefault(id(value), (module_name, name))
+                    elif isinstance(value, type) and value.__module__ == module_name:
+                        classes[id(value)] = (module_name, value)
+            for module_name, cls in classes.values():
+                for name, value in list(vars(cls).items()):
+                    if type(value) in self.kinds:
+                        place = (module_name, f"{cls.__qualname__}.{name}")
+                        self._by_id.setdefault(id(value), place)
+        found = self._by_id.get(id(obj))
         # The map may be older than the object, so look once more.
-        return (
-            place if place and getattr(sys.modules.get(place[0]), place[1], None) is obj else None
-        )
+        return found if found and _at(found) is obj else None
+
+
+def _at(place: tuple[str, str]) -> Any:
+    found: Any = sys.modules.get(place[0])
+    for piece in place[1].split("."):
+        found = getattr(found, piece, None)
+    return found
 
 
 def reduce_by_place(obj: Any, places: Places) -> Reduced:
@@ -149,16 +177,21 @@ def reduce_by_place(obj: Any, places: Places) -> Reduced:
     return NotImplemented if type(obj) is object else _reduce_context_variable(obj)
 
 
-def singleton_reducer(kind: type) -> Reducer | None:
-    """A reducer for a class of stateless module-level instances, if `kind` is one, else None.
+def singleton_reducer(kind: type, fallback: Reducer | None) -> Reducer | None:
+    """A reducer for a class with instances that its module keeps, if `kind` is one, else None.
 
-    Such instances are compared with `is`, so each has to remain the one that its module holds.
+    Such constants are compared with `is`, so each has to remain the one that its module holds. One
+    that has changed since, or whose state is more than plain values, goes the way of `fallback`,
+    or of pickle.
     """
+    from .by_value import is_made_up
+
     module = sys.modules.get(kind.__module__)
     ways = ("__reduce_ex__", "__reduce__", "__getstate__")
     if (
         module is None
         or _by_value(kind.__module__)
+        or is_made_up(module)
         or any(getattr(kind, way) is not getattr(object, way) for way in ways)
         or kind.__itemsize__
         or any(vars(base).get("__slots__") for base in kind.__mro__)
@@ -167,13 +200,29 @@ def singleton_reducer(kind: type) -> Reducer | None:
         return None
 
     def reduce(obj: object) -> Reduced:
-        if not getattr(obj, "__dict__", None):
+        state = getattr(obj, "__dict__", None) or {}
+        if all(type(value) in _CONSTANTS for value in state.values()):
             for name, value in list(vars(module).items()):
                 if value is obj:
-                    return module_attribute, (kind.__module__, name)
-        return NotImplemented
+                    if not state:
+                        return module_attribute, (kind.__module__, name)
+                    return _constant, (kind, kind.__module__, name, state)
+        return NotImplemented if fallback is None else fallback(obj)
 
     return reduce
+
+
+_CONSTANTS = frozenset((str, int, float, bool, bytes, type(None)))
+
+
+def _constant(kind: Any, module: str, name: str, state: dict[str, Any]) -> Any:
+    """The constant of a module, if it is here what it was there; else another one like it."""
+    found = getattr(importlib.import_module(module), name, None)
+    if type(found) is kind and vars(found) == state:
+        return found
+    made = kind.__new__(kind)
+    vars(made).update(state)
+    return made
 
 
 # --- threads -------------------------------------------------------------------------------------
@@ -226,7 +275,16 @@ def _reduce_condition(condition: threading.Condition) -> Reduced:
 def _reduce_local(local: Any) -> Reduced:
     # Values of other threads are theirs, and cannot be seen from here.
     lossy("only the values of the capturing thread are carried")
-    return _new, (type(local),), dict(vars(local)), None, None, _set_state
+    held = gc.get_referents(local)
+    args = next((r for r in held if type(r) is tuple), ())
+    # Beside the keywords it holds what each thread has, by objects that stand for threads.
+    named = next((r for r in held if type(r) is dict and all(type(k) is str for k in r)), {})
+    return _make_local, (type(local), args, named), dict(vars(local)), None, None, set_state
+
+
+def _make_local(cls: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    # NB: with the arguments by which each other thread will initialize its own part.
+    return cls.__new__(cls, *args, **named)
 
 
 _THREAD_BASE = frozenset(vars(threading.Thread()))
@@ -245,7 +303,7 @@ def _reduce_thread(thread: threading.Thread) -> Reduced:
     else:
         call = (None, (), {})
     state = (thread.name, thread.daemon, call, thread.ident is not None, extra)
-    return _new, (type(thread),), state, None, None, _fill_thread
+    return new_instance, (type(thread),), state, None, None, _fill_thread
 
 
 def _fill_thread(thread: threading.Thread, state: Any) -> None:
@@ -261,7 +319,7 @@ def _fill_thread(thread: threading.Thread, state: Any) -> None:
 
 
 def _reduce_queue(waiting: queue.Queue[Any]) -> Reduced:
-    return _new, (type(waiting),), dict(vars(waiting)), None, None, _fill_queue
+    return new_instance, (type(waiting),), dict(vars(waiting)), None, None, _fill_queue
 
 
 def _fill_queue(waiting: queue.Queue[Any], state: dict[str, Any]) -> None:
@@ -409,31 +467,14 @@ def _reduce_asyncio(primitive: Any) -> Reduced:
             state[name] = collections.deque()
     # It is bound to a loop when somebody first waits in it: at the destination, to the one there.
     state.pop("_loop", None)
-    return _new, (type(primitive),), state, None, None, _set_state
-
-
-def _reduce_future(future: asyncio.Future[Any]) -> Reduced:
-    if isinstance(future, asyncio.Task) and not future.done():
-        coroutine = future.get_coro()
-        refuse(
-            future,
-            f"task {future.get_name()!r} is suspended{_position(coroutine)}",
-            "cancel or await it in on_depart, start it again in on_arrive, or use @migrate.every",
-        )
-    if not future.done():
-        waiting = len(getattr(future, "_callbacks", None) or ())
-        refuse(
-            future,
-            f"it is pending with {waiting} waiting for it; it belongs to an event loop here",
-            "capture it when nobody waits, and make a new future in on_arrive",
-        )
-    refuse(future, "it belongs to an event loop here", "keep its result instead of the future")
+    return new_instance, (type(primitive),), state, None, None, set_state
 
 
 # --- suspended code ------------------------------------------------------------------------------
 
 
-def _position(code_object: Any) -> str:
+def position_of(code_object: Any) -> str:
+    """Where suspended code stands, for a message."""
     for prefix in ("gi", "cr", "ag"):
         frame = getattr(code_object, f"{prefix}_frame", None)
         code = getattr(code_object, f"{prefix}_code", None)
@@ -443,120 +484,7 @@ def _position(code_object: Any) -> str:
     return ""
 
 
-def _reduce_suspended(obj: Any) -> Reduced:
-    refuse(
-        obj,
-        f"execution is suspended{_position(obj)}, and a frame cannot travel",
-        "keep what it iterates over and the position in it, or write it as a class with state",
-    )
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-_STANDARD_STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
-
-
-def _reduce_file(file: Any) -> Reduced:
-    for name in _STANDARD_STREAMS:
-        if file is getattr(sys, name, None):
-            return getattr, (sys, name)
-    text = isinstance(file, io.TextIOWrapper)
-    try:
-        raw = file.buffer if text else file
-        raw = getattr(raw, "raw", raw)
-    except ValueError:
-        refuse(file, "its buffer was detached", REOPEN)
-    if type(raw) is not io.FileIO:
-        refuse(file, f"it wraps a {type_name(type(raw))}, not a file of the system", REOPEN)
-    mode = file.mode if text else raw.mode
-    if not text and raw.mode == "rb+" and getattr(file, "mode", "").startswith("w"):
-        mode = file.mode
-    style = (file.encoding, file.errors, file.line_buffering, file.write_through) if text else None
-    buffered = not isinstance(file, io.FileIO)
-    if file.closed:
-        return _make_closed_file, (mode, raw.name, style, buffered)
-    try:
-        # NB: telling a text file's position writes what it buffers.
-        position = 0 if is_checking() and file.writable() else file.tell()
-    except OSError as exc:
-        if text and file.seekable():
-            refuse(
-                file,
-                "it is being iterated over, so its position cannot be told",
-                "read it by readline(), or capture it after the loop",
-            )
-        refuse(file, f"it has no position ({exc.strerror or exc})", REOPEN)
-    if file.writable() and not is_checking():
-        file.flush()
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        refuse(file, "it is a pipe, a terminal or a device, not a regular file", REOPEN)
-    if not status.st_nlink:
-        refuse(file, "its file was deleted, so no path leads to it", "keep its content instead")
-    lossy("it is opened again by its path: the same file must be there at the other end")
-    return _make_file, (_path_of(file, raw), mode, position, style, buffered)
-
-
-def _path_of(file: Any, raw: io.FileIO) -> str:
-    """Absolute path of an open file, whatever the current folder was when it was opened."""
-    link = f"/proc/self/fd/{raw.fileno()}"
-    if os.path.islink(link):
-        return os.readlink(link)
-    if not isinstance(raw.name, str | bytes):
-        refuse(file, "it was opened by descriptor, so its path is unknown", REOPEN)
-    return os.path.abspath(os.fsdecode(raw.name))
-
-
-def _open_untouched(path: str, flags: int) -> int:
-    # Neither created nor emptied, whatever its mode says: it is as the original left it.
-    return os.open(path, flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL))
-
-
-def _binary(mode: str) -> str:
-    return mode if "b" in mode else f"{mode}b"
-
-
-def _open_as(path: str, mode: str, style: Any, buffered: bool, opener: Any) -> Any:
-    if style is None:
-        mode = _binary(mode)
-        return open(path, mode, buffering=-1 if buffered else 0, opener=opener)
-    encoding, errors, line_buffering, write_through = style
-    file: Any = open(path, mode.replace("b", ""), encoding=encoding, errors=errors, opener=opener)
-    if line_buffering or write_through:
-        file.reconfigure(line_buffering=line_buffering, write_through=write_through)
-    return file
-
-
-def _make_file(path: str, mode: str, position: int, style: Any, buffered: bool) -> Any:
-    try:
-        file = _open_as(path, mode, style, buffered, _open_untouched)
-    except OSError as exc:
-        raise LoadFailed(
-            f"cannot reopen file {path!r} (mode {mode!r}): {exc.strerror}",
-            "make the file available here under the same path",
-        ) from exc
-    size = os.fstat(file.fileno()).st_size
-    # NB: a text position is opaque, but its low 64 bits are the byte position.
-    if position & (2**64 - 1) > size and "r" in mode and "+" not in mode:
-        file.close()
-        raise LoadFailed(
-            f"file {path!r} has {size} bytes here, fewer than were read of it",
-            "make the same file available here",
-        )
-    file.seek(position)
-    return file
-
-
-def _make_closed_file(mode: str, name: Any, style: Any, buffered: bool) -> Any:
-    # Never opened itself: it may be gone, and need not be touched to be closed.
-    file = _open_as(os.devnull, mode.replace("x", "w"), style, buffered, None)
-    raw = file.buffer if style is not None else file
-    raw = getattr(raw, "raw", raw)
-    raw.name = name
-    if style is not None:
-        file.mode = mode
-    file.close()
-    return file
+STANDARD_STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 
 
 # --- logging -------------------------------------------------------------------------------------
@@ -570,7 +498,7 @@ def _reduce_logger(logger: logging.Logger) -> Reduced:
         lossy("it is found by its name: level, handlers and filters are those of the other end")
         return logging.getLogger, (logger.name,)
     state = {name: value for name, value in vars(logger).items() if name not in _LOGGER_PLACE}
-    return _new, (type(logger),), state, None, None, _fill_logger
+    return new_instance, (type(logger),), state, None, None, _fill_logger
 
 
 _LOGGER_PLACE = ("parent", "manager", "_cache")
@@ -592,8 +520,24 @@ def _reduce_weakref(ref: Any) -> Reduced:
         return _make_dead_reference, (type(ref),)
     lossy("it will be dead unless something else in the state holds what it refers to")
     if type(ref) is not weakref.ref:
-        refuse(ref, "it is a weak reference of a class of its own", "hold a weakref.ref instead")
+        return _make_own_reference, (type(ref), referent, callback), _attributes_of(ref)
     return weakref.ref, (referent,) if callback is None else (referent, callback)
+
+
+def _attributes_of(ref: Any) -> Any:
+    slots = {
+        name: member.__get__(ref)
+        for base in type(ref).__mro__
+        if base.__flags__ & (1 << 9)
+        for name, member in vars(base).items()
+        if isinstance(member, types.MemberDescriptorType) and hasattr(ref, name)
+    }
+    attributes = getattr(ref, "__dict__", None) or None
+    return (attributes, slots) if slots else attributes
+
+
+def _make_own_reference(cls: Any, referent: Any, callback: Any) -> Any:
+    return weakref.ref.__new__(cls, referent, callback)
 
 
 class _Vanishing:
@@ -691,7 +635,7 @@ class _PyBuffer(ctypes.Structure):
 _PY_BUF_FULL_RO = 0x11C
 
 
-def _address(obj: Any) -> int:
+def address_of(obj: Any) -> int:
     """Address of the first element of an exporter's memory."""
     buffer = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(
@@ -721,7 +665,7 @@ def _reduce_memoryview(view: memoryview) -> Reduced:
             refuse(view, "its stride is not a multiple of its items", "view contiguous memory")
         step = stride // view.itemsize
         low = min(0, (count - 1) * stride)
-    offset = (_address(view) + low - _address(owner)) if view.nbytes else 0
+    offset = (address_of(view) + low - address_of(owner)) if view.nbytes else 0
     if view.ndim == 1:
         shape = None
     return _make_memoryview, (owner, offset, count, step, view.format, shape, view.readonly)
@@ -813,11 +757,90 @@ def _reduce_exception(exc: BaseException) -> Reduced:
     """Rebuild exceptions without their `__init__`, which may want arguments that are not kept."""
     cls = type(exc)
     solid = next(base for base in cls.__mro__ if not base.__flags__ & (1 << 9))
-    if solid.__basicsize__ != BaseException.__basicsize__:
-        # It has fields of its own in C, which its own __reduce__ knows.
-        return NotImplemented
-    state = (vars(exc), exc.__cause__, exc.__context__, exc.__suppress_context__)
-    return _make_exception, (cls, exc.args), state, None, None, _fill_exception
+    links = (exc.__cause__, exc.__context__, exc.__suppress_context__, exc.__traceback__)
+    state = (vars(exc), *links, _fields_of(exc))
+    if issubclass(solid, BaseExceptionGroup):
+        parts = (exc.message, list(exc.exceptions))  # type: ignore[attr-defined]
+        return _make_group, (cls, *parts), state, None, None, _fill_raised
+    return _make_raised, (cls, solid, exc.args), state, None, None, _fill_raised
+
+
+_NOT_CARRIED = frozenset(("args", "obj", "print_file_and_line", "characters_written"))
+"""Fields that are carried otherwise; or, `obj`, hold what the error was about, whatever that is."""
+
+
+def _fields_of(exc: BaseException) -> dict[str, Any]:
+    """What an exception keeps in C, such as the number and the file name of an OSError."""
+    fields: dict[str, Any] = {}
+    for base in type(exc).__mro__:
+        if base is not BaseException and issubclass(base, BaseException):
+            for name, member in vars(base).items():
+                if isinstance(member, types.MemberDescriptorType) and name not in _NOT_CARRIED:
+                    value = getattr(exc, name, None)
+                    if value is not None:
+                        fields[name] = value
+    return fields
+
+
+def _make_raised(cls: Any, solid: Any, args: tuple[Any, ...]) -> BaseException:
+    made: BaseException = solid.__new__(cls)
+    made.args = args
+    return made
+
+
+def _make_group(cls: Any, message: str, exceptions: list[BaseException]) -> BaseException:
+    made: BaseException = BaseExceptionGroup.__new__(cls, message, exceptions)
+    return made
+
+
+def _fill_raised(exc: BaseException, state: Any) -> None:
+    attributes, cause, context, suppress, traceback, fields = state
+    exc.__cause__, exc.__context__ = cause, context
+    exc.__suppress_context__ = suppress
+    exc.__traceback__ = traceback
+    for name, value in fields.items():
+        try:
+            setattr(exc, name, value)
+        except AttributeError:
+            pass  # Read-only, so its constructor has set it.
+    vars(exc).update(attributes)
+
+
+def _reduce_traceback(traceback: types.TracebackType) -> Reduced:
+    places = []
+    step: types.TracebackType | None = traceback
+    while step is not None:
+        code = step.tb_frame.f_code
+        places.append((code.co_filename, code.co_name, code.co_qualname, step.tb_lineno))
+        step = step.tb_next
+    return _make_traceback, (places,)
+
+
+def _make_traceback(places: list[tuple[str, str, str, int]]) -> types.TracebackType | None:
+    """A traceback that reads like the original one; its frames hold no variables."""
+    made: types.TracebackType | None = None
+    for filename, name, qualname, line in reversed(places):
+        code = compile("import sys; frame = sys._getframe()", filename, "exec")
+        code = code.replace(
+            co_name=name,
+            co_qualname=qualname,
+            co_firstlineno=line,
+            co_linetable=_one_line(len(code.co_code) // 2),
+        )
+        namespace: dict[str, Any] = {"__name__": "traceback", "__file__": filename}
+        exec(code, namespace)
+        frame = namespace.pop("frame")
+        made = types.TracebackType(made, frame, frame.f_lasti, line)
+    return made
+
+
+def _one_line(units: int) -> bytes:
+    """A table that gives all of a code's units its first line, and no columns.
+
+    Source: CPython's Objects/locations.md; kind 13 is an entry of up to 8 units without columns.
+    """
+    steps = [min(8, units - at) for at in range(0, units, 8)]
+    return b"".join(bytes((0x80 | 13 << 3 | step - 1, 0)) for step in steps)
 
 
 def _make_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
@@ -834,12 +857,48 @@ def _fill_exception(exc: BaseException, state: Any) -> None:
 # --- other ---------------------------------------------------------------------------------------
 
 
+_SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    (socket.SOL_SOCKET, socket.SO_BROADCAST),
+)
+
+
 def _reduce_socket(sock: socket.socket) -> Reduced:
+    kind = (type(sock), sock.family, sock.type, sock.proto)
+    if sock.fileno() == -1:
+        return _make_socket, (*kind, None, (), False, None)
     try:
         peer = f"connected to {sock.getpeername()}"
     except OSError:
-        peer = "closed" if sock.fileno() == -1 else "open, but not connected"
+        peer = ""
+    internet = sock.family in (socket.AF_INET, socket.AF_INET6)
+    if not peer and internet and sock.getsockname()[1] == 0:
+        options = [(*option, sock.getsockopt(*option)) for option in _SOCKET_OPTIONS]
+        return _make_socket, (*kind, sock.gettimeout(), options, True, None)
+    peer = peer or f"bound to {sock.getsockname()!r}"
     refuse(sock, f"a socket belongs to its process; it is {peer}", REOPEN)
+
+
+def _make_socket(
+    cls: Any,
+    family: int,
+    kind: int,
+    protocol: int,
+    timeout: float | None,
+    options: Any,
+    is_open: bool,
+    address: Any,
+) -> Any:
+    sock = cls.__new__(cls)
+    socket.socket.__init__(sock, family, kind, protocol)
+    if not is_open:
+        sock.close()
+        return sock
+    sock.settimeout(timeout)
+    for level, name, value in options:
+        sock.setsockopt(level, name, value)
+    return sock
 
 
 def _reduce_popen(process: subprocess.Popen[Any]) -> Reduced:
@@ -850,24 +909,88 @@ def _reduce_popen(process: subprocess.Popen[Any]) -> Reduced:
             f"process {process.pid} runs {process.args!r:.80} and is a child of this process",
             "end it in on_depart and start it again in on_arrive",
         )
-    refuse(
-        process,
-        f"a process that ended with {code} cannot be waited for elsewhere",
-        "keep its return code and output instead",
-    )
+    # It is over: only its number, arguments and return code are left, and closed pipes.
+    return new_instance, (type(process),), dict(vars(process)), None, None, set_state
 
 
-def _reduce_sqlite(connection: sqlite3.Connection) -> Reduced:
+def _reduce_selector(selector: Any) -> Reduced:
+    registered = len(selector.get_map() or ())
+    if registered:
+        refuse(selector, f"{registered} files are registered with it", REOPEN)
+    return type(selector), ()
+
+
+def _reduce_hash(digest: Any) -> Reduced:
+    # Its inner state cannot be had. But one that is still empty shows that by its digest.
     try:
-        rows = connection.execute("PRAGMA database_list").fetchall()
-        where = next((row[2] for row in rows if row[1] == "main"), "") or "a database in memory"
-    except sqlite3.Error as exc:
-        where = f"a database ({exc})"
-    refuse(connection, f"a connection to {where} belongs to its process", REOPEN)
+        empty: Any = hashlib.new(digest.name)
+        shake = digest.digest_size == 0
+        same = digest.digest(32) == empty.digest(32) if shake else digest.digest() == empty.digest()
+    except (ValueError, TypeError):
+        same = False
+    if not same:
+        refuse(
+            digest,
+            f"{digest.name} does not give away what it has taken in",
+            "keep the data, or the digests of finished parts, instead",
+        )
+    return hashlib.new, (digest.name,)
+
+
+def _reduce_handler(handler: logging.Handler) -> Reduced:
+    state = {name: value for name, value in vars(handler).items() if name != "lock"}
+    return new_instance, (type(handler),), state, None, None, _fill_handler
+
+
+def _fill_handler(handler: logging.Handler, state: dict[str, Any]) -> None:
+    vars(handler).update(state)
+    handler.createLock()
+    # So that it is flushed and closed when the process ends.
+    logging._addHandlerRef(handler)  # type: ignore[attr-defined]
+
+
+def _reduce_finalizer(finalizer: Any) -> Reduced:
+    found = finalizer.peek()
+    if found is None:
+        return _make_finalizer, (type(finalizer), None, None)
+    referent, function, args, named = found
+    return _make_finalizer, (type(finalizer), referent, (function, args, named, finalizer.atexit))
+
+
+def _make_finalizer(cls: Any, referent: Any, call: Any) -> Any:
+    if call is None:
+        made = cls(_Vanishing(), int)
+        made.detach()
+        return made
+    function, args, named, at_exit = call
+    made = cls(referent, function, *args, **named)
+    made.atexit = at_exit
+    return made
 
 
 def _reduce_struct(form: struct.Struct) -> Reduced:
     return struct.Struct, (form.format,)
+
+
+def _reduce_system_random(source: Any) -> Reduced:
+    # It has no state of its own: each system's is as good as another's.
+    return new_instance, (type(source),), dict(vars(source)), None, None, set_state
+
+
+def reduce_ctypes_class(cls: Any) -> Reduced | None:
+    """Reduce a class that ctypes makes from another one; None if it is none of these."""
+    if (
+        issubclass(cls, ctypes.Array)
+        and cls.__name__ == f"{cls._type_.__name__}_Array_{cls._length_}"
+    ):
+        return _make_array_class, (cls._type_, cls._length_)
+    if issubclass(cls, ctypes._Pointer) and cls.__name__ == f"LP_{cls._type_.__name__}":
+        return ctypes.POINTER, (cls._type_,)
+    return None
+
+
+def _make_array_class(item: Any, length: int) -> Any:
+    return item * length
 
 
 def _reduce_super(obj: Any) -> Reduced:
@@ -876,8 +999,27 @@ def _reduce_super(obj: Any) -> Reduced:
     return super, (get(obj, "__thisclass__"), get(obj, "__self__"))
 
 
+_NO_EXPORT = "it does not give its inner state away"
+_KEEP_DATA = "finish the stream before the state is captured, or keep its data"
+
+
+def _hash_kinds() -> set[type]:
+    return {type(hashlib.new(name)) for name in hashlib.algorithms_guaranteed}
+
+
+def _compressor_kinds() -> set[type]:
+    return {
+        type(zlib.compressobj()),
+        type(zlib.decompressobj()),
+        bz2.BZ2Compressor,
+        bz2.BZ2Decompressor,
+        lzma.LZMACompressor,
+        lzma.LZMADecompressor,
+    }
+
+
 def _register_all() -> None:
-    for kind, reducer in (
+    pairs: tuple[tuple[Any, Any], ...] = (
         (_Lock, _reduce_lock),
         (_RLock, _reduce_rlock),
         (threading.Condition, _reduce_condition),
@@ -892,24 +1034,8 @@ def _register_all() -> None:
         (asyncio.Condition, _reduce_asyncio),
         (asyncio.Semaphore, _reduce_asyncio),
         (asyncio.Queue, _reduce_asyncio),
-        (asyncio.Future, _reduce_future),
-        (asyncio.Task, _reduce_future),
-        (asyncio.AbstractEventLoop, refuses("an event loop belongs to its thread", REOPEN)),
-        (asyncio.Handle, refuses("it is scheduled on an event loop here", "use @migrate.every")),
-        (types.GeneratorType, _reduce_suspended),
-        (types.CoroutineType, _reduce_suspended),
-        (types.AsyncGeneratorType, _reduce_suspended),
         (types.FrameType, refuses("a frame of execution cannot travel", "do not keep it")),
-        (types.TracebackType, refuses("it holds frames of execution", "keep it as text")),
-        (io.TextIOWrapper, _reduce_file),
-        (io.BufferedReader, _reduce_file),
-        (io.BufferedWriter, _reduce_file),
-        (io.BufferedRandom, _reduce_file),
-        (io.FileIO, _reduce_file),
-        (
-            tempfile._TemporaryFileWrapper,
-            refuses("its file is deleted with the original", "keep its content instead"),
-        ),
+        (types.TracebackType, _reduce_traceback),
         (logging.Logger, _reduce_logger),
         (weakref.ref, _reduce_weakref),
         (weakref.WeakMethod, _reduce_weak_method),
@@ -933,19 +1059,39 @@ def _register_all() -> None:
         ),
         (BaseException, _reduce_exception),
         (socket.socket, _reduce_socket),
-        (ssl.SSLContext, refuses("its keys cannot be read back", REOPEN)),
+        (ssl.SSLSocket, refuses("a socket belongs to its process; it speaks TLS", REOPEN)),
+        (ssl.SSLObject, refuses("a TLS session belongs to its process", REOPEN)),
+        (selectors.BaseSelector, _reduce_selector),
+        (logging.Handler, _reduce_handler),
+        (weakref.finalize, _reduce_finalizer),
+        *((kind, _reduce_hash) for kind in _hash_kinds()),
+        *((kind, refuses(_NO_EXPORT, _KEEP_DATA)) for kind in _compressor_kinds()),
         (subprocess.Popen, _reduce_popen),
         (
             multiprocessing.process.BaseProcess,
             refuses("it is a child of this process", "start another one in on_arrive"),
         ),
-        (sqlite3.Connection, _reduce_sqlite),
-        (sqlite3.Cursor, refuses("a cursor belongs to its connection", REOPEN)),
-        (mmap.mmap, refuses("mapped memory belongs to its process", REOPEN)),
         (struct.Struct, _reduce_struct),
+        (random.SystemRandom, _reduce_system_random),
         (super, _reduce_super),
-    ):
-        REDUCERS[kind] = reducer
+    )
+    REDUCERS.update(pairs)
 
 
 _register_all()
+
+_FORMER_NAMES = {
+    "_new": "resources.new_instance",
+    "_set_state": "resources.set_state",
+    "_make_file": "files._make_file",
+    "_make_closed_file": "files._make_closed_file",
+}
+"""What earlier streams call by names of this module, and where it is now."""
+
+
+def __getattr__(name: str) -> Any:
+    place = _FORMER_NAMES.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, name = place.partition(".")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), name)

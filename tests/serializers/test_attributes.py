@@ -176,7 +176,9 @@ def test_the_bare_state_is_given_to_whoever_installs_it() -> None:
 
 
 def test_the_path_to_what_cannot_travel_begins_at_the_object() -> None:
-    obj = thing(fine=1, deep={"files": [1, io.StringIO, (n for n in range(3))]})
+    begun = (n for n in range(3))
+    next(begun)
+    obj = thing(fine=1, deep={"files": [1, io.StringIO, begun]})
     with pytest.raises(NotSerializable) as caught:
         attributes.encode(obj)
     assert caught.value.path == "Thing.deep['files'][2]"

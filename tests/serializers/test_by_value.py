@@ -462,6 +462,7 @@ def test_modules_travel_by_name_and_made_up_ones_by_value() -> None:
 
 def test_what_an_unpicklable_closure_holds_is_named() -> None:
     suspended = (n for n in range(3))
+    next(suspended)
 
     def function() -> Any:
         return suspended
@@ -470,4 +471,4 @@ def test_what_an_unpicklable_closure_holds_is_named() -> None:
         serializers.dumps({"callback": function})
 
     assert caught.value.path == "dict['callback'].__closure__['suspended']"
-    assert next(suspended) == 0
+    assert next(suspended) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import json
 import logging
 import pathlib
@@ -31,6 +30,12 @@ class Service:
         self.state: dict[str, Any] = {}
 
 
+def begun() -> Any:
+    generator = (n for n in range(2))
+    next(generator)
+    return generator
+
+
 def reasons(report: CheckReport) -> dict[str, str]:
     return {finding.path: finding.reason for finding in report.lossy}
 
@@ -50,7 +55,7 @@ def test_all_problems_are_told_with_path_type_reason_and_remedy() -> None:
     service = Service()
     one, two = socket.socketpair()
     with one, two:
-        service.state.update(a=one, b=(n for n in range(2)))
+        service.state.update(a=one, b=begun())
         report = serializers.check(service)
 
         assert not report.ok
@@ -80,7 +85,6 @@ def test_what_travels_with_a_loss_is_told_by_path(tmp_path: pathlib.Path) -> Non
             "file": file,
             "pool": pool,
             "ref": weakref.ref(service),
-            "cache": functools.lru_cache(lambda n: n),
         }
         report = serializers.check(service)
         # Nothing was written: looking is not capturing.
@@ -95,7 +99,6 @@ def test_what_travels_with_a_loss_is_told_by_path(tmp_path: pathlib.Path) -> Non
         ("file", "path"),
         ("pool", "anew"),
         ("ref", "dead"),
-        ("cache", "cached"),
     ]:
         assert word in found[f"Service.state['{key}']"], key
 
@@ -149,7 +152,7 @@ def test_a_class_is_checked_by_what_it_declares() -> None:
 
 
 def test_a_class_by_value_is_checked_with_what_its_methods_need() -> None:
-    generator = (n for n in range(2))
+    generator = begun()
 
     class Local:
         def method(self) -> Any:
@@ -161,7 +164,7 @@ def test_a_class_by_value_is_checked_with_what_its_methods_need() -> None:
 
 
 def test_checking_a_deep_state_overflows_nothing() -> None:
-    top: Any = (n for n in range(2))
+    top: Any = begun()
     for _ in range(100_000):
         top = [top]
 
@@ -194,6 +197,7 @@ class Bare:
     worker: threading.Thread
 good = Holder(); good.items = [1, 2]
 bad = Holder(); bad.a = (n for n in range(3)); bad.b = [(n for n in range(3))]
+next(bad.a); next(bad.b[0])
 raise_ = None
 """
 

@@ -148,8 +148,10 @@ def test_members_that_look_the_same_are_fine_unless_something_else_leads_to_one(
 
 
 def test_what_cannot_be_digested_is_refused_by_path() -> None:
+    begun = (n for n in range(2))
+    next(begun)
     with pytest.raises(NotSerializable) as caught:
-        digest(Node({"k": [0, (n for n in range(2))]}))
+        digest(Node({"k": [0, begun]}))
 
     assert caught.value.path == "Node.value['k'][1]"
 

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -48,7 +49,9 @@ class Item:
 
 
 def stuck() -> Any:
-    return (n for n in range(3))
+    generator = (n for n in range(3))
+    next(generator)
+    return generator
 
 
 def refusal(obj: Any) -> NotSerializable:
@@ -104,6 +107,7 @@ def test_the_message_has_path_type_reason_and_remedy_in_this_order() -> None:
     counter: Any = Counter()
     counter.cache = {"db": Box()}
     connection = sqlite3.connect(":memory:")
+    connection.create_function("twice", 1, lambda value: 2 * value)
     counter.cache["db"].content = connection
     error = refusal(counter)
     assert error.path.endswith("Counter.cache['db'].content")
@@ -118,7 +122,7 @@ def test_a_connected_socket_is_refused_naming_its_peer_and_stays_connected() -> 
         with socket.create_server(("127.0.0.1", 0)) as server:
             with socket.create_connection(server.getsockname()) as client:
                 assert str(server.getsockname()[1]) in refusal(Box(client)).reason
-            assert "not connected" in refusal(Box(server)).reason
+            assert str(server.getsockname()[1]) in refusal(Box(server)).reason
         assert refusal(Box(one)).path == "Box.content"
         one.send(b"x")
         assert two.recv(1) == b"x"
@@ -144,7 +148,9 @@ def test_a_subprocess_is_refused_with_its_pid() -> None:
         assert str(process.pid) in refusal(Box(process)).reason
     finally:
         process.communicate(b"\n", timeout=30)
-    assert "ended with 0" in refusal(Box(process)).reason
+    copy: Any = serializers.loads(serializers.dumps(Box(process)))
+    assert copy.content.poll() == 0 and copy.content.pid == process.pid
+    assert copy.content.stdout.closed
 
 
 def test_suspended_code_is_refused_with_where_it_stands_and_goes_on() -> None:
@@ -155,7 +161,12 @@ def test_suspended_code_is_refused_with_where_it_stands_and_goes_on() -> None:
     async def stream() -> AsyncIterator[int]:
         yield 1
 
-    async def coroutine() -> None: ...
+    @types.coroutine
+    def pause() -> Iterator[None]:
+        yield
+
+    async def coroutine() -> None:
+        await pause()
 
     generator = numbers()
     next(generator)
@@ -163,9 +174,13 @@ def test_suspended_code_is_refused_with_where_it_stands_and_goes_on() -> None:
     assert "numbers" in error.reason and __file__ in error.reason and "line" in error.reason
     assert next(generator) == 2
     suspended = coroutine()
+    suspended.send(None)
     assert "coroutine" in refusal(Box(suspended)).reason
     suspended.close()
-    assert "stream" in refusal(Box(stream())).reason
+    begun = stream()
+    with pytest.raises(StopIteration):
+        begun.__anext__().send(None)
+    assert "stream" in refusal(Box(begun)).reason
 
 
 def test_tasks_futures_and_loops_are_refused() -> None:
@@ -173,24 +188,30 @@ def test_tasks_futures_and_loops_are_refused() -> None:
         async def wait_for_it() -> None:
             await event.wait()
 
+        async def wait_for(other: asyncio.Future[Any]) -> None:
+            await other
+
         event = asyncio.Event()
         task = asyncio.create_task(wait_for_it(), name="my task")
         future = asyncio.get_running_loop().create_future()
+        awaiting = asyncio.ensure_future(asyncio.shield(future))
+        waiter = asyncio.create_task(wait_for(awaiting))
         await asyncio.wait([task], timeout=0)
 
         assert "my task" in refusal(Box(task)).reason
         assert "wait_for_it" in refusal(Box(task)).reason
-        assert "pending" in refusal(Box(future)).reason
+        assert "pending" in refusal(Box(awaiting)).reason
         assert "loop" in refusal(Box(asyncio.get_running_loop())).reason
         event.set()
         await task
-        assert "result" in refusal(Box(task)).remedy
+        future.set_result(None)
+        await waiter
 
     asyncio.run(run())
 
 
 def test_types_without_any_way_are_refused_by_path() -> None:
-    error = refusal(Box({"digest": hashlib.sha256()}))
+    error = refusal(Box({"digest": hashlib.sha256(b"begun")}))
 
     assert error.path == "Box.content['digest']" and "HASH" in error.type_name
 

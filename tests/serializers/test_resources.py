@@ -6,14 +6,17 @@ import asyncio
 import collections
 import concurrent.futures
 import contextvars
+import gzip
 import io
 import logging
 import multiprocessing
 import os
 import pathlib
 import queue
+import socket
 import struct
 import sys
+import tempfile
 import threading
 import types
 import weakref
@@ -398,24 +401,59 @@ def test_a_file_shorter_than_was_read_of_it_fails_the_load(tmp_path: pathlib.Pat
 
 
 def test_files_without_an_honest_way_are_refused(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("1\n2\n")
-    with open(path) as iterated:
-        next(iterated)
-        with pytest.raises(NotSerializable, match="iterated"):
-            serializers.dumps([iterated])
-        assert next(iterated) == "2\n"
-    with open(path) as deleted:
-        path.unlink()
-        with pytest.raises(NotSerializable, match="deleted"):
-            serializers.dumps([deleted])
+    with gzip.open(tmp_path / "file.gz", "w") as written:
+        with pytest.raises(NotSerializable, match="written"):
+            serializers.dumps([written])
     read, write = os.pipe()
     os.close(write)
     with open(read) as pipe, pytest.raises(NotSerializable, match="list\\[0\\]"):
         serializers.dumps([pipe])
-    wrapped = io.TextIOWrapper(io.BytesIO(b"x"))
-    with pytest.raises(NotSerializable, match="BytesIO"):
-        serializers.dumps([wrapped])
+    one, two = socket.socketpair()
+    with (
+        one,
+        two,
+        one.makefile("rb") as socket_file,
+        pytest.raises(NotSerializable, match="list\\[0\\]"),
+    ):
+        serializers.dumps([socket_file])
+
+
+def test_a_file_too_large_to_travel_without_a_path_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr("serializers.files.CONTENT_BYTES_MAX", 10)
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x" * 11)
+        with pytest.raises(NotSerializable, match="11 bytes"):
+            serializers.dumps([file])
+    holder = tempfile.TemporaryDirectory()
+    (pathlib.Path(holder.name) / "x").write_bytes(b"x" * 11)
+    with pytest.raises(NotSerializable, match="more than 10"):
+        serializers.dumps([holder])
+    holder.cleanup()
+
+
+def test_an_iterated_file_goes_on_where_it_stood_here_and_there(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("1\n2\n3\n")
+    with open(path) as file:
+        next(file)
+        with trip(file) as copy:
+            assert next(copy) == "2\n" == next(file) and list(copy) == ["3\n"] == list(file)
+
+
+def test_a_text_file_keeps_how_it_treats_the_ends_of_lines(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "file"
+    for newline in (None, "", "\n", "\r", "\r\n"):
+        path.write_bytes(b"a\r\nb\rc\n")
+        with open(path, newline=newline) as file, open(path, newline=newline) as twin:
+            with trip(file) as copy:
+                assert list(copy) == list(twin), newline
+        with open(path, "w", newline=newline) as file, trip(file) as copy:
+            copy.write("x\n")
+            copy.flush()
+            ends = {None: os.linesep, "": "\n"}.get(newline, newline)
+            assert path.read_bytes() == b"x" + (ends or "").encode(), newline
 
 
 def test_files_in_memory_keep_content_and_position() -> None:
@@ -613,7 +651,8 @@ def test_compiled_structs_come_back() -> None:
 class Device:
     def __init__(self, number: int) -> None:
         self.number = number
-        self.handle = (n for n in range(number))
+        self.handle = (n for n in range(-1, number))
+        next(self.handle)
 
 
 class SpecialDevice(Device):

@@ -1,0 +1,333 @@
+"""Instances that pickle's own way would break: of classes with awkward constructors and accessors.
+
+pickle makes an instance by calling its class, or `__new__`, with arguments that a subclass may not
+take; it fills one through `append`, `__setitem__`, `__setattr__` and `__getattr__`, which may need
+the state that is not there yet; and it forgets the attributes of subclasses of some C types. Here
+an instance is made by the C type below its classes, and filled below all that they override. A
+class that says itself how it is pickled is left alone, and so is one without such a hazard.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import datetime
+import decimal
+import enum
+import fractions
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .resources import Reduced, Reducer
+
+_HEAP_TYPE = 1 << 9
+"""`Py_TPFLAGS_HEAPTYPE`. Source: CPython's Include/object.h."""
+
+_SAYS_HOW = (
+    "__reduce__",
+    "__reduce_ex__",
+    "__getnewargs__",
+    "__getnewargs_ex__",
+    "__getstate__",
+    "__setstate__",
+)
+
+
+def _datetime_arguments(obj: Any) -> tuple[Any, ...]:
+    return tuple(obj.__reduce_ex__(5)[1])
+
+
+_Split = Callable[[Any], tuple[tuple[Any, ...], Any]]
+
+# For each base: from an instance, the arguments of the base's `__new__`, and what fills it then.
+_BASES: dict[type, _Split] = {
+    int: lambda obj: ((int(obj),), None),
+    float: lambda obj: ((float.__float__(obj),), None),
+    complex: lambda obj: ((complex.__complex__(obj),), None),
+    str: lambda obj: ((str.__str__(obj),), None),
+    bytes: lambda obj: ((bytes.__getitem__(obj, slice(None)),), None),
+    tuple: lambda obj: ((tuple.__getitem__(obj, slice(None)),), None),
+    frozenset: lambda obj: ((list(frozenset.__iter__(obj)),), None),
+    decimal.Decimal: lambda obj: ((decimal.Decimal(obj),), None),
+    fractions.Fraction: lambda obj: ((obj.numerator, obj.denominator), None),
+    datetime.datetime: lambda obj: (_datetime_arguments(obj), None),
+    datetime.date: lambda obj: (_datetime_arguments(obj), None),
+    datetime.time: lambda obj: (_datetime_arguments(obj), None),
+    datetime.timedelta: lambda obj: (_datetime_arguments(obj), None),
+    set: lambda obj: ((), list(set.__iter__(obj))),
+    list: lambda obj: ((), list(list.__iter__(obj))),
+    collections.Counter: lambda obj: ((), list(dict.items(obj))),
+    collections.OrderedDict: lambda obj: ((), list(collections.OrderedDict.items(obj))),
+    collections.defaultdict: lambda obj: ((), (obj.default_factory, list(dict.items(obj)))),
+    dict: lambda obj: ((), list(dict.items(obj))),
+    collections.deque: lambda obj: ((), (list(collections.deque.__iter__(obj)), obj.maxlen)),
+    bytearray: lambda obj: ((), bytes(obj)),
+    array.array: lambda obj: ((obj.typecode, obj.tobytes()), None),
+}
+
+
+def _fill_ordered(obj: Any, items: list[tuple[Any, Any]]) -> None:
+    for key, value in items:
+        collections.OrderedDict.__setitem__(obj, key, value)
+
+
+def _fill_defaults(obj: Any, content: tuple[Any, list[tuple[Any, Any]]]) -> None:
+    collections.defaultdict.__init__(obj, content[0])
+    dict.update(obj, content[1])
+
+
+_FILLS: dict[type, Callable[[Any, Any], None]] = {
+    set: set.update,
+    list: list.extend,
+    dict: dict.update,
+    collections.Counter: dict.update,
+    collections.OrderedDict: _fill_ordered,
+    collections.defaultdict: _fill_defaults,
+    collections.deque: lambda obj, content: collections.deque.__init__(obj, *content),
+    bytearray: lambda obj, content: bytearray.__init__(obj, content),
+}
+
+_FILLED_BY_PICKLE: dict[type, tuple[str, ...]] = {
+    list: ("append", "extend", "__new__"),
+    dict: ("__setitem__", "__new__"),
+}
+"""Methods that pickle uses on subclasses of these; if none is overridden, its way is right."""
+
+
+def object_reducer(kind: type) -> Reducer | None:
+    """A reducer for instances of `kind` if pickle's own way is hazardous, else None."""
+    if not kind.__flags__ & _HEAP_TYPE or issubclass(kind, BaseException | type):
+        return None
+    if isinstance(kind, enum.EnumMeta):
+        own: Any = kind.__reduce_ex__
+        return _reduce_member if own is enum.Enum.__reduce_ex__ else None
+    base = next((known for known in kind.__mro__ if known in _BASES), None)
+    if base is kind:
+        return None
+    above = kind.__mro__ if base is None else kind.__mro__[: kind.__mro__.index(base)]
+    above = tuple(cls for cls in above if cls is not object)
+    if base is not None:
+        return _base_reducer(kind, base, above)
+    if (
+        any(getattr(kind, name) is not getattr(object, name) for name in _SAYS_HOW[:2])
+        or hasattr(kind, "__getnewargs__")
+        or hasattr(kind, "__getnewargs_ex__")
+        or kind.__itemsize__
+    ):
+        return None
+    solid = next(cls for cls in kind.__mro__ if not cls.__flags__ & _HEAP_TYPE)
+    if solid is not object:
+        return None
+    own_state = any(name in vars(cls) for cls in above for name in _SAYS_HOW[4:])
+    if _overrides(above, "__new__") and not _takes_nothing(kind):
+        return _reduce_with_own_state if own_state else _reduce_raw
+    if own_state:
+        return None
+    if _overrides(above, "__getattr__", "__getattribute__"):
+        return _reduce_raw if _takes_nothing(kind) else None
+    if _overrides(above, "__setattr__") and any(vars(cls).get("__slots__") for cls in above):
+        return _reduce_raw
+    hashed = next(cls for cls in kind.__mro__ if "__hash__" in vars(cls))
+    if hashed.__flags__ & _HEAP_TYPE and isinstance(kind.__hash__, types.FunctionType):
+        return _reduce_hashed
+    return None
+
+
+def _overrides(above: tuple[type, ...], *names: str) -> bool:
+    return any(name in vars(cls) for cls in above for name in names)
+
+
+def _takes_nothing(kind: type) -> bool:
+    """Tell whether `__new__` can be called with the class alone, as pickle does."""
+    function = kind.__new__
+    if not isinstance(function, types.FunctionType):
+        return True
+    try:
+        inspect.signature(function).bind(kind)
+    except TypeError:
+        return False
+    return True
+
+
+# --- subclasses of built-in types ----------------------------------------------------------------
+
+
+def _base_reducer(kind: type, base: type, above: tuple[type, ...]) -> Reducer | None:
+    says = [cls for cls in above if any(name in vars(cls) for name in _SAYS_HOW)]
+    makes = [cls for cls in above if "__new__" in vars(cls)]
+    if says:
+        # A named tuple says how it is made, but its subclass may be made otherwise.
+        named = base is tuple and hasattr(kind, "_fields")
+        if not named or not makes or kind.__mro__.index(makes[0]) >= kind.__mro__.index(says[0]):
+            return None
+        if any(name in vars(cls) for cls in says[:-1] for name in _SAYS_HOW):
+            return None
+    used = _FILLED_BY_PICKLE.get(base)
+    if used is not None and not _overrides(above, *used):
+        return None
+
+    def reduce(obj: Any) -> Reduced:
+        arguments, content = _BASES[base](obj)
+        return _make_raw, (kind, base, arguments), (content, _state_of(obj)), None, None, _fill_base
+
+    return reduce
+
+
+def _fill_base(obj: Any, state: tuple[Any, Any]) -> None:
+    content, own = state
+    if own is not None:
+        _fill_raw(obj, own)
+    if content is not None:
+        base = next(known for known in type(obj).__mro__ if known in _BASES)
+        _FILLS[base](obj, content)
+
+
+# --- subclasses of object ------------------------------------------------------------------------
+
+
+def _state_of(obj: Any) -> Any:
+    """(attributes, slots) as they are, whatever the class's accessors say; None if there are none.
+
+    Slots are told apart by their class, since a private name may exist in several.
+    """
+    try:
+        attributes = object.__getattribute__(obj, "__dict__") or None
+    except AttributeError:
+        attributes = None
+    slots = []
+    for base in type(obj).__mro__:
+        if base.__flags__ & _HEAP_TYPE and vars(base).get("__slots__"):
+            for name, descriptor in vars(base).items():
+                if isinstance(descriptor, types.MemberDescriptorType):
+                    try:
+                        slots.append((base, name, descriptor.__get__(obj)))
+                    except AttributeError:
+                        continue  # Never set.
+    if attributes is None and not slots:
+        return None
+    return attributes, slots or None
+
+
+def _make_raw(kind: type, base: type, arguments: tuple[Any, ...]) -> Any:
+    return base.__new__(kind, *arguments)
+
+
+def _fill_raw(
+    obj: Any, state: tuple[dict[str, Any] | None, list[tuple[Any, str, Any]] | None]
+) -> None:
+    attributes, slots = state
+    if attributes:
+        object.__getattribute__(obj, "__dict__").update(attributes)
+    for base, name, value in slots or ():
+        vars(base)[name].__set__(obj, value)
+
+
+def _reduce_raw(obj: Any) -> Reduced:
+    return _make_raw, (type(obj), object, ()), _state_of(obj), None, None, _fill_raw
+
+
+def _reduce_with_own_state(obj: Any) -> Reduced:
+    kind: Any = type(obj)
+    state = kind.__getstate__(obj)
+    return _make_raw, (type(obj), object, ()), state, None, None, _set_own_state
+
+
+def _set_own_state(obj: Any, state: Any) -> None:
+    setter = getattr(type(obj), "__setstate__", None)
+    if setter is not None:
+        setter(obj, state)
+        return
+    attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    if attributes:
+        object.__getattribute__(obj, "__dict__").update(attributes)
+    for name, value in (slots or {}).items():
+        object.__setattr__(obj, name, value)
+
+
+# --- objects with a hash of their own ------------------------------------------------------------
+
+_LEAVES = frozenset(
+    (
+        int, str, float, bool, complex, bytes, type(None), type(...), datetime.datetime,
+        datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction,
+    )
+)  # fmt: skip
+_DEPTH_MAX = 5
+"""How deep values are looked into for whether they are plain."""
+
+
+def _is_leaf(value: Any, depth: int = 0) -> bool:
+    """Tell whether a value refers to nothing that could refer back to who holds it."""
+    kind = type(value)
+    if kind in _LEAVES or isinstance(value, enum.Enum | type):
+        return True
+    if depth >= _DEPTH_MAX:
+        return False
+    if kind is tuple or kind is frozenset:
+        return all(_is_leaf(item, depth + 1) for item in value)
+    hashed = kind.__hash__
+    if not isinstance(hashed, types.FunctionType):
+        return False
+    attributes, slots = _state_of(value) or (None, None)
+    return all(_is_leaf(item, depth + 1) for item in (attributes or {}).values()) and all(
+        _is_leaf(item, depth + 1) for _, _, item in slots or ()
+    )
+
+
+def _reduce_hashed(obj: Any) -> Reduced:
+    """What may be hashed before it is complete, in a cycle, gets its plain values when it is made.
+
+    Source: CPython's issues 124937 and 125004 describe the cycle.
+    """
+    state = _state_of(obj)
+    if state is None:
+        return NotImplemented
+    attributes, slots = state
+    attributes = attributes or {}
+    slots = slots or []
+    early = {name: value for name, value in attributes.items() if _is_leaf(value)}
+    early_slots = [entry for entry in slots if _is_leaf(entry[2])]
+    if len(early) == len(attributes) and len(early_slots) == len(slots):
+        return NotImplemented  # It is not part of any cycle.
+    late = {name: value for name, value in attributes.items() if name not in early}
+    late_slots = [entry for entry in slots if not _is_leaf(entry[2])]
+    arguments = (type(obj), (early, early_slots))
+    return _make_hashed, arguments, (late, late_slots, list(attributes)), None, None, _fill_hashed
+
+
+def _make_hashed(kind: Any, state: Any) -> Any:
+    made = kind.__new__(kind)
+    _fill_raw(made, state)
+    return made
+
+
+def _fill_hashed(obj: Any, state: tuple[dict[str, Any], Any, list[str]]) -> None:
+    late, slots, order = state
+    if late:
+        attributes = object.__getattribute__(obj, "__dict__")
+        attributes.update(late)
+        for name in order:
+            attributes[name] = attributes.pop(name)
+    _fill_raw(obj, (None, slots))
+
+
+# --- members of enums ----------------------------------------------------------------------------
+
+
+def _reduce_member(member: enum.Enum) -> Reduced:
+    # By its name: a value that arrives as a copy may not be equal to the member's.
+    if _is_leaf(member._value_):
+        return NotImplemented
+    cls = type(member)
+    named: Any = cls.__members__.get(member._name_ or "")
+    return (_make_member, (cls, member._name_)) if named is member else NotImplemented
+
+
+def _make_member(cls: Any, name: str) -> enum.Enum:
+    found: enum.Enum = cls[name]
+    return found
+
+
+__all__ = ["object_reducer"]

@@ -1,0 +1,536 @@
+"""State of other packages: arrays, frames, graphs, schemas, clients."""
+
+from ..cases import case
+
+
+@case(needs="numpy")
+def arrays_that_share_memory():
+    import numpy as np
+
+    class Image:
+        def __init__(self):
+            self.pixels = np.zeros((4, 6))
+            self.row, self.column = self.pixels[1], self.pixels[:, 2]
+            self.flat, self.turned = self.pixels.reshape(-1), self.pixels.T
+            self.fixed = np.arange(3)
+            self.fixed.flags.writeable = False
+
+    def build():
+        image = Image()
+        image.row[:] = 1
+        return image
+
+    def check(image):
+        image.pixels[1, 2] = 5
+        assert image.row[2] == 5 and image.column[1] == 5
+        assert image.flat[8] == 5 and image.turned[2, 1] == 5
+        assert not image.fixed.flags.writeable
+        image.pixels[1, 2] = 1
+
+
+@case(needs="numpy")
+def arrays_of_every_kind():
+    import numpy as np
+
+    class Data:
+        def __init__(self):
+            self.structured = np.array([(1, "a")], dtype=[("n", "i4"), ("s", "U3")])
+            self.records = self.structured.view(np.recarray)
+            self.masked = np.ma.masked_greater(np.arange(5), 2)
+            self.objects = np.array([self, {"k": 1}], dtype=object)
+            self.times = np.array(["2024-01-01"], dtype="M8[D]")
+            self.rng = np.random.default_rng(5)
+            self.legacy = np.random.RandomState(3)
+            self.fortran = np.asfortranarray(np.arange(6).reshape(2, 3))
+
+    def build():
+        data = Data()
+        data.rng.normal()
+        return data
+
+    def check(data):
+        twin = np.random.default_rng(5)
+        twin.normal()
+        assert data.rng.normal() == twin.normal()
+        assert data.records.s[0] == "a" and data.masked.sum() == 3
+        assert data.objects[0] is data and data.times[0] == np.datetime64("2024-01-01")
+        assert data.fortran.flags.f_contiguous and data.fortran[1, 2] == 5
+        assert data.legacy.randint(10) == np.random.RandomState(3).randint(10)
+        data.rng, data.legacy = np.random.default_rng(5), np.random.RandomState(3)
+        data.rng.normal()
+
+
+@case(needs="numpy", harmless=False)
+def arrays_mapped_from_files():
+    import os
+    import tempfile
+
+    import numpy as np
+
+    class Store:
+        def __init__(self, path):
+            self.data = np.memmap(path, dtype="f8", mode="w+", shape=(3, 4))
+            self.data[:] = 1
+
+    def build():
+        return Store(os.path.join(tempfile.mkdtemp(), "m"))
+
+    def check(store):
+        assert isinstance(store.data, np.memmap) and store.data.sum() == 12
+        store.data[0, 0] = 5
+        store.data.flush()
+        assert np.fromfile(store.data.filename)[0] == 5
+
+
+@case(needs="pandas")
+def pandas_frames():
+    import pandas as pd
+
+    class Report:
+        def __init__(self):
+            self.frame = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
+            self.frame["c"] = pd.Categorical(["u", "v"], ordered=True)
+            self.series = self.frame["a"].rolling(2).sum()
+            self.index = pd.date_range("2024", periods=2, tz="UTC", name="when")
+            self.groups = self.frame.groupby("c", observed=True)
+
+    def build():
+        report = Report()
+        report.frame.attrs["unit"] = "m"
+        return report
+
+    def check(report):
+        assert report.frame.attrs == {"unit": "m"} and report.series.iloc[1] == 3
+        assert report.frame["c"].max() == "v" and str(report.index.tz) == "UTC"
+        assert report.groups["a"].sum().to_dict() == {"u": 1, "v": 2}
+
+
+@case(needs="polars")
+def polars_frames():
+    import polars as pl
+
+    class Report:
+        def __init__(self):
+            self.frame = pl.DataFrame({"a": [1, 2, 3], "b": ["x", "y", "x"]})
+            self.lazy = self.frame.lazy().filter(pl.col("a") > 1)
+            self.expression = (pl.col("a") * 2).alias("d")
+
+    def build():
+        return Report()
+
+    def check(report):
+        assert report.lazy.collect().height == 2
+        assert report.frame.with_columns(report.expression)["d"].to_list() == [2, 4, 6]
+
+
+@case(needs="pyarrow")
+def arrow_tables():
+    import pyarrow as pa
+
+    class Batch:
+        def __init__(self):
+            self.table = pa.table({"a": [1, 2, None], "b": ["x", "y", "z"]})
+            self.schema = self.table.schema.with_metadata({"k": "v"})
+            self.slice = self.table.slice(1, 1)
+
+    def build():
+        return Batch()
+
+    def check(batch):
+        assert batch.table.column("a").null_count == 1 and batch.slice.to_pylist() == [
+            {"a": 2, "b": "y"}
+        ]
+        assert batch.schema.metadata == {b"k": b"v"}
+
+
+@case(needs="networkx")
+def networkx_graphs():
+    import networkx as nx
+
+    class Routes:
+        def __init__(self):
+            self.graph = nx.DiGraph()
+            self.graph.add_edge("a", "b", weight=1)
+            self.view = self.graph.reverse(copy=False)
+            self.edges = self.graph.edges
+
+    def build():
+        routes = Routes()
+        routes.graph.add_edge("b", "c", weight=2)
+        return routes
+
+    def check(routes):
+        assert nx.shortest_path_length(routes.graph, "a", "c", weight="weight") == 3
+        routes.graph.add_edge("c", "d")
+        assert ("c", "d") in routes.edges and routes.view.has_edge("d", "c")
+        routes.graph.remove_node("d")
+
+
+@case(needs="sympy")
+def symbolic_expressions():
+    import sympy
+
+    class Formula:
+        def __init__(self):
+            self.x = sympy.Symbol("x", positive=True)
+            self.expression = sympy.sin(self.x) ** 2 + self.x
+            self.function = sympy.Function("f")(self.x)
+
+    def build():
+        return Formula()
+
+    def check(formula):
+        assert formula.expression.diff(formula.x).subs(formula.x, 0) == 1
+        assert (
+            sympy.Symbol("x", positive=True) == formula.x and sympy.sqrt(formula.x**2) == formula.x
+        )
+
+
+@case(needs="sklearn numpy")
+def models_that_learn_online():
+    import numpy as np
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    class Learner:
+        def __init__(self):
+            self.model = SGDClassifier(random_state=1)
+            self.pipeline = make_pipeline(FunctionTransformer(lambda x: x * 2), StandardScaler())
+
+        def learn(self, rows, labels):
+            self.model.partial_fit(self.pipeline.fit_transform(rows), labels, classes=[0, 1])
+
+    def build():
+        learner = Learner()
+        learner.learn(np.array([[0.0], [1.0]]), [0, 1])
+        return learner
+
+    def check(learner):
+        before = learner.model.t_
+        learner.learn(np.array([[0.0], [1.0]]), [0, 1])
+        assert learner.model.t_ == before + 2
+        assert learner.pipeline.transform([[0.0]])[0, 0] == -1
+        assert learner.model.predict([[0.0]]).shape == (1,)
+
+
+@case(needs="lark")
+def lark_parsers():
+    import lark
+
+    class Calculator(lark.Transformer):
+        number = lambda self, items: int(items[0])  # noqa: E731
+
+        def add(self, items):
+            return sum(items)
+
+    class Language:
+        def __init__(self):
+            self.parser = lark.Lark(
+                'start: add\nadd: number ("+" number)*\nnumber: /[0-9]+/\n', parser="lalr"
+            )
+            self.calculator = Calculator()
+            self.interactive = self.parser.parse_interactive("")
+
+    def build():
+        language = Language()
+        language.parser.parse("1+2")
+        return language
+
+    def check(language):
+        tree = language.calculator.transform(language.parser.parse("1+2+3"))
+        assert tree.children == [6] and language.interactive.accepts()
+
+
+@case(needs="sortedcontainers")
+def sorted_containers():
+    from sortedcontainers import SortedDict, SortedKeyList, SortedSet
+
+    class Index:
+        def __init__(self):
+            self.names, self.ids = SortedDict(b=2, a=1), SortedSet([3, 1])
+            self.by_size = SortedKeyList(["ccc", "a"], key=len)
+            self.keys = self.names.keys()
+
+    def build():
+        index = Index()
+        index.by_size.add("bb")
+        return index
+
+    def check(index):
+        index.names["aa"] = 5
+        assert list(index.names) == ["a", "aa", "b"] and list(index.keys) == ["a", "aa", "b"]
+        assert index.ids.bisect(2) == 1 and list(index.by_size) == ["a", "bb", "ccc"]
+        del index.names["aa"]
+
+
+@case(needs="attrs")
+def attrs_classes():
+    import attrs
+
+    @attrs.define
+    class Point:
+        x: int = attrs.field(validator=attrs.validators.instance_of(int))
+        tags: list = attrs.field(factory=list, converter=list)
+
+    @attrs.frozen(slots=False)
+    class Key:
+        a: str
+        size: int = attrs.field(init=False)
+
+        @size.default
+        def _(self):
+            return len(self.a)
+
+    def build():
+        point = Point(1)
+        point.tags.append(Key("abc"))
+        return point
+
+    def check(point):
+        kind = type(point)
+        assert point.tags[0].size == 3 and attrs.asdict(point)["x"] == 1
+        assert kind(2, "ab").tags == ["a", "b"] and point == kind(1, point.tags)
+        for bad in (lambda: kind("x"), lambda: setattr(point.tags[0], "a", "b")):
+            try:
+                bad()
+            except (TypeError, attrs.exceptions.FrozenInstanceError):
+                pass
+            else:
+                raise AssertionError("no longer checked")
+
+
+@case(needs="pydantic")
+def pydantic_models():
+    import pydantic
+
+    class Item(pydantic.BaseModel):
+        name: str
+        price: float = pydantic.Field(gt=0)
+        _cache: dict = pydantic.PrivateAttr(default_factory=dict)
+
+        @pydantic.field_validator("name")
+        @classmethod
+        def lower(cls, value):
+            return value.lower()
+
+    class Basket(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(validate_assignment=True, extra="allow")
+        items: list[Item] = []
+
+        @pydantic.computed_field
+        @property
+        def total(self) -> float:
+            return sum(item.price for item in self.items)
+
+    def build():
+        basket = Basket(items=[Item(name="A", price=2)], note="n")
+        basket.items[0]._cache["k"] = 1
+        return basket
+
+    def check(basket):
+        assert basket.total == 2 and basket.note == "n" and basket.items[0]._cache == {"k": 1}
+        assert basket.model_dump()["items"] == [{"name": "a", "price": 2.0}]
+        again = type(basket).model_validate_json(basket.model_dump_json())
+        assert again.items[0].name == "a" and type(again.items[0]) is type(basket.items[0])
+        try:
+            basket.items = [{"name": "x", "price": -1}]
+        except pydantic.ValidationError:
+            pass
+        else:
+            raise AssertionError("no longer validated")
+
+
+@case(needs="requests")
+def sessions_of_requests():
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    class Client:
+        def __init__(self):
+            self.session = requests.Session()
+            self.session.headers["X-Token"] = "t"
+            self.session.cookies.set("a", "1", domain="example.org")
+            self.session.auth = ("u", "p")
+            self.session.hooks["response"].append(lambda response, **rest: response)
+            self.session.mount("https://", HTTPAdapter(max_retries=3, pool_maxsize=7))
+
+    def build():
+        return Client()
+
+    def check(client):
+        session = client.session
+        assert session.headers["x-token"] == "t" and session.cookies.get("a") == "1"
+        assert session.get_adapter("https://x").max_retries.total == 3
+        prepared = session.prepare_request(requests.Request("GET", "http://example.org/"))
+        assert "Authorization" in prepared.headers and len(session.hooks["response"]) == 1
+
+
+@case(needs="httpx")
+def clients_of_httpx():
+    import httpx
+
+    class Client:
+        def __init__(self):
+            self.client = httpx.Client(
+                base_url="http://example.org/api/", headers={"X": "1"}, timeout=3, auth=("u", "p")
+            )
+            self.later = httpx.AsyncClient(follow_redirects=True)
+            self.fake = httpx.Client(
+                transport=httpx.MockTransport(lambda request: httpx.Response(200, text="ok"))
+            )
+
+    def build():
+        return Client()
+
+    def check(client):
+        request = client.client.build_request("GET", "x")
+        assert str(request.url) == "http://example.org/api/x" and request.headers["x"] == "1"
+        assert client.client.timeout.read == 3 and client.later.follow_redirects
+        assert client.fake.get("http://x/").text == "ok"
+        assert client.client._transport._pool.connections == []
+
+
+@case(needs="sqlalchemy")
+def sqlalchemy_engines_and_sessions():
+    import sqlalchemy as sa
+    from sqlalchemy.orm import Session, sessionmaker
+
+    class Store:
+        def __init__(self):
+            self.engine = sa.create_engine("sqlite://", echo=False)
+            self.meta = sa.MetaData()
+            self.table = sa.Table("t", self.meta, sa.Column("id", sa.Integer, primary_key=True))
+            self.meta.create_all(self.engine)
+            self.maker = sessionmaker(self.engine, expire_on_commit=False)
+            self.session = Session(self.engine)
+
+        def add(self, n):
+            with self.engine.begin() as connection:
+                connection.execute(self.table.insert().values(id=n))
+
+    def build():
+        store = Store()
+        store.add(1)
+        return store
+
+    def check(store):
+        store.add(2)
+        with store.maker() as session:
+            assert session.execute(sa.select(store.table.c.id)).scalars().all() == [1, 2]
+            assert session.get_bind() is store.engine and session.expire_on_commit is False
+        with store.session:
+            assert store.session.scalar(sa.select(sa.func.count()).select_from(store.table)) == 2
+
+
+@case(needs="redis")
+def clients_of_redis():
+    import redis
+
+    class Cache:
+        def __init__(self):
+            self.client = redis.Redis(host="127.0.0.1", port=1, db=3, decode_responses=True)
+            self.pipeline = self.client.pipeline()
+            self.pipeline.set("a", 1)
+
+    def build():
+        return Cache()
+
+    def check(cache):
+        settings = cache.client.connection_pool.connection_kwargs
+        assert settings["port"] == 1 and settings["db"] == 3 and settings["decode_responses"]
+        assert len(cache.pipeline) == 1
+        try:
+            cache.client.ping()
+        except redis.ConnectionError:
+            pass
+        else:
+            raise AssertionError("nobody listens there")
+
+
+@case(needs="jinja2")
+def jinja_environments():
+    import jinja2
+
+    class Site:
+        def __init__(self):
+            self.env = jinja2.Environment(
+                loader=jinja2.DictLoader(
+                    {
+                        "page": "{% extends 'base' %}{% block b %}{{ x|twice }}{% endblock %}",
+                        "base": "<{% block b %}{% endblock %}>",
+                    }
+                ),
+                trim_blocks=True,
+            )
+            self.env.filters["twice"] = lambda value: value * 2
+            self.env.globals["site"] = "s"
+
+    def build():
+        site = Site()
+        site.template = site.env.get_template("page")
+        site.template.render(x="a")
+        return site
+
+    def check(site):
+        assert site.template.render(x="b") == "<bb>"
+        assert site.env.get_template("page") is site.template
+        assert site.env.from_string("{{ site }}").render() == "s" and site.env.trim_blocks
+
+
+@case(needs="marshmallow")
+def marshmallow_schemas():
+    import marshmallow as ma
+
+    class Item(ma.Schema):
+        name = ma.fields.String(required=True, validate=ma.validate.Length(max=3))
+        size = ma.fields.Integer(load_default=1)
+
+        @ma.post_load
+        def make(self, data, **rest):
+            return tuple(data.items())
+
+    class Api:
+        def __init__(self):
+            self.one, self.many = Item(), Item(many=True, only=["name"])
+
+    def build():
+        api = Api()
+        api.one.load({"name": "a"})
+        return api
+
+    def check(api):
+        assert set(api.one.load({"name": "b"})) == {("name", "b"), ("size", 1)}
+        assert api.many.dump([{"name": "x", "size": 2}]) == [{"name": "x"}]
+        try:
+            api.one.load({"name": "long"})
+        except ma.ValidationError as exc:
+            assert "name" in exc.messages
+        else:
+            raise AssertionError("no longer validated")
+
+
+@case(needs="simpy")
+def simulation_not_begun():
+    import simpy
+
+    class Model:
+        def __init__(self):
+            self.env = simpy.Environment(initial_time=5)
+            self.store = simpy.Store(self.env, capacity=2)
+            self.store.items.append("x")
+            self.log = []
+
+        def run(self):
+            item = yield self.store.get()
+            self.log.append((self.env.now, item))
+
+    def build():
+        return Model()
+
+    def check(model):
+        model.env.process(model.run())
+        model.env.run()
+        assert model.log == [(5, "x")]
+        model.store.items.append("x")
+        model.log.clear()
