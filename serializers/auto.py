@@ -46,7 +46,6 @@ from .resources import (
     on_register,
     reduce_by_place,
     reduce_ctypes_class,
-    reduce_ndarray,
     singleton_reducer,
 )
 from .sink import IN_BAND_BYTES_MAX, PROTOCOL, Sink
@@ -176,8 +175,6 @@ def _choose(kind: type) -> _Action:
     reducer = TYPE_REDUCERS.get(kind)
     if reducer is not None:
         return _code_action if kind in _CARRIES_CODE else _without_pickler(reducer)
-    if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-        return _without_pickler(reduce_ndarray)
     if kind in _DILL_ONLY:
         return _dill_action
     if kind in Places.kinds:

@@ -121,6 +121,14 @@ def object_reducer(kind: type) -> Reducer | None:
     if solid is not object:
         return None
     own_state = any(name in vars(cls) for cls in above for name in _SAYS_HOW[4:])
+    if not own_state and any(type(value) is dict for cls in above for value in vars(cls).values()):
+        hazard = _hazard_of(kind, above, own_state)
+        return lambda obj: _reduce_sharing(obj, hazard)
+    return _hazard_of(kind, above, own_state)
+
+
+def _hazard_of(kind: type, above: tuple[type, ...], own_state: bool) -> Reducer | None:
+    """What a subclass of object overrides that pickle would stumble over."""
     if _overrides(above, "__new__") and not _takes_nothing(kind):
         return _reduce_with_own_state if own_state else _reduce_raw
     if own_state:
@@ -244,6 +252,31 @@ def _set_own_state(obj: Any, state: Any) -> None:
         object.__getattribute__(obj, "__dict__").update(attributes)
     for name, value in (slots or {}).items():
         object.__setattr__(obj, name, value)
+
+
+# --- instances that share their attributes -------------------------------------------------------
+
+
+def _reduce_sharing(obj: Any, otherwise: Reducer | None) -> Reduced:
+    """Keep attributes that are a dict of the class itself, and so those of all its instances."""
+    kind = type(obj)
+    try:
+        attributes = object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        attributes = None
+    for cls in kind.__mro__:
+        for name, value in vars(cls).items():
+            if value is attributes and type(value) is dict:
+                return _make_raw, (kind, object, ()), (cls, name, value), None, None, _share
+    return NotImplemented if otherwise is None else otherwise(obj)
+
+
+def _share(obj: Any, state: tuple[type, str, dict[str, Any]]) -> None:
+    cls, name, content = state
+    shared = vars(cls)[name]
+    if shared is not content:
+        shared.update(content)
+    object.__setattr__(obj, "__dict__", shared)
 
 
 # --- objects with a hash of their own ------------------------------------------------------------

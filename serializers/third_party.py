@@ -11,7 +11,7 @@ import mmap
 from typing import Any
 
 from .base import lossy
-from .resources import Reduced, Reducer, refuse
+from .resources import Reduced, Reducer, reduce_ndarray, refuse, set_state
 
 
 def third_party_reducer(kind: type) -> Reducer | None:
@@ -158,6 +158,30 @@ def _fill_http_pool(pool: Any, state: dict[str, Any]) -> None:
     vars(pool).update(state)
 
 
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def _reduce_array_subclass(array: Any) -> Reduced:
+    # Its own way forgets the attributes that a subclass adds.
+    kind = type(array)
+    attributes = getattr(array, "__dict__", None)
+    if kind.__module__.partition(".")[0] == "numpy" or not attributes:
+        return NotImplemented
+    plain = next(base for base in kind.__mro__ if base.__module__ == "numpy")
+    if "__reduce__" not in vars(plain) or kind.__reduce__ is not plain.__reduce__:
+        return NotImplemented
+    return _make_array_subclass, (kind, array.view(plain)), attributes, None, None, set_state
+
+
+def _reduce_array(array: Any) -> Reduced:
+    exact = type(array).__module__ == "numpy" and type(array).__name__ == "ndarray"
+    return reduce_ndarray(array) if exact else _reduce_array_subclass(array)
+
+
+def _make_array_subclass(kind: Any, array: Any) -> Any:
+    return array.view(kind)
+
+
 # --- arrays in files -----------------------------------------------------------------------------
 
 
@@ -188,4 +212,5 @@ _REDUCERS: dict[tuple[str, str], Reducer] = {
     ("httpcore._sync.connection_pool", "ConnectionPool"): _reduce_http_pool,
     ("httpcore._async.connection_pool", "AsyncConnectionPool"): _reduce_http_pool,
     ("numpy", "memmap"): _reduce_memmap,
+    ("numpy", "ndarray"): _reduce_array,
 }

@@ -944,3 +944,126 @@ def doc_annotations_and_dynamic_attributes_of_a_class():
         assert model.run() == "xxx" and kind.run.__annotations__["return"] in (str, "str")
         assert model.kind.__doc__ == "A copy." and model.kind().z == 5
         assert issubclass(model.kind, kind)
+
+
+@case
+def instances_that_share_their_attributes():
+    class Borg:
+        _shared = {}
+
+        def __init__(self):
+            self.__dict__ = self._shared
+
+    class Other(Borg):
+        pass
+
+    def build():
+        borg = Borg()
+        borg.name = "one"
+        return [borg, Borg(), Other()]
+
+    def check(borgs):
+        one, two, other = borgs
+        assert one.name == two.name == other.name == "one"
+        two.name = "two"
+        assert one.name == "two" == type(one)().name == other.name
+        one.name = "one"
+
+
+@case
+def singleton_by_metaclass():
+    class Single(type):
+        def __call__(cls, *args):
+            if "instance" not in cls.__dict__:
+                cls.instance = super().__call__(*args)
+            return cls.instance
+
+    class Config(metaclass=Single):
+        def __init__(self):
+            self.values = {}
+
+    def build():
+        config = Config()
+        config.values["a"] = 1
+        return [config, Config()]
+
+    def check(pair):
+        assert pair[0] is pair[1] and pair[0].values == {"a": 1}
+
+
+@case
+def containers_that_check_what_is_put_in():
+    from collections import OrderedDict, defaultdict, deque
+
+    class Bounded(list):
+        def __init__(self, limit):
+            super().__init__()
+            self.limit = limit
+
+        def append(self, item):
+            if len(self) >= self.limit:
+                raise OverflowError
+            super().append(item)
+
+        def extend(self, items):
+            for item in items:
+                self.append(item)
+
+    class Typed(dict):
+        def __init__(self, kind):
+            self.kind = kind
+
+        def __setitem__(self, key, value):
+            super().__setitem__(key, self.kind(value))
+
+    class Lru(OrderedDict):
+        def __init__(self, size):
+            super().__init__()
+            self.size = size
+
+        def __setitem__(self, key, value):
+            super().__setitem__(key, value)
+            while len(self) > self.size:
+                self.popitem(last=False)
+
+    class Groups(defaultdict):
+        def __init__(self, name):
+            super().__init__(list)
+            self.name = name
+
+    class Window(deque):
+        def __init__(self, size):
+            super().__init__(maxlen=size)
+            self.total = 0
+
+        def append(self, item):
+            self.total += item
+            super().append(item)
+
+    def build():
+        bounded, typed, lru, groups, window = Bounded(2), Typed(int), Lru(2), Groups("g"), Window(2)
+        bounded.append(1)
+        typed["a"] = "5"
+        lru["x"], lru["y"] = 1, 2
+        groups["k"].append(groups)
+        window.append(3)
+        return [bounded, typed, lru, groups, window]
+
+    def check(found):
+        bounded, typed, lru, groups, window = found
+        bounded.append(2)
+        assert bounded == [1, 2] and typed == {"a": 5} and typed.kind is int
+        lru["z"] = 3
+        assert list(lru) == ["y", "z"]
+        assert groups.name == "g" and groups["k"][0] is groups and groups["new"] == []
+        window.append(1)
+        window.append(1)
+        assert list(window) == [1, 1] and window.total == 5 and window.maxlen == 2
+        bounded.pop()
+        del lru["z"], groups["new"]
+        lru.move_to_end("y", last=False)
+        lru["x"] = 1
+        lru.move_to_end("x", last=False)
+        window.clear()
+        window.total = 0
+        window.append(3)

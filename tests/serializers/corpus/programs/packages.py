@@ -534,3 +534,25 @@ def simulation_not_begun():
         assert model.log == [(5, "x")]
         model.store.items.append("x")
         model.log.clear()
+
+
+@case(needs="numpy")
+def arrays_with_attributes():
+    import numpy as np
+
+    class Signal(np.ndarray):
+        def __new__(cls, samples, rate):
+            made = np.asarray(samples, dtype=float).view(cls)
+            made.rate = rate
+            return made
+
+        def __array_finalize__(self, source):
+            self.rate = getattr(source, "rate", None)
+
+    def build():
+        return [Signal([1, 2, 3], rate=8), Signal([4], rate=1)[:0]]
+
+    def check(found):
+        signal, empty = found
+        assert signal.rate == 8 and signal[1:].rate == 8 and signal.sum() == 6
+        assert empty.rate == 1 and empty.shape == (0,) and type(empty) is type(signal)
