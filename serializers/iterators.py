@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .errors import LoadFailed
+from .layout import find_field, read_field
 from .resources import REDUCERS, Reduced, Reducer, position_of, refuse, refuses
 
 # --- dicts ---------------------------------------------------------------------------------------
@@ -445,6 +446,28 @@ def _make_struct_iterator(form: struct.Struct, source: Any, consumed: int) -> An
     return _skip(form.iter_unpack(source), consumed)
 
 
+def _bytes_left(count: int) -> Any:
+    return _skip(iter(memoryview(b"0123456789")), count)
+
+
+_MemoryIterator: Any = type(_bytes_left(0))
+_MEMORY_INDEX = find_field([(_bytes_left(n), n) for n in range(5)], 8)
+"""Where an iterator over a memoryview keeps its position, which it does not tell."""
+
+
+def _reduce_memory_iterator(iterator: Any) -> Reduced:
+    view = next((r for r in gc.get_referents(iterator) if isinstance(r, memoryview)), None)
+    if view is None:
+        return iter, ((),)
+    if _MEMORY_INDEX is None:
+        refuse(iterator, "it does not say where it is", "keep the view and the position in it")
+    return _make_memory_iterator, (view, read_field(iterator, _MEMORY_INDEX, 8))
+
+
+def _make_memory_iterator(view: memoryview, position: int) -> Any:
+    return _skip(iter(view), position)
+
+
 _KeyWrapper: Any = type(functools.cmp_to_key(lambda a, b: 0))
 
 
@@ -496,6 +519,7 @@ def _register_all() -> None:
             ),
             type(struct.iter_unpack("b", b"")): _reduce_struct_iterator,
             _KeyWrapper: _reduce_key_wrapper,
+            _MemoryIterator: _reduce_memory_iterator,
         }
     )
     if isinstance(_JsonScanner, type):

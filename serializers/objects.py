@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import array
 import collections
+import copyreg
 import datetime
 import decimal
 import enum
 import fractions
 import inspect
+import struct
 import types
 from collections.abc import Callable
 from typing import Any
@@ -114,7 +116,7 @@ def object_reducer(kind: type) -> Reducer | None:
         any(getattr(kind, name) is not getattr(object, name) for name in _SAYS_HOW[:2])
         or hasattr(kind, "__getnewargs__")
         or hasattr(kind, "__getnewargs_ex__")
-        or kind.__itemsize__
+        or _has_fields_in_c(kind)
     ):
         return None
     solid = next(cls for cls in kind.__mro__ if not cls.__flags__ & _HEAP_TYPE)
@@ -144,7 +146,31 @@ def _hazard_of(kind: type, above: tuple[type, ...], own_state: bool) -> Reducer 
 
 
 def _overrides(above: tuple[type, ...], *names: str) -> bool:
-    return any(name in vars(cls) for cls in above for name in names)
+    """Tell whether one of the classes defines one of the names in Python."""
+    return any(
+        name in vars(cls) and not isinstance(vars(cls)[name], _MADE_IN_C)
+        for cls in above
+        for name in names
+    )
+
+
+_MADE_IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType, types.BuiltinFunctionType)
+_MANAGED_DICT = 1 << 4
+_MANAGED_WEAKREF = 1 << 3
+"""Flags of types. Source: CPython's Include/object.h."""
+
+
+def _has_fields_in_c(kind: type) -> bool:
+    """Tell whether instances hold more than a dict, weak references and slots.
+
+    Classes made in C look like others here, and what they hold must not be left behind unseen.
+    Source: `object_getstate_default` in CPython's Objects/typeobject.c.
+    """
+    words = len(copyreg._slotnames(kind))  # type: ignore[attr-defined]
+    words += bool(kind.__dictoffset__ and not kind.__flags__ & _MANAGED_DICT)
+    words += bool(kind.__weakrefoffset__ and not kind.__flags__ & _MANAGED_WEAKREF)
+    word = struct.calcsize("P")
+    return bool(kind.__itemsize__) or kind.__basicsize__ > object.__basicsize__ + word * words
 
 
 def _takes_nothing(kind: type) -> bool:

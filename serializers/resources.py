@@ -19,6 +19,7 @@ import importlib
 import logging
 import lzma
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.process
 import queue
 import random
@@ -1070,6 +1071,14 @@ def _register_all() -> None:
         (
             multiprocessing.process.BaseProcess,
             refuses("it is a child of this process", "start another one in on_arrive"),
+        ),
+        (
+            multiprocessing.connection._ConnectionBase,
+            refuses("it is one end of a pipe or socket, which belongs to its process", REOPEN),
+        ),
+        (
+            multiprocessing.connection.Listener,
+            refuses("it listens on a pipe or socket, which belongs to its process", REOPEN),
         ),
         (struct.Struct, _reduce_struct),
         (random.SystemRandom, _reduce_system_random),

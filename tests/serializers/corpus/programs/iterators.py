@@ -12,12 +12,14 @@ def iterators_of_builtin_containers():
             self.text, self.range = iter("abc"), iter(range(0, 10, 3))
             self.pair, self.raw = iter((1, 2)), iter(b"xy")
             self.calls = iter([5, 6, 0].pop, 5)
+            self.memory = iter(memoryview(bytearray(b"abc")))
 
     def build():
         cursor = Cursor()
         for it in (cursor.forward, cursor.back, cursor.text, cursor.range, cursor.pair, cursor.raw):
             next(it)
         next(cursor.calls)
+        next(cursor.memory)
         return cursor
 
     def check(cursor):
@@ -25,7 +27,7 @@ def iterators_of_builtin_containers():
         assert list(cursor.forward) == [2, 3, 4] and list(cursor.back) == [2, 1]
         assert "".join(cursor.text) == "bc" and list(cursor.range) == [3, 6, 9]
         assert list(cursor.pair) == [2] and list(cursor.raw) == [121]
-        assert list(cursor.calls) == [6]
+        assert list(cursor.calls) == [6] and list(cursor.memory) == [98, 99]
 
 
 @case

@@ -373,3 +373,46 @@ def simulation_in_mid_run():
         return model
 
     def check(model): ...
+
+
+@case(refused=".link", reason="belongs to its process", remedy="on_arrive")
+def connection_between_processes():
+    import multiprocessing
+
+    class Worker:
+        def __init__(self):
+            self.link, self.other = multiprocessing.Pipe()
+
+    def build():
+        return Worker()
+
+    def check(worker): ...
+
+
+@case(refused=".poller")
+def poller_of_the_system():
+    import select
+
+    class Reactor:
+        def __init__(self):
+            self.poller = select.epoll()
+
+    def build():
+        return Reactor()
+
+    def check(reactor): ...
+
+
+@case(refused=".decoder")
+def decoder_in_the_middle_of_a_character():
+    import codecs
+
+    class Input:
+        def __init__(self):
+            self.decoder = codecs.getincrementaldecoder("shift_jis")()
+            self.decoder.decode(b"\x82")
+
+    def build():
+        return Input()
+
+    def check(found): ...
