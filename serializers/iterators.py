@@ -15,6 +15,7 @@ import json
 import opcode
 import re
 import struct
+import sys
 import threading
 import types
 import warnings
@@ -153,10 +154,16 @@ def _skip(iterator: Any, count: int) -> Any:
 _COUNTED = re.compile(r"count\((-?\d+)\)")
 
 
+def _held_by(iterator: Any) -> list[Any]:
+    """What an iterator refers to, but its type, which it does from Python 3.12 on."""
+    held = gc.get_referents(iterator)
+    return held[1:] if held and held[0] is type(iterator) else held
+
+
 def _reduce_by_referents(iterator: Any) -> Reduced:
     """For a Python whose itertools do not pickle: by what they refer to, where that is all."""
     kind = type(iterator)
-    held = gc.get_referents(iterator)
+    held = _held_by(iterator)
     if kind is itertools.count:
         counted = _COUNTED.fullmatch(repr(iterator))
         if counted:
@@ -171,18 +178,32 @@ def _reduce_by_referents(iterator: Any) -> Reduced:
     elif kind is itertools.pairwise:
         return _reduce_pairwise(held)
     elif kind is itertools.chain:
-        # The iterable in hand, if there is one, comes before the source of more of them.
         if len(held) < 2:
             return itertools.chain.from_iterable, (held[0] if held else (),)
-        return _make_itertool, (itertools.chain, (), (held[1], held[0]))
+        # The iterable in hand, and the source of more of them.
+        active, source = held if _ACTIVE_FIRST else reversed(held)
+        return _make_itertool, (itertools.chain, (), (source, active))
     elif kind is itertools.cycle and len(held) == 2:
         source, saved = held
         return _make_itertool, (itertools.cycle, (source,), (list(saved), False))
     elif kind is itertools.cycle and len(held) == 1:
         # In a later pass. A whole turn leaves it where it was, and shows what comes.
         return itertools.cycle, ([next(iterator) for _ in held[0]],)
+    elif kind is itertools.compress and len(held) == 2:
+        return kind, tuple(held)  # Two iterators, whose positions are all.
     elif kind in (itertools.starmap, itertools.filterfalse) and len(held) == 2:
-        return kind, tuple(held)
+        return kind, _function_and_source(kind, held)
+    elif kind is _batched and _BATCH_SIZE is not None and len(held) == 1:
+        strict = _BATCH_STRICT is not None and bool(read_field(iterator, _BATCH_STRICT, 1))
+        return _make_batched, (held[0], read_field(iterator, _BATCH_SIZE, _WORD), strict)
+    elif kind is itertools.islice and None not in _SLICE and len(held) == 1:
+        first, stop, step, count = (read_field(iterator, at, _WORD) for at in _SLICE if at)
+        if stop == _NO_STOP:
+            return itertools.islice, (held[0], first - count, None, step)
+        return itertools.islice, (held[0], max(first - count, 0), max(stop - count, 0), step)
+    elif kind in _FLAGS and _FLAGS[kind] is not None and len(held) == 2:
+        over = bool(read_field(iterator, _FLAGS[kind] or 0, _WORD))
+        return _make_itertool, (kind, _function_and_source(kind, held), over)
     refuse(
         iterator,
         f"an itertools.{kind.__name__} does not say where it is on this Python",
@@ -190,7 +211,61 @@ def _reduce_by_referents(iterator: Any) -> Reduced:
     )
 
 
-_PAIRWISE_OWN = len(gc.get_referents(itertools.pairwise((1,)))) - 1
+def _function_and_source(kind: Any, held: list[Any]) -> tuple[Any, ...]:
+    function_first = _held_by(kind(bool, ()))[0] is bool
+    return tuple(held if function_first else reversed(held))
+
+
+def _make_batched(source: Any, size: int, strict: bool) -> Any:
+    return _batched(source, size, strict=strict) if strict else _batched(source, size)
+
+
+_WORD = struct.calcsize("n")
+_batched: Any = getattr(itertools, "batched", None)
+"""From Python 3.12 on; from 3.13 on it can be strict."""
+_BATCH_SIZE: int | None = None
+_BATCH_STRICT: int | None = None
+if sys.version_info >= (3, 12):
+    _BATCH_SIZE = find_field([(_batched((), 3), 3), (_batched((), 70), 70)], _WORD)
+if sys.version_info >= (3, 13):
+    _BATCH_STRICT = find_field([(_batched((), 3), 0), (_batched((), 3, strict=True), 1)], 1)
+    if _BATCH_STRICT is None:
+        _BATCH_SIZE = None
+_NO_STOP = 256**_WORD - 1
+
+
+def _ended() -> Any:
+    iterator = itertools.takewhile(bool, [0])
+    next(iterator, None)
+    return iterator
+
+
+def _started(kind: Any, *args: Any, steps: int = 1) -> Any:
+    return _skip(kind(*args), steps)
+
+
+_SLICE = tuple(
+    find_field(
+        [
+            (itertools.islice(range(99), 3, 50, 2), fresh),
+            (_started(itertools.islice, range(99), 5, 60, 7), begun),
+        ],
+        _WORD,
+    )
+    for fresh, begun in ((3, 12), (50, 60), (2, 7), (0, 6))
+)
+"""Where an islice keeps the index of its next item, its end, its step, and how many it took."""
+_FLAGS: dict[Any, int | None] = {
+    itertools.takewhile: find_field(
+        [(_started(itertools.takewhile, bool, [1, 0]), 0), (_ended(), 1)], _WORD
+    ),
+    itertools.dropwhile: find_field(
+        [(itertools.dropwhile(bool, [0]), 0), (_started(itertools.dropwhile, bool, [0]), 1)], _WORD
+    ),
+}
+"""Where these keep whether their condition has changed."""
+_ACTIVE_FIRST = type(_held_by(_started(itertools.chain, [1, 2]))[0]) is type(iter([]))
+_PAIRWISE_OWN = len(_held_by(itertools.pairwise((1,)))) - 1
 
 
 def _reduce_pairwise(held: list[Any]) -> Reduced:
@@ -451,7 +526,7 @@ def _bytes_left(count: int) -> Any:
 
 
 _MemoryIterator: Any = type(_bytes_left(0))
-_MEMORY_INDEX = find_field([(_bytes_left(n), n) for n in range(5)], 8)
+_MEMORY_INDEX = find_field([(_bytes_left(n), n) for n in range(5)], _WORD)
 """Where an iterator over a memoryview keeps its position, which it does not tell."""
 
 
@@ -461,7 +536,7 @@ def _reduce_memory_iterator(iterator: Any) -> Reduced:
         return iter, ((),)
     if _MEMORY_INDEX is None:
         refuse(iterator, "it does not say where it is", "keep the view and the position in it")
-    return _make_memory_iterator, (view, read_field(iterator, _MEMORY_INDEX, 8))
+    return _make_memory_iterator, (view, read_field(iterator, _MEMORY_INDEX, _WORD))
 
 
 def _make_memory_iterator(view: memoryview, position: int) -> Any:

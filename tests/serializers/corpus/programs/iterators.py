@@ -178,6 +178,23 @@ def itertools_of_combinations():
         assert list(search.combinations) == [(2, 3)] and list(search.more) == [("y", "y")]
 
 
+@case(python=(3, 12))
+def batches():
+    import itertools
+
+    class Upload:
+        def __init__(self):
+            self.batches = itertools.batched("abcdefg", 3)
+
+    def build():
+        upload = Upload()
+        next(upload.batches)
+        return upload
+
+    def check(upload):
+        assert ["".join(batch) for batch in upload.batches] == ["def", "g"]
+
+
 @case
 def tee_and_groupby():
     import itertools
