@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from migrate.errors import PeerError, UsageError
+from migrate.ref import Runtime, loading_runtime
 from migrate.server import FORMER_NAMES, ServerSpec, spec_of
 from rpc.frames import Gathered
 from serializers import attributes, former_names
+from serializers.base import Snapshot
 from serializers.by_value import is_importable
 
 # Loads look there for what is not found under the name that was written.
@@ -75,18 +77,45 @@ def slug(name: str) -> str:
 
 
 @dataclasses.dataclass(slots=True)
+class Apart:
+    """A server's object and its state apart, on the way to a node that has a newer version.
+
+    `data` is what `serializers.attributes` made, so that what refers to the object still does.
+    """
+
+    data: bytes
+
+
+@dataclasses.dataclass(slots=True)
 class Bare:
-    """A server's class and bare state, on the way to a node that has a newer version."""
+    """The same as 0.1.0 wrote it: class and bare state. Read, never written."""
 
     cls: type
     state: Any
 
 
 def upgraded(cls: Any, state: Any, from_version: int) -> Any:
-    """An object of a newer class from the state of an older one; see `install_older`."""
+    """An object of a newer class from the bare state of an older one; see `install_older`."""
     obj = cls.__new__(cls)
     install_older(obj, state, from_version)
     return obj
+
+
+def put_together(apart: Apart, from_version: int, runtime: Runtime) -> Any:
+    """The object that was taken apart, upgraded; refs in it are bound to `runtime`.
+
+    Raises:
+        LoadFailed: It cannot be built here.
+        Exception: What the class's `upgrade` raises.
+    """
+    token = loading_runtime.set(runtime)
+    try:
+        return attributes.decode(
+            Snapshot.from_bytes(apart.data),
+            lambda obj, state: install_older(obj, state, from_version),
+        )
+    finally:
+        loading_runtime.reset(token)
 
 
 def install_older(obj: Any, state: Any, from_version: int) -> None:

@@ -117,6 +117,7 @@ from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
 from migrate.shell.scope import Scope
 from rpc.frames import MESSAGE_BYTES_MAX, Gathered
+from serializers import attributes
 from serializers.base import parse_head
 from serializers.errors import NotSerializable, SerializerError
 
@@ -892,8 +893,8 @@ class Driver:
         version: int,
     ) -> Encoded:
         if version != host.spec.version:
-            # The target has a newer class: it gets the bare state, for its `upgrade`.
-            obj = classes.Bare(type(obj), obj.__getstate__())
+            # The target has a newer class: it gets the state apart, for its `upgrade`.
+            obj = classes.Apart(attributes.encode(obj)[0].to_bytes())
         # Else alone, so that the path in an error begins at the server.
         snapshot = serializers.encode(obj)
         head = wire.encode_state(record)
@@ -1044,10 +1045,13 @@ class Driver:
         head, body = classes.split(state)
         record = wire.decode_state(head)
         obj = wire.unpack(body, self)
-        if type(obj) is classes.Bare:
+        if isinstance(obj, classes.Apart | classes.Bare):
             target = self.core.moves_in.get(transfer)
             from_version = target.prepare.version if target is not None else 0
-            obj = classes.upgraded(obj.cls, obj.state, from_version)
+            if isinstance(obj, classes.Apart):
+                obj = classes.put_together(obj, from_version, self)
+            else:
+                obj = classes.upgraded(obj.cls, obj.state, from_version)
         return obj, record
 
     def _install(self, transfer: TransferId, loaded: Any, size: int) -> Any:

@@ -419,6 +419,54 @@ def test_an_upgrade_that_fails_leaves_the_server_at_the_older_version(releases: 
 
 
 @pytest.mark.cluster
+def test_what_refers_to_the_server_itself_still_does_after_an_upgrade(
+    releases: dict[str, str], tmp_path: pathlib.Path
+):
+    for name, text in (
+        (
+            "refers",
+            """
+            import migrate
+
+            @migrate.server(version=1)
+            class Account:
+                def __init__(self):
+                    self.euros = 0
+                    self.callback = self.deposit
+
+                def deposit(self, cents):
+                    self.euros += cents // 100
+                    return self.euros
+            """,
+        ),
+        (
+            "referred",
+            """
+            import migrate
+
+            @migrate.server(version=2)
+            class Account:
+                def upgrade(self, state, from_version):
+                    return {"cents": state["euros"] * 100, "callback": state["callback"]}
+
+                def deposit(self, cents):
+                    assert self.callback.__self__ is self
+                    self.cents += cents
+                    return self.cents
+            """,
+        ),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "rolling_release.py").write_text(textwrap.dedent(text))
+        releases[name] = str(folder)
+
+    report, balance, _ = run(moved_between(releases, "refers", "referred"))
+
+    assert (report.target, balance) == ("target", 500)
+
+
+@pytest.mark.cluster
 def test_a_class_that_was_moved_and_renamed_is_found_by_its_former_name(
     releases: dict[str, str], tmp_path: pathlib.Path
 ):
