@@ -35,6 +35,9 @@ from serializers.errors import LoadFailed, NotSerializable
 HEADER_ROOM_BYTES: Final = 64 << 20
 """What a checkpoint may have besides the state itself."""
 
+COPY_BYTES: Final = 1 << 20
+"""How much is copied before others may run: well under a millisecond's worth."""
+
 ATTRIBUTES_TOLD_MAX: Final = 200
 """Attributes whose sizes the header tells, the largest first; the rest is one sum."""
 
@@ -172,7 +175,7 @@ def capture(obj: object, facts: Facts, record: CheckpointRecord) -> Captured:
             source=facts.node,
             cause=error.reason,
         ) from error
-    copies = tuple(memoryview(bytes(buffer)) for buffer in snapshot.buffers)
+    copies = tuple(_copied(buffer) for buffer in snapshot.buffers)
     told = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     facts.attributes = dict(told[:ATTRIBUTES_TOLD_MAX])
     rest = sum(size for _, size in told[ATTRIBUTES_TOLD_MAX:])
@@ -180,6 +183,14 @@ def capture(obj: object, facts: Facts, record: CheckpointRecord) -> Captured:
         others = facts.attributes.get(attributes.OTHERS, 0)
         facts.attributes[attributes.OTHERS] = others + rest
     return Captured(facts, record, Snapshot(snapshot.head, snapshot.body, copies))
+
+
+def _copied(buffer: memoryview) -> memoryview:
+    copy = bytearray(buffer.nbytes)
+    for start in range(0, buffer.nbytes, COPY_BYTES):
+        # Piece by piece: the interpreter's lock is held while each of them is copied.
+        copy[start : start + COPY_BYTES] = buffer[start : start + COPY_BYTES]
+    return memoryview(copy).toreadonly()
 
 
 def seal(captured: Captured, key: bytes) -> list[archive.Buffer]:

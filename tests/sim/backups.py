@@ -367,6 +367,17 @@ class RollbackInvariants(Invariants):
         self._once_and_in_order(server, items)
         self._told(server, items)
 
+    def pending(self, stage: int) -> str:
+        """See `Invariants.pending`; also what was swapped and is not yet hosted."""
+        for server, (row, _) in self.world.directory.rows.items():
+            owner = self.world.by_id.get(row.owner)
+            if row.state is RowState.ACTIVE and owner and server not in owner.core.hosted:
+                return f"{server} is not yet at {row.owner}, which restored it"
+        return super().pending(stage)
+
+    def _look_ups(self) -> None:
+        """Who was told that a server is lost looks it up again: it may be back."""
+
     def final(self) -> None:
         """See `Invariants.final`."""
         for node in self.world.by_id.values():
