@@ -164,15 +164,19 @@ class FileStore(Store):
     def write(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
         """See `Store.write`."""
         disk = self._disk
-        path = self._path(name)
+        # A link stays one; what it leads to is replaced.
+        path = os.path.realpath(self._path(name))
+        folder, last = os.path.split(path)
+        with contextlib.suppress(OSError):
+            _check_replaceable(os.stat(path))
         # A name has at most 255 bytes; a long one lends only its beginning to the temporary one.
-        start = os.fsdecode(os.fsencode(name)[:150])
-        temporary = self._path(f".{start}.{secrets.token_hex(8)}{_TEMPORARY}")
+        start = os.fsdecode(os.fsencode(last)[:150])
+        temporary = os.path.join(folder, f".{start}.{secrets.token_hex(8)}{_TEMPORARY}")
         size = 0
         try:
             handle = disk.create(temporary)
         except OSError as error:
-            raise StoreError(self._why(error, "made")) from error
+            raise StoreError(_why(folder, error, "made")) from error
         try:
             try:
                 for piece in pieces:
@@ -188,41 +192,16 @@ class FileStore(Store):
         except OSError as error:
             with contextlib.suppress(OSError):
                 disk.remove(temporary)
-            raise StoreError(self._why(error, "written")) from error
+            raise StoreError(_why(folder, error, "written")) from error
         try:
-            disk.sync_folder(self.folder)
+            disk.sync_folder(folder)
         except OSError as error:
             raise StoreError(
                 f"it is written, but whether it would survive a power cut is not known: {error}",
                 Outcome.UNKNOWN,
             ) from error
-        self._remove_abandoned(start)
+        _remove_abandoned(folder, start)
         return size
-
-    def _why(self, error: OSError, what: str) -> str:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if missing and not os.path.isdir(self.folder):
-            return f"there is no folder {self.folder}; make it first"
-        if isinstance(error, IsADirectoryError):
-            return "a folder has that name"
-        return f"the file cannot be {what}: {error.strerror or error}"
-
-    def _remove_abandoned(self, start: str) -> None:
-        """Remove temporary files whose writer was killed."""
-        pattern = re.compile(rf"\.{re.escape(start)}\.[0-9a-f]{{16}}{re.escape(_TEMPORARY)}")
-        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
-            for entry in entries:
-                if pattern.fullmatch(entry.name) is None:
-                    continue
-                with contextlib.suppress(OSError):
-                    if time.time() - entry.stat().st_mtime < ABANDONED_S:
-                        continue
-                    handle = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-                    try:
-                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        os.unlink(entry.path)
-                    finally:
-                        os.close(handle)
 
     def read(self, name: str, bytes_max: int, first: int | None = None) -> bytearray:
         """See `Store.read`."""
@@ -265,6 +244,41 @@ class FileStore(Store):
             pass
         except OSError as error:
             raise StoreError(f"the file cannot be removed: {error.strerror or error}") from error
+
+
+def _check_replaceable(status: os.stat_result) -> None:
+    """Refuse to put a file where something else is: a device would be gone for everybody."""
+    if stat.S_ISDIR(status.st_mode):
+        raise StoreError("a folder has that name")
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError("what has that name is no regular file, and stays as it is")
+
+
+def _why(folder: str, error: OSError, what: str) -> str:
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    if missing and not os.path.isdir(folder):
+        return f"there is no folder {folder}; make it first"
+    if isinstance(error, IsADirectoryError):
+        return "a folder has that name"
+    return f"the file cannot be {what}: {error.strerror or error}"
+
+
+def _remove_abandoned(folder: str, start: str) -> None:
+    """Remove temporary files whose writer was killed."""
+    pattern = re.compile(rf"\.{re.escape(start)}\.[0-9a-f]{{16}}{re.escape(_TEMPORARY)}")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) is None:
+                continue
+            with contextlib.suppress(OSError):
+                if time.time() - entry.stat().st_mtime < ABANDONED_S:
+                    continue
+                handle = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry.path)
+                finally:
+                    os.close(handle)
 
 
 def _without_waiting(path: str, flags: int) -> int:

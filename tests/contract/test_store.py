@@ -8,6 +8,7 @@ import itertools
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -246,6 +247,36 @@ def test_what_is_in_the_way_is_named(
     assert caught.value.outcome is Outcome.NOT_DONE
     left = os.listdir(folder) if folder.is_dir() else []
     assert left in ([], ["x"])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: socket_at(path)])
+def test_what_is_no_file_is_not_replaced_by_one(
+    make: Callable[[pathlib.Path], object], tmp_path: pathlib.Path
+) -> None:
+    # As root, a rename over a device would take it away from everybody on the machine.
+    make(tmp_path / "x")
+    before = (tmp_path / "x").lstat()
+    with pytest.raises(StoreError, match="no regular file") as caught:
+        FileStore(tmp_path).write("x", [b"1"])
+    assert caught.value.outcome is Outcome.NOT_DONE
+    assert (tmp_path / "x").lstat() == before and os.listdir(tmp_path) == ["x"]
+
+
+def socket_at(path: pathlib.Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: pathlib.Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "here" / "x").symlink_to(tmp_path / "there" / "y")
+    store = FileStore(tmp_path / "here")
+    for contents in (b"1", b"2"):  # once leading nowhere yet
+        store.write("x", [contents])
+        assert store.read("x", ALL) == contents
+    assert (tmp_path / "here" / "x").is_symlink()
+    assert os.listdir(tmp_path / "there") == ["y"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_that_leaves_nothing() -> None:
