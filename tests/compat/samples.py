@@ -24,10 +24,13 @@ from typing import Any
 import numpy as np
 
 import serializers
-from migrate.core.directory import Row, RowState
+from migrate.core.directory import Rollback, Row, RowState
 from migrate.core.incarnation import (
+    CheckpointRecord,
+    DroppedRecord,
     EntryRecord,
     OutgoingRecord,
+    PlanRecord,
     SendRecord,
     SessionRecord,
     StateRecord,
@@ -58,7 +61,7 @@ from migrate.core.messages import (
     Reply,
     WaitProbe,
 )
-from migrate.shell import classes, wire
+from migrate.shell import checkpoints, classes, wire
 
 
 class Colour(enum.Enum):
@@ -262,6 +265,34 @@ RECORD = StateRecord(
 )
 
 
+CHECKPOINT_KEY = b"the key of the checkpoint that is kept"
+CHECKPOINT = CheckpointRecord(
+    run_no=7,
+    mailbox=[EntryRecord("c@1|5|1", 3, 1, "m", b"\x80\x05N.", (), -1, "")],
+    timers=[],
+    plans=[PlanRecord("file:///x", 60_000, 3, 5_000)],
+    met={"other": 2},
+    dropped=[DroppedRecord("other", 1, "tell")],
+)
+
+
+def _captured() -> checkpoints.Captured:
+    row = Row(
+        "s",
+        9,
+        "b@2",
+        RowState.ACTIVE,
+        "t",
+        "hits",
+        f"{__name__}:Account",
+        1,
+        generation=4,
+        rollbacks=(Rollback(4, 1.5, 2.5),),
+    )
+    facts = checkpoints.facts_of(row, "b", False, CHECKPOINT)
+    return checkpoints.capture(Account(), facts, CHECKPOINT)
+
+
 def make() -> dict[str, bytes]:
     """Every sample in the present format, by name."""
     made = {f"state {name}": serializers.dumps(state) for name, state in STATES.items()}
@@ -285,6 +316,7 @@ def make() -> dict[str, bytes]:
     made["arguments"] = wire.pack_args(([1], {2}), {"k": Colour.RED})
     made["value, plain"] = wire.pack_value(b"v")
     made["value"] = wire.pack_value({"v": [1]})
+    made["checkpoint"] = b"".join(checkpoints.seal(_captured(), CHECKPOINT_KEY))
     try:
         raise LookupError("nothing there")
     except LookupError as error:

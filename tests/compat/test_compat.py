@@ -15,7 +15,7 @@ import pytest
 import serializers
 from migrate.core.messages import Final
 from migrate.ref import Runtime
-from migrate.shell import classes, wire
+from migrate.shell import checkpoints, classes, wire
 from tests.compat import samples
 
 HERE = pathlib.Path(__file__).parent
@@ -106,6 +106,17 @@ def test_states_of_servers_decode_in_either_form(bytes_of: dict[str, bytes]) -> 
         record, body = classes.split(state)
         assert wire.decode_state(record) == samples.RECORD
         assert samples.check_account(wire.unpack(body, NO_RUNTIME))
+
+
+def test_a_checkpoint_is_verified_and_built(bytes_of: dict[str, bytes]) -> None:
+    data = bytearray(bytes_of["checkpoint"])
+    loaded = checkpoints.opened("kept", data, samples.CHECKPOINT_KEY)
+    facts = loaded.facts
+    assert (facts.server, facts.name, facts.epoch, facts.generation) == ("s", "hits", 9, 4)
+    assert facts.rollbacks == [(4, 1.5, 2.5)] and (facts.casts, facts.dropped) == (1, 1)
+    assert facts.attributes and loaded.record == samples.CHECKPOINT
+    account, _ = checkpoints.build(loaded, NO_RUNTIME)
+    assert samples.check_account(account)
 
 
 def test_a_state_for_an_upgrade_becomes_an_object(bytes_of: dict[str, bytes]) -> None:

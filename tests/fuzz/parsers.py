@@ -30,6 +30,8 @@ from rpc.errors import AuthFailed, FrameError, PeerRefused, RpcError
 from rpc.grpc_channel import is_loopback, split_address
 from rpc.unix_channel import UnixChannel
 from rpc.v1 import api_pb2
+from serializers import archive
+from serializers.archive import BadArchive
 from serializers.base import Snapshot, parse_head
 from serializers.errors import LoadFailed
 from tests.core.fakes import row
@@ -442,6 +444,32 @@ def address(data: bytes) -> bool:
     return True
 
 
+# ------------------------------------------------------------------- checkpoints
+
+
+def checkpoint_file(data: bytes) -> bool:
+    """`serializers.archive`: the header by itself, then all of it; nothing is unpickled."""
+    try:
+        header = archive.read_header(data)
+        archive.header_bytes(data)
+    except BadArchive:
+        header = None
+    try:
+        verified, parts = archive.open_archive(data, KEY)
+    except BadArchive:
+        return False
+    assert header == verified and verified.size_bytes == len(data)
+    again = b"".join(archive.seal(parts, verified.facts, KEY))
+    assert archive.open_archive(again, KEY)[1] == parts
+    return True
+
+
+def _checkpoint_seeds() -> list[bytes]:
+    facts = {"cls": "m:C", "server": "s", "epoch": 3, "attributes": {"n": 12}}
+    parts = [("record", b"r" * 9), ("body", b"text " * 400), ("buffer 0", bytes(range(256)))]
+    return [b"".join(archive.seal(some, facts, KEY)) for some in (parts, [], parts[:1])]
+
+
 # ------------------------------------------------------------------------- targets
 
 
@@ -497,6 +525,7 @@ TARGETS: Final[dict[str, Target]] = {
         handler_error, lambda: [wire._encoder.encode(("ValueError", "no", "Traceback", b"\x80"))]
     ),
     "snapshot": Target(snapshot, _snapshot_seeds),
+    "checkpoint": Target(checkpoint_file, _checkpoint_seeds),
     "json": Target(
         json_arguments,
         lambda: [b'[1,2.5,"a",null,true,{"k":[]}]\0{"by":3}', b"[]\0", b'[[[{"a":"\\u00e9"}]]]'],
