@@ -102,6 +102,7 @@ class Client:
         op = structs.replace(op or Op("", "add", 0, "", 0), uid=uid)
         request = Request(server, uid, kind, timeout_ms > 0)
         deadline = node.now_ms() + timeout_ms if timeout_ms else 0
+        self.world.counts["deadlines"] += timeout_ms > 0
         out = Outgoing(kind, "op", pack(op), None, (), deadline, request, "")
         request.out = out
         self.open[f"{server} {uid}"] = request

@@ -74,7 +74,7 @@ AIMED = {
     "directory away": 1,
     "directory cut": 2,
     "directory answer lost": 2,
-    "withdraw": 6,
+    "withdraw": 10,
 }
 """Kinds that can be aimed at a move in a certain phase; how often, compared with each other."""
 

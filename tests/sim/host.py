@@ -356,7 +356,7 @@ class SimNode:
     def stop(self, server: ServerId) -> None:
         """Stop a server."""
         if self.core.stop(server, self.now_ms()):
-            self.world.counts["stops"] += 1
+            self.world.counts["stop"] += 1
             self.world.note(f"{self.id} stops {server}")
 
     def draw_op(self, server: str) -> Op:
@@ -380,7 +380,7 @@ class SimNode:
         if self.steps_left >= 0:
             self.steps_left -= 1
             if self.steps_left < 0 and self.world.faults.may_crash():
-                self.world.counts["crashed in step"] += 1
+                self.world.counts["crash in step"] += 1
                 self.world.faults.crash_inside(self)
 
     def _later_out(self, what: Callable[..., None], *args: Any) -> None:
