@@ -554,7 +554,7 @@ def _fill_class(cls: type, state: dict[str, Any]) -> None:
             _set_attribute(cls, name, value)
         if "__firstlineno__" in state["attributes"]:
             # Setting other attributes makes Python 3.13 and later drop it.
-            type.__setattr__(cls, "__firstlineno__", state["attributes"]["__firstlineno__"])
+            _set_attribute(cls, "__firstlineno__", state["attributes"]["__firstlineno__"])
         for subclass in state.get("registry", ()):
             cls.register(subclass)  # type: ignore[attr-defined]
         for name, extra in state.get("members", {}).items():
@@ -608,8 +608,11 @@ def _begin_enum(
         if known is not None:
             return typing.cast(type, known)
         namespace = metaclass.__prepare__(name, bases)
-        for key, value in (*head.items(), *members.items()):
+        for key, value in head.items():
             namespace[key] = value
+        for key, value in members.items():
+            # What is a descriptor would be taken for a method.
+            namespace[key] = enum.member(value) if hasattr(type(value), "__get__") else value
         options = {} if boundary is None else {"boundary": enum.FlagBoundary[boundary]}
         return _track(metaclass.__new__(metaclass, name, bases, namespace, **options), tracker_id)
 

@@ -185,8 +185,8 @@ def enum_whose_members_are_functions():
     from functools import partial
 
     class Operation(enum.Enum):
-        ADD = partial(lambda a, b: a + b)
-        MUL = partial(lambda a, b: a * b)
+        ADD = enum.member(partial(lambda a, b: a + b))
+        MUL = enum.member(partial(lambda a, b: a * b))
 
         def __call__(self, a, b):
             return self.value(a, b)
