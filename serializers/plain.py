@@ -161,7 +161,9 @@ def write(
     pickler: Quick | Deep = quick(sink)
     try:
         if STACK_IS_BOUNDED or sys.getrecursionlimit() <= RECURSION_LIMIT_MAX:
-            pickler.dump(obj)
+            # What a dump allocates is no garbage before it ends, so looking for some is in vain.
+            with collector_off():
+                pickler.dump(obj)
             sink.assemble()
             return sink, pickler
     except MemoryError:
@@ -172,7 +174,8 @@ def write(
     sink = Sink()
     pickler = deep(sink)
     try:
-        pickler.dump(obj)
+        with collector_off():
+            pickler.dump(obj)
     except MemoryError:
         raise
     except Exception as exc:
