@@ -295,13 +295,13 @@ def test_an_iterator_in_a_reduction_that_fails_is_an_obstacle_at_its_object() ->
     assert error.type_name.endswith("Half") and error.others[0].path == "dict['other']"
 
 
-def test_an_object_that_cannot_even_be_asked_for_its_class_is_refused() -> None:
+def test_an_object_that_cannot_even_be_asked_for_its_class_travels_by_its_type() -> None:
     class Endless:
         def __getattribute__(self, name: str) -> Any:
             return getattr(self, name)
 
-    error = refusal([Endless()])
+    loaded: Any = serializers.loads(serializers.dumps([Endless()]))
 
-    assert error.path == "list[0]" and "RecursionError" in error.reason
-    assert error.type_name.endswith("Endless")
-    assert refusal(Endless()).path.endswith("Endless")
+    assert type(loaded[0]).__name__ == "Endless"
+    with pytest.raises(RecursionError):
+        loaded[0].anything  # noqa: B018 - The asking is what is tested.
