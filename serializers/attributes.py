@@ -105,14 +105,16 @@ def encode(root: object) -> tuple[Snapshot, dict[str, int]]:
     notice_registrations()
     try:
         if plain.STACK_IS_BOUNDED or sys.getrecursionlimit() <= plain.RECURSION_LIMIT_MAX:
-            return _encode_apart(root)
+            with plain.collector_off():
+                return _encode_apart(root)
     except MemoryError:
         raise
     except Exception as exc:
         if not plain._ran_out_of_stack(exc):
             raise plain._explained(root, exc, _AutoPickler) from exc
     try:
-        return _encode_together(root)
+        with plain.collector_off():
+            return _encode_together(root)
     except MemoryError:
         raise
     except Exception as exc:
