@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,9 +29,16 @@ class Grown:
         self.lock = threading.Lock()
 
 
+def begun() -> Iterator[str]:
+    """A generator in the middle of its run; one that has not begun could travel."""
+    generator = (n for n in "xy")
+    next(generator)
+    return generator
+
+
 class Cannot:
     def __init__(self) -> None:
-        self.parts: dict[str, Any] = {"a": (n for n in "x"), "b": [(n for n in "y")]}
+        self.parts: dict[str, Any] = {"a": begun(), "b": [begun()]}
 
     def checked(self) -> list[str]:
         return [problem.path for problem in migrate.check(self).problems]

@@ -305,3 +305,18 @@ def test_an_object_that_cannot_even_be_asked_for_its_class_travels_by_its_type()
     assert type(loaded[0]).__name__ == "Endless"
     with pytest.raises(RecursionError):
         loaded[0].anything  # noqa: B018 - The asking is what is tested.
+
+
+def test_an_object_that_cannot_even_be_asked_for_its_class_is_explained() -> None:
+    class Endless:
+        def __getattribute__(self, name: str) -> Any:
+            return getattr(self, name)
+
+    endless = Endless()
+    object.__setattr__(endless, "content", stuck())
+
+    error = refusal([endless])
+
+    assert error.path.startswith("list[0]") and "content" in error.path
+    assert error.type_name == "generator"
+    assert "Endless" in refusal(endless).path
