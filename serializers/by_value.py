@@ -36,6 +36,8 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as machinery
 
+from .errors import LoadFailed
+
 Reduced = Any
 """What `__reduce__` may return: a name, or a tuple of 2 to 6 items; or NotImplemented."""
 
@@ -108,6 +110,7 @@ class Namespaces:
     def __init__(self, *, methods_first: bool = True) -> None:
         self.methods_first = methods_first
         """Whether classes get their methods before their data; not if nothing is to be loaded."""
+        self._modules: dict[str, ModuleGlobals] = {}
         self._by_source: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.unfilled: list[types.FunctionType | types.CellType] | None = None
         """While a class's methods are begun: those functions and cells that are still empty."""
@@ -124,7 +127,10 @@ class Namespaces:
             and not is_made_up(module)
         ):
             # The rest of the module is there by reference, so this has to see the same globals.
-            return ModuleGlobals(module)
+            known = self._modules.get(module.__name__)
+            if known is None:
+                known = self._modules[module.__name__] = ModuleGlobals(module)
+            return known
         entry = self._by_source.get(id(source))
         if entry is None:
             keep = ("__name__", "__package__", "__path__", "__file__")
@@ -144,8 +150,34 @@ class ModuleGlobals:
         return _module_globals, (self._name,)
 
 
+@functools.lru_cache(maxsize=1000)
+def _names_of(module_name: str) -> frozenset[str]:
+    """The global names that a module's own code mentions, which importing it defines."""
+    loader = getattr(sys.modules[module_name], "__loader__", None)
+    try:
+        code = loader.get_code(module_name)  # type: ignore[union-attr]
+    except (AttributeError, ImportError, OSError, SyntaxError):
+        code = None
+    if code is None:
+        return frozenset(vars(sys.modules[module_name]))
+    return frozenset(code.co_names)
+
+
 def _module_globals(name: str) -> dict[str, Any]:
-    return vars(importlib.import_module(name))
+    try:
+        return vars(importlib.import_module(name))
+    except ImportError:
+        return {"__name__": name, _STANDS_IN: True}
+
+
+_STANDS_IN = "__stands_in_for_module__"
+_LIGHT = (int, str, float, bytes, bool, type(None), types.ModuleType)
+
+
+def _is_light(value: Any) -> bool:
+    if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        return is_importable(value)
+    return type(value) in _LIGHT
 
 
 # --- functions -----------------------------------------------------------------------------------
@@ -166,8 +198,13 @@ def _function_state(function: types.FunctionType, namespace: Any) -> dict[str, A
     names = machinery._extract_code_globals(code)
     source = function.__globals__
     used = {name: source[name] for name in names if name in source}
+    left: list[str] = []
     if isinstance(namespace, ModuleGlobals):
-        used = {}
+        # They are there when the module has been imported. What costs little goes all the same, for
+        # a place where it cannot be.
+        own = _names_of(function.__globals__["__name__"])
+        left = [name for name, value in used.items() if name in own and not _is_light(value)]
+        used = {name: value for name, value in used.items() if name not in left}
     contents = [c.cell_contents for c in function.__closure__ or () if not _is_empty(c)]
     slots: dict[str, Any] = {
         "__qualname__": function.__qualname__,
@@ -188,6 +225,7 @@ def _function_state(function: types.FunctionType, namespace: Any) -> dict[str, A
         "globals": used,
         "slots": slots,
         "attributes": function.__dict__,
+        "left": left,
         "submodules": machinery._find_imported_submodules(code, [*used.values(), *contents]),
     }
     return state
@@ -204,7 +242,21 @@ def _make_function(
 
 
 def _fill_function(function: types.FunctionType, state: dict[str, Any]) -> None:
-    function.__globals__.update(state["globals"])
+    module = sys.modules.get(function.__globals__.get("__name__", ""))
+    if module is not None and vars(module) is function.__globals__:
+        # A module that lives here keeps what it has; only what it lacks is added.
+        for name, value in state["globals"].items():
+            function.__globals__.setdefault(name, value)
+    elif state.get("left") and _STANDS_IN in function.__globals__:
+        name = function.__globals__["__name__"]
+        raise LoadFailed(
+            f"no module named {name!r} can be imported here, and a function needs its "
+            f"{state['left'][0]!r}",
+            "install it here, or serializers.register_by_value it where it was written",
+            name,
+        )
+    else:
+        function.__globals__.update(state["globals"])
     function.__dict__.update(state["attributes"])
     for name, value in state["slots"].items():
         setattr(function, name, value)

@@ -285,6 +285,47 @@ def test_functions_of_one_module_share_one_namespace_in_a_stream() -> None:
     assert read() == 1 and source.n == 0
 
 
+MODULE_WITH_STATE = """
+limit = 3
+seen = []
+
+def make(word):
+    def light(x):
+        return x < limit
+
+    def heavy(x):
+        seen.append(x)
+        return word, list(seen)
+
+    return light, heavy
+"""
+
+
+def test_functions_of_an_importable_module_use_its_own_globals_there(
+    peers: Callable[[], Peer], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "with_state.py").write_text(MODULE_WITH_STATE)
+    home, away, lacking = peers(), peers(), peers()
+    find = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import with_state; out = None"
+    home.run(find)
+    light, heavy = (
+        home.run(f"out = serializers.dumps(with_state.make('w')[{index}])") for index in (0, 1)
+    )
+    away.run(find + "; with_state.limit = 10; with_state.seen.append(0)")
+
+    assert away.run("out = obj(5)", light) is True
+    assert away.run("out = obj(1), with_state.seen", heavy) == (("w", [0, 1]), [0, 1])
+    # Where the module cannot be had, what is plain has come along, and what is not is missed.
+    assert lacking.run("out = obj(5), obj(2)", light) == (False, True)
+    missed = lacking.run(
+        """
+        try: serializers.loads(data)
+        except serializers.LoadFailed as exc: out = exc.module, str(exc)
+        """.replace("data", repr(heavy))
+    )
+    assert missed[0] == "with_state" and "'seen'" in missed[1]
+
+
 def test_slots_and_qualified_names_of_classes_stay() -> None:
     def make() -> Any:
         class Point:
