@@ -123,7 +123,7 @@ def object_reducer(kind: type) -> Reducer | None:
     if solid is not object:
         return None
     own_state = any(name in vars(cls) for cls in above for name in _SAYS_HOW[4:])
-    if not own_state and any(type(value) is dict for cls in above for value in vars(cls).values()):
+    if not own_state and any(_class_dicts(cls) for cls in above):
         hazard = _hazard_of(kind, above, own_state)
         return lambda obj: _reduce_sharing(obj, hazard)
     return _hazard_of(kind, above, own_state)
@@ -141,8 +141,21 @@ def _hazard_of(kind: type, above: tuple[type, ...], own_state: bool) -> Reducer 
         return _reduce_raw
     hashed = next(cls for cls in kind.__mro__ if "__hash__" in vars(cls))
     if hashed.__flags__ & _HEAP_TYPE and isinstance(kind.__hash__, types.FunctionType):
-        return _reduce_hashed
+        slotted = any(vars(cls).get("__slots__") for cls in above)
+        return _reduce_hashed if slotted else _reduce_hashed_quickly
     return None
+
+
+def _class_dicts(cls: type) -> list[tuple[str, dict[str, Any]]]:
+    """The dicts that a class keeps, and that its instances may have made their own attributes.
+
+    NB: not its annotations and fields, which every dataclass has.
+    """
+    return [
+        (name, value)
+        for name, value in vars(cls).items()
+        if type(value) is dict and not (name.startswith("__") and name.endswith("__"))
+    ]
 
 
 def _overrides(above: tuple[type, ...], *names: str) -> bool:
@@ -291,8 +304,8 @@ def _reduce_sharing(obj: Any, otherwise: Reducer | None) -> Reduced:
     except AttributeError:
         attributes = None
     for cls in kind.__mro__:
-        for name, value in vars(cls).items():
-            if value is attributes and type(value) is dict:
+        for name, value in _class_dicts(cls):
+            if value is attributes:
                 return _make_raw, (kind, object, ()), (cls, name, value), None, None, _share
     return NotImplemented if otherwise is None else otherwise(obj)
 
@@ -333,6 +346,14 @@ def _is_leaf(value: Any, depth: int = 0) -> bool:
     return all(_is_leaf(item, depth + 1) for item in (attributes or {}).values()) and all(
         _is_leaf(item, depth + 1) for _, _, item in slots or ()
     )
+
+
+def _reduce_hashed_quickly(obj: Any) -> Reduced:
+    """The same for a class without slots; most instances hold nothing but plain values."""
+    attributes = object.__getattribute__(obj, "__dict__")
+    if _LEAVES.issuperset(map(type, attributes.values())):
+        return NotImplemented
+    return _reduce_hashed(obj)
 
 
 def _reduce_hashed(obj: Any) -> Reduced:
