@@ -17,9 +17,18 @@ from .errors import LoadFailed
 from .layout import find_field, read_field
 from .resources import REDUCERS, REOPEN, Reduced, refuse, refuses, type_name
 
-_DETECT_TYPES = find_field(
-    [(sqlite3.connect(":memory:", detect_types=types), types) for types in range(4)], 4
-)
+
+def _find_detect_types() -> Any:
+    samples = [(sqlite3.connect(":memory:", detect_types=types), types) for types in range(4)]
+    try:
+        return find_field(samples, 4)
+    finally:
+        # From Python 3.13 on a connection that is left to the collector is warned of.
+        for connection, _ in samples:
+            connection.close()
+
+
+_DETECT_TYPES = _find_detect_types()
 """Where a connection keeps `detect_types`, which it does not tell."""
 
 _PRAGMAS = (
