@@ -549,8 +549,8 @@ def test_a_full_database_refuses_what_does_not_fit_and_does_the_rest(
 ) -> None:
     real_connect = sqlite_home._Engine._connect
 
-    def connect(engine: Any) -> None:
-        real_connect(engine)
+    def connect(engine: Any, deadline_s: float) -> None:
+        real_connect(engine, deadline_s)
         engine._sql("PRAGMA max_page_count=60")
 
     monkeypatch.setattr(sqlite_home._Engine, "_connect", connect)

@@ -7,6 +7,7 @@ import copy
 import logging
 import pickle
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ class Zoo:
         raise SystemExit(3)
 
     def returns_generator(self) -> Any:
-        return (i for i in range(3))
+        return begun_generator()
 
     def mutate(self, items: list[int]) -> list[int]:
         items.append(1)
@@ -89,6 +90,13 @@ class Zoo:
 
     def current(self) -> migrate.Current:
         return migrate.current()
+
+
+def begun_generator() -> Iterator[int]:
+    """One that cannot travel: its frame is suspended."""
+    numbers = (i for i in range(3))
+    next(numbers)
+    return numbers
 
 
 class Unpicklable(Exception):
@@ -182,7 +190,7 @@ def test_an_argument_that_cannot_travel_is_refused_before_anything_is_sent(there
     async def body() -> None:
         async with nodes("a", "b") as (a, _):
             zoo = await a.spawn(Zoo, options=on(there))
-            error = await failure_of(zoo.undecorated(i for i in range(3)), migrate.UsageError)
+            error = await failure_of(zoo.undecorated(begun_generator()), migrate.UsageError)
             assert error.outcome is migrate.Outcome.NOT_DONE
             assert "undecorated" in str(error)
 
