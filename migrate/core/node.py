@@ -1292,11 +1292,13 @@ class Core:
         if seq < expected:
             self._repeated(inc, session, seq, out.kind, out.method)
             return
-        if (
-            out.kind != EMPTY
-            and self._no_room(inc)
-            and not (seq == expected and self._make_room(inc, session))
-            and not self._nested(inc, out.chain)
+        if self._no_room(inc) and (
+            seq > expected
+            or (
+                out.kind != EMPTY
+                and not self._make_room(inc, session)
+                and not self._nested(inc, out.chain)
+            )
         ):
             self._arm_repeat(sending, now_ms)
             self._refuse(inc, session)

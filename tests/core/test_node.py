@@ -26,6 +26,7 @@ from migrate.core.messages import (
     CALL,
     CAST,
     CYCLE,
+    EMPTY,
     LOST,
     NOT_FOUND,
     OK,
@@ -802,6 +803,29 @@ def apply(at: Core, port: Port, event: tuple[Any, ...], now: int) -> None:
             pass
     while port.later:
         at.pump(port.later.popleft(), now)
+
+
+@pytest.mark.parametrize("kind", [CALL, EMPTY])
+def test_numbers_of_a_sender_on_the_node_that_are_early_need_room_as_all_others_do(
+    kind: int,
+) -> None:
+    at, port = core()
+    inc = host(at, limit=1)
+    port.busy = True
+    at.receive(CLIENT, [env(1), env(2)], NOW)
+    # Numbered and withdrawn while the server was elsewhere; it has come, and its mailbox is full.
+    session = at.open_session(at.own, SERVER, NOW)
+    requests = [out(kind=kind) for _ in range(4)]
+    for request in requests:
+        session.number(request)
+
+    for request in requests[1:]:
+        at._dispatch(session, request, NOW)
+
+    assert len(inc.mailbox) == 1 and inc.early == 0
+    # The one whose turn it is uses no room if it is empty, and the others come again.
+    at._dispatch(session, requests[0], NOW)
+    assert inc.sessions[session.id].expected == (2 if kind == EMPTY else 1)
 
 
 @given(st.lists(EVENTS, max_size=40), st.booleans())
