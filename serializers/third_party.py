@@ -7,7 +7,9 @@ opened when they are next needed. What is only in a connection, such as a transa
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import mmap
+import sys
 from typing import Any
 
 from .base import lossy
@@ -203,6 +205,69 @@ def _make_memmap(kind: Any, args: tuple[Any, ...]) -> Any:
     return kind(*args)
 
 
+# --- torch ---------------------------------------------------------------------------------------
+
+
+def _reduce_tensor(tensor: Any) -> Reduced:
+    """Carry a tensor as a view of its storage, so that tensors that share one go on doing so.
+
+    torch's own way writes the whole storage for each tensor, into a stream within the stream, and
+    leaves gradients behind. It is kept for what is not an ordinary tensor in this process's memory.
+    """
+    torch: Any = sys.modules["torch"]
+    kind = type(tensor)
+    if (
+        kind not in (torch.Tensor, torch.nn.Parameter)
+        or tensor.layout is not torch.strided
+        or tensor.device.type != "cpu"
+        or tensor.is_quantized
+        or tensor.is_conj()
+        or tensor.is_neg()
+        or not tensor.is_leaf
+        or tensor._backward_hooks
+        or importlib.util.find_spec("numpy") is None
+    ):
+        return NotImplemented
+    view = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.requires_grad)
+    arguments = (kind, tensor.untyped_storage(), tensor.dtype, *view)
+    return _make_tensor, arguments, (dict(vars(tensor)), tensor.grad), None, None, _fill_tensor
+
+
+def _make_tensor(
+    kind: Any, storage: Any, dtype: Any, offset: int, shape: Any, stride: Any, gradient: bool
+) -> Any:
+    torch = importlib.import_module("torch")
+    made = torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
+    if kind is torch.nn.Parameter:
+        return kind(made, requires_grad=gradient)
+    return made.requires_grad_(gradient) if gradient else made
+
+
+def _fill_tensor(tensor: Any, state: tuple[dict[str, Any], Any]) -> None:
+    attributes, gradient = state
+    vars(tensor).update(attributes)
+    if gradient is not None:
+        tensor.grad = gradient
+
+
+def _bytes_of(storage: Any) -> Any:
+    torch: Any = sys.modules["torch"]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+
+
+def _reduce_storage(storage: Any) -> Reduced:
+    if storage.device.type != "cpu" or importlib.util.find_spec("numpy") is None:
+        return NotImplemented
+    return _make_storage, (_bytes_of(storage),)
+
+
+def _make_storage(content: Any) -> Any:
+    storage = importlib.import_module("torch").UntypedStorage(content.nbytes)
+    # A copy, since torch cannot resize memory that is not its own.
+    _bytes_of(storage)[:] = content
+    return storage
+
+
 _REDUCERS: dict[tuple[str, str], Reducer] = {
     ("sqlalchemy.engine.base", "Engine"): _reduce_engine,
     ("sqlalchemy.orm.session", "Session"): _reduce_session,
@@ -213,4 +278,6 @@ _REDUCERS: dict[tuple[str, str], Reducer] = {
     ("httpcore._async.connection_pool", "AsyncConnectionPool"): _reduce_http_pool,
     ("numpy", "memmap"): _reduce_memmap,
     ("numpy", "ndarray"): _reduce_array,
+    ("torch", "Tensor"): _reduce_tensor,
+    ("torch.storage", "UntypedStorage"): _reduce_storage,
 }

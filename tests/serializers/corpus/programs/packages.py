@@ -556,3 +556,40 @@ def arrays_with_attributes():
         signal, empty = found
         assert signal.rate == 8 and signal[1:].rate == 8 and signal.sum() == 6
         assert empty.rate == 1 and empty.shape == (0,) and type(empty) is type(signal)
+
+
+@case(needs="torch numpy")
+def tensors_that_share_storage():
+    import torch
+
+    class Learner:
+        def __init__(self):
+            self.data = torch.arange(100_000, dtype=torch.float32)
+            self.window = self.data[10:20]
+            self.turned = self.data.view(100, 1000).T
+            self.layer = torch.nn.Linear(3, 2)
+            self.tied = self.layer.weight
+            self.optimizer = torch.optim.Adam(self.layer.parameters(), lr=0.1)
+
+        def learn(self):
+            self.optimizer.zero_grad()
+            loss = self.layer(torch.ones(3)).pow(2).sum()
+            loss.backward()
+            self.optimizer.step()
+            return float(loss.detach())
+
+    def build():
+        learner = Learner()
+        learner.losses = [learner.learn()]
+        return learner
+
+    def check(learner):
+        learner.data[10] = -1
+        assert learner.window[0] == -1 and learner.turned[10, 0] == -1
+        learner.data[10] = 10
+        assert learner.tied is learner.layer.weight and learner.tied.grad is not None
+        assert learner.optimizer.param_groups[0]["params"][0] is learner.tied
+        learner.window.resize_(30)
+        learner.window.resize_(10)
+        learner.losses.append(learner.learn())
+        assert learner.losses[-1] < learner.losses[0]
