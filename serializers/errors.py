@@ -135,3 +135,20 @@ class LoadFailed(SerializerError):
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.remedy}" if self.remedy else self.reason
+
+
+class TrackingUnavailable(SerializerError):
+    """Which bytes of buffers are written cannot be found out here in the way asked for.
+
+    Attributes:
+        engine: What was asked for.
+        reason: What the system lacks or refuses.
+    """
+
+    def __init__(self, engine: str, reason: str) -> None:
+        super().__init__(engine, reason)
+        self.engine = engine
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the {self.engine} engine is not available: {self.reason}"
