@@ -425,11 +425,24 @@ class _Pages:
                 ):
                     refused.append(region)
                 region._lost = False
+            self._release_untrackable(refused, trackable)
         for region in regions:
             region._all_pending()
         for region in refused:
             region._known = {}
         self.discard(refused)
+
+    def _release_untrackable(self, refused: list[Region], trackable: _Ranges) -> None:
+        """Unregister what should not have been, other regions' part of it too.
+
+        It may have been mapped into theirs meanwhile, and must be an error to their next scan.
+        """
+        for region in refused:
+            rest = [region._pages()] if region.size else []
+            for start, end in trackable:
+                _remove(rest, start, end)
+            for start, end in rest:
+                self.unregister(start, end)
 
     def _credit(self, found: _Ranges, lost: _Ranges) -> None:
         if not found and not lost:
