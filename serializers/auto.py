@@ -184,6 +184,12 @@ def _choose(kind: type) -> _Action:
     return _as_pickle_does if reducer is None else _without_pickler(reducer)
 
 
+def leaves_to_pickle(kind: type) -> bool:
+    """Tell whether instances of a class that can be imported are left to pickle as it is."""
+    notice_registrations()
+    return is_importable(kind) and _choose(kind) is _as_pickle_does
+
+
 def _without_pickler(reducer: Callable[[Any], Reduced]) -> _Action:
     return lambda obj, pickler: reducer(obj)
 

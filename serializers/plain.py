@@ -78,23 +78,47 @@ class _FormerNamesUnpickler(pickle.Unpickler):
             return found
 
 
-def _unpickle(body: bytes | memoryview, buffers: Sequence[object]) -> object:
+class _ResolvingUnpickler(_FormerNamesUnpickler):
+    def __init__(self, body: bytes | memoryview, buffers: Sequence[object], resolve: Resolve):
+        super().__init__(io.BytesIO(body), buffers=buffers)
+        self._resolve = resolve
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        return self._resolve(pid)
+
+
+Resolve = Callable[[Any], object]
+"""Gives the object that a name in a body stands for."""
+
+
+def _unpickle(
+    body: bytes | memoryview, buffers: Sequence[object], resolve: Resolve | None
+) -> object:
+    if resolve is not None:
+        return _ResolvingUnpickler(body, buffers, resolve).load()
     if former_names and _mentions_former_name(body):
         return _FormerNamesUnpickler(io.BytesIO(body), buffers=buffers).load()
     return pickle.loads(body, buffers=buffers)
 
 
-def load(body: bytes | memoryview, buffers: Sequence[object]) -> object:
+def load(
+    body: bytes | memoryview, buffers: Sequence[object], resolve: Resolve | None = None
+) -> object:
     """Unpickle a body, naming what is missing if it fails.
+
+    Args:
+        body: The pickle.
+        buffers: What it asks for, in order.
+        resolve: For a body that names objects which are elsewhere.
 
     Raises:
         LoadFailed: Anything in the body, or run by it, failed.
     """
     try:
         if len(body) < COLLECTOR_OFF_BYTES_MIN:
-            return _unpickle(body, buffers)
+            return _unpickle(body, buffers, resolve)
         with collector_off():
-            return _unpickle(body, buffers)
+            return _unpickle(body, buffers, resolve)
     except Exception as exc:
         # Imported when first needed, here and below: `python -m serializers.explain` wants it so.
         from .explain import explain_load

@@ -11,6 +11,8 @@ Modules/_pickle.c; framing as in PEP 3154, buffers as in PEP 574.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from typing import cast
 
 from .base import BUFFERS_MAX, BufferKind, Snapshot, pack_head
 
@@ -29,7 +31,7 @@ _OPCODE_NEXT_BUFFER = b"\x97"
 class Sink:
     """A file for a pickler that keeps the chunks as they come, and the buffers between them."""
 
-    __slots__ = ("buffers", "chunks", "found", "pieces", "write")
+    __slots__ = ("buffers", "chunks", "found", "pieces", "view_of", "write")
 
     def __init__(self) -> None:
         self.chunks: list[bytes | bytearray | memoryview] = []
@@ -37,6 +39,9 @@ class Sink:
         self.buffers: list[tuple[int, memoryview, BufferKind]] = []
         self.pieces: list[bytes | bytearray | memoryview] = []
         self.found: list[tuple[memoryview, BufferKind]] = []
+
+        # How the memory of a large byte string or bytearray is handed out.
+        self.view_of: Callable[[bytes | bytearray], memoryview] = copied_unless_bytes
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         """Buffer callback: True to keep it in the body.
@@ -65,7 +70,7 @@ class Sink:
         Raises:
             BufferError: A bytearray changed its size in the meantime.
         """
-        self.pieces, self.found = assemble(self.chunks, self.buffers)
+        self.pieces, self.found = assemble(self.chunks, self.buffers, self.view_of)
 
     @property
     def body(self) -> bytes:
@@ -85,14 +90,22 @@ class Sink:
         return Snapshot(head, body, tuple(view for view, _ in found))
 
 
+def copied_unless_bytes(chunk: bytes | bytearray) -> memoryview:
+    """A view of a large byte string; of a bytearray, which must stay free to change, a copy's."""
+    return memoryview(bytes(chunk))
+
+
 def assemble(
-    chunks: list[bytes | bytearray | memoryview], taken: list[tuple[int, memoryview, BufferKind]]
+    chunks: list[bytes | bytearray | memoryview],
+    taken: list[tuple[int, memoryview, BufferKind]],
+    view_of: Callable[[bytes | bytearray], memoryview] = copied_unless_bytes,
 ) -> tuple[list[bytes | bytearray | memoryview], list[tuple[memoryview, BufferKind]]]:
     """Separate large byte strings from what a C pickler wrote.
 
     Args:
         chunks: Arguments of the file's `write`, in order.
         taken: Buffers taken out of band: how many chunks were written before, memory, kind.
+        view_of: Gives the memory of what leaves the body.
 
     Returns:
         Pieces of the body, and all buffers in the order in which the body asks for them.
@@ -113,7 +126,7 @@ def assemble(
         if kind is not None:
             header = 9 if kind is BufferKind.BYTEARRAY or len(chunk) > 0xFFFFFFFF else 5
             pieces[-1] = b"".join((memoryview(pieces[-1])[:-header], _OPCODE_NEXT_BUFFER))
-            buffers.append((memoryview(bytes(chunk)), kind))
+            buffers.append((view_of(cast("bytes | bytearray", chunk)), kind))
             own += 1
             loose = b""
         else:

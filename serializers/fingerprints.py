@@ -1,0 +1,462 @@
+"""What plain records consist of, by identity: to tell without pickling which of them changed.
+
+A *record* is one value of a large dict or list. It is *plain* if it is made of immutable values,
+built-in containers, and instances of classes that leave pickling to Python and that can be
+imported. Such a record changes only in that something in it becomes another object, or that an
+attribute or item comes or goes; so it is as it was if each object in it still refers to the same
+objects, in the same order. `Fingerprint` takes down these references for a range of records, level
+by level (all records, then all that they hold, ...), as arrays of addresses; comparing them again
+runs in C throughout and costs a fraction of pickling.
+
+Why equal addresses mean equal values. Immutable values are held by the fingerprint, so their
+addresses cannot be given to others. Containers and instances are not held, lest they outlive their
+last user; if one has gone and another one sits at its address, then at all places that referred to
+it, and in the same type with the same contents: there is no difference to be seen from within.
+
+Not safe against changes while it runs: call it where no other thread changes the records.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import decimal
+import enum
+import fractions
+import operator
+import pathlib
+import sys
+import types
+import uuid
+import zoneinfo
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, compress, repeat
+from typing import Any, Final
+
+from .auto import leaves_to_pickle
+
+LEVELS_MAX: Final = 24
+"""Deepest nesting within a record; beyond, records are not plain."""
+NODES_MAX: Final = 200
+"""Most different places (by path and type) within the records of one range."""
+
+ATOMS: Final[set[type]] = {
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    bytes,
+    range,
+    type(None),
+    type(...),
+    type(NotImplemented),
+    datetime.date,
+    datetime.datetime,
+    datetime.time,
+    datetime.timedelta,
+    datetime.timezone,
+    decimal.Decimal,
+    fractions.Fraction,
+    uuid.UUID,
+    pathlib.PurePosixPath,
+    pathlib.PosixPath,
+}
+"""Types of immutable values, which plain pickle takes and whose identity means nothing."""
+
+_SEQUENCES: Final = (list, tuple, set, frozenset)
+_ATOM_SIZE_MAX: Final = 1024
+"""Longer strings (and integers of more bits) are no atoms: one that many records share would travel
+once with each range."""
+
+_POINTER_BYTES: Final = ctypes.sizeof(ctypes.c_void_p)
+_ITEMS_OFFSET: Final = tuple.__basicsize__
+
+
+def _read_addresses(items: tuple[Any, ...]) -> bytes:
+    return ctypes.string_at(id(items) + _ITEMS_OFFSET, _POINTER_BYTES * len(items))
+
+
+def _ask_addresses(items: tuple[Any, ...]) -> bytes:
+    return b"".join([id(item).to_bytes(8, sys.byteorder) for item in items])
+
+
+def _can_be_read() -> bool:
+    """Whether a tuple's items lie where CPython keeps them, right after its fixed part."""
+    if sys.implementation.name != "cpython" or sys.byteorder != "little" or _POINTER_BYTES != 8:
+        return False
+    sample: tuple[Any, ...] = (object(), 1, "two", None)
+    return _read_addresses(sample) == _ask_addresses(sample)
+
+
+_reads_addresses: Final = _can_be_read()
+addresses: Final[Callable[[tuple[Any, ...]], bytes]] = (
+    _read_addresses if _reads_addresses else _ask_addresses
+)
+"""The addresses of a tuple's items, 8 bytes each: what `id` gives, without an object for each."""
+
+
+def _compare_copies(items: tuple[Any, ...], where: bytes) -> bool:
+    return addresses(items) == where
+
+
+def _compare_in_place(items: tuple[Any, ...], where: bytes) -> bool:
+    size = len(where)
+    return _POINTER_BYTES * len(items) == size and not _memcmp(
+        id(items) + _ITEMS_OFFSET, where, size
+    )
+
+
+if _reads_addresses:
+    _memcmp = ctypes.PyDLL(None).memcmp  # Keeps the interpreter's lock, for it takes microseconds.
+    _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+are_at: Final[Callable[[tuple[Any, ...], bytes], bool]] = (
+    _compare_in_place if _reads_addresses else _compare_copies
+)
+"""Whether the items of a tuple have these addresses."""
+
+
+class NotPlain(Exception):
+    """Something in the records is not plain; they have to be pickled to know what they are."""
+
+
+_plain_classes: dict[type, bool] = {}
+_HEAP_TYPE: Final = 1 << 9
+"""`Py_TPFLAGS_HEAPTYPE`. Source: CPython's Include/object.h."""
+
+_OWN_WAYS: Final = (
+    "__reduce__",
+    "__reduce_ex__",
+    "__getstate__",
+    "__setstate__",
+    "__getnewargs__",
+    "__getnewargs_ex__",
+    "__getattribute__",
+    "__getattr__",
+    "__del__",
+    "__class__",
+)
+"""What a class may define that makes it more than its `__dict__`, or that must not run for the
+copies of its instances that only pass through."""
+
+
+def forget_classes() -> None:
+    """Look at classes anew: something may have been registered or patched. Before each stream."""
+    _plain_classes.clear()
+
+
+def _is_plain_class(kind: type) -> bool:
+    """Whether instances are nothing but their `__dict__`, and are pickled as such."""
+    known = _plain_classes.get(kind)
+    if known is None:
+        known = _plain_classes[kind] = _look_at_class(kind)
+    return known
+
+
+def _look_at_class(kind: type) -> bool:
+    if type(kind) is not type or not kind.__dictoffset__ or kind.__itemsize__:
+        return False
+    for base in kind.__mro__[:-1]:
+        own = vars(base)
+        ways = any(name in own for name in _OWN_WAYS) or own.get("__slots__", ()) != ()
+        if ways or not base.__flags__ & _HEAP_TYPE:
+            return False
+        given = own.get("__dict__")
+        if given is not None and type(given) is not types.GetSetDescriptorType:
+            return False
+    return leaves_to_pickle(kind)
+
+
+def _is_atom(kind: type) -> bool:
+    # Members of enumerations are singletons that pickle looks up.
+    return kind in ATOMS or (isinstance(kind, enum.EnumMeta) and leaves_to_pickle(kind))
+
+
+_dict_of = operator.attrgetter("__dict__")
+
+
+class _Flat:
+    """The objects that all objects of a node refer to, in one row.
+
+    Attributes:
+        where: Their addresses.
+        held: Those that are immutable values; they stay alive, so that their addresses stay theirs.
+        children: The other ones, by type: which of the row they are (None: all), and their node.
+    """
+
+    __slots__ = ("children", "held", "where")
+
+    def __init__(self, items: tuple[Any, ...]) -> None:
+        self.where = addresses(items)
+        self.held: tuple[Any, ...] = ()
+        self.children: list[tuple[bytes | None, _Node]] = []
+
+
+class _Node:
+    """All objects of one type at one place in the records of a range, in the records' order.
+
+    Attributes:
+        kind: Their type.
+        owners: For each the number of its record.
+        where: Their addresses.
+        dicts: Of instances the addresses of their `__dict__`.
+        sizes: For each how many items it has.
+        ends: `sizes`, added up.
+        flats: Their items; of dicts and instances the keys, then the values.
+    """
+
+    __slots__ = ("dicts", "ends", "flats", "kind", "owners", "sizes", "where")
+
+    def __init__(self, kind: type, owners: Sequence[int], objects: tuple[Any, ...]) -> None:
+        self.kind = kind
+        self.owners = owners
+        self.where = addresses(objects)
+        self.dicts = b""
+        self.sizes: tuple[int, ...] = ()
+        self.ends: list[int] = []
+        self.flats: list[_Flat] = []
+
+
+def _dicts_of(kind: type, objects: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What holds the items of each object: itself, or the `__dict__` of an instance."""
+    if kind is dict or kind in _SEQUENCES:
+        return objects
+    return tuple(map(_dict_of, objects))
+
+
+def _rows(kind: type, holders: tuple[Any, ...]) -> tuple[tuple[int, ...], list[tuple[Any, ...]]]:
+    """How many items each holder has, and all items in one row (keys and values: in two)."""
+    sizes = tuple(map(len, holders))
+    if kind in _SEQUENCES:
+        return sizes, [tuple(chain.from_iterable(holders))]
+    return sizes, [
+        tuple(chain.from_iterable(holders)),
+        tuple(chain.from_iterable(map(dict.values, holders))),
+    ]
+
+
+class Fingerprint:
+    """The references within a range of plain records; see the module.
+
+    Attributes:
+        count: Number of records.
+    """
+
+    __slots__ = ("_nodes", "_root", "_seen", "count")
+
+    def __init__(self, records: tuple[Any, ...]) -> None:
+        """Take down what the records refer to.
+
+        Raises:
+            NotPlain: Some are not, or share with one another what can change.
+        """
+        self.count = len(records)
+        self._nodes: list[_Node] = []
+        self._seen: set[int] = set()
+        self._root = _Flat(records)
+        self._descend(self._root, records, range(len(records)), 0)
+        del self._seen
+
+    def _descend(
+        self, flat: _Flat, items: tuple[Any, ...], owners: Sequence[int], level: int
+    ) -> None:
+        row = tuple(map(type, items))
+        kinds = set(row)
+        atoms = {kind for kind in kinds if _is_atom(kind)}
+        if atoms == kinds:
+            _check_atoms(items, kinds)
+            flat.held = items
+            return
+        if level >= LEVELS_MAX:
+            raise NotPlain("nested too deep")
+        if atoms:
+            flat.held = tuple(item for item, kind in zip(items, row, strict=True) if kind in atoms)
+            _check_atoms(flat.held, atoms)
+        # In the order in which they come up, the same in each process.
+        for kind in dict.fromkeys(row):
+            if kind in atoms:
+                continue
+            if kind is not dict and kind not in _SEQUENCES and not _is_plain_class(kind):
+                raise NotPlain(f"a {kind.__module__}.{kind.__qualname__}")
+            mask: bytes | None = None
+            objects = items
+            whose = owners
+            if len(kinds) > 1:
+                mask = bytes(map(operator.is_, row, repeat(kind)))
+                objects = tuple(compress(items, mask))
+                whose = tuple(compress(owners, mask))
+            flat.children.append((mask, self._node(kind, objects, whose, level)))
+
+    def _node(
+        self, kind: type, objects: tuple[Any, ...], owners: Sequence[int], level: int
+    ) -> _Node:
+        if len(self._nodes) >= NODES_MAX:
+            raise NotPlain("records of too many shapes")
+        node = _Node(kind, owners, objects)
+        self._nodes.append(node)
+        if kind is not tuple and kind is not frozenset:
+            self._see(objects)
+        holders = _dicts_of(kind, objects)
+        if holders is not objects:
+            self._see(holders)
+            if set(map(type, holders)) != {dict}:
+                raise NotPlain("an instance whose __dict__ is no dict")
+            node.dicts = addresses(holders)
+        node.sizes, rows = _rows(kind, holders)
+        node.ends = list(accumulate(node.sizes))
+        for items in rows:
+            below = _Flat(items)
+            node.flats.append(below)
+            whose: Sequence[int] = ()
+            if not set(map(type, items)) <= ATOMS:
+                whose = tuple(chain.from_iterable(map(repeat, owners, node.sizes)))
+            self._descend(below, items, whose, level + 1)
+        return node
+
+    def _see(self, objects: tuple[Any, ...]) -> None:
+        ids = set(map(id, objects))
+        if len(ids) != len(objects) or not self._seen.isdisjoint(ids):
+            raise NotPlain("records that share what can change")
+        self._seen |= ids
+
+    def owned(self, changed: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """(id, number of its record) of each object that can change.
+
+        Args:
+            changed: Of these records only; of all by default.
+        """
+        found: list[tuple[int, int]] = []
+        for node in self._nodes:
+            if node.kind is tuple or node.kind is frozenset:
+                continue
+            for where in filter(None, (node.where, node.dicts)):
+                ids = memoryview(where).cast("Q")
+                if changed is None:
+                    found += zip(ids, node.owners, strict=True)
+                    continue
+                for record in changed:
+                    start = bisect_left(node.owners, record)
+                    end = bisect_right(node.owners, record, start)
+                    found += zip(ids[start:end], repeat(record))
+        return found
+
+    def changed(self, records: tuple[Any, ...]) -> list[int]:
+        """Numbers of the records that are not what they were, ascending.
+
+        Args:
+            records: As many as there were.
+        """
+        found: set[int] = set()
+        if not are_at(records, self._root.where):
+            found.update(_differences(self._root.where, addresses(records)))
+        self._compare_below(self._root, records, found)
+        return sorted(found)
+
+    def _compare_below(self, flat: _Flat, items: tuple[Any, ...], found: set[int]) -> None:
+        """Compare what the objects of a row refer to.
+
+        Args:
+            flat: The row as it was.
+            items: The row as it is, the same but for those of records in `found`, in whose place
+                may be anything.
+            found: Records known to have changed; grows.
+        """
+        for mask, node in flat.children:
+            objects = items if mask is None else tuple(compress(items, mask))
+            self._compare(node, objects, found)
+
+    def _compare(self, node: _Node, objects: tuple[Any, ...], found: set[int]) -> None:
+        kind, owners = node.kind, node.owners
+        if set(map(type, objects)) - {kind}:
+            # Those of records that are known to have changed, or an address that was used again.
+            patched = list(objects)
+            for at, obj in enumerate(objects):
+                if type(obj) is not kind:
+                    found.add(owners[at])
+                    patched[at] = _stand_in(kind)
+            objects = tuple(patched)
+        holders = _dicts_of(kind, objects)
+        if holders is not objects:
+            if not are_at(holders, node.dicts):
+                unlike = _differences(node.dicts, addresses(holders))
+                found.update(owners[at] for at in unlike)
+        sizes, rows = _rows(kind, holders)
+        if sizes != node.sizes:
+            rows = self._align(node, sizes, rows, found)
+        for flat, items in zip(node.flats, rows, strict=True):
+            if not are_at(items, flat.where):
+                ends = node.ends
+                for at in _differences(flat.where, addresses(items)):
+                    found.add(owners[bisect_right(ends, at)])
+        for flat, items in zip(node.flats, rows, strict=True):
+            if flat.children:
+                self._compare_below(flat, items, found)
+
+    def _align(
+        self,
+        node: _Node,
+        sizes: tuple[int, ...],
+        rows: list[tuple[Any, ...]],
+        found: set[int],
+    ) -> list[tuple[Any, ...]]:
+        """Put items of objects that grew or shrank out of the way of the others."""
+        ends = list(accumulate(sizes))
+        unequal = [at for at, (a, b) in enumerate(zip(node.sizes, sizes, strict=True)) if a != b]
+        found.update(node.owners[at] for at in unequal)
+        made = []
+        for items in rows:
+            aligned: list[Any] = []
+            start = 0
+            for at in unequal:
+                aligned += items[start : ends[at] - sizes[at]]
+                aligned += repeat(None, node.sizes[at])
+                start = ends[at]
+            aligned += items[start:]
+            made.append(tuple(aligned))
+        return made
+
+
+def _check_atoms(items: tuple[Any, ...], kinds: set[type]) -> None:
+    for kind in (str, bytes, int):
+        if kind in kinds:
+            only = items if len(kinds) == 1 else [item for item in items if type(item) is kind]
+            size = int.bit_length if kind is int else len
+            if max(map(size, only), default=0) > _ATOM_SIZE_MAX:
+                raise NotPlain("large immutable values")
+    if not kinds.isdisjoint(_ZONED):
+        zones = {type(item.tzinfo) for item in items if type(item) in _ZONED}
+        if not zones <= _ZONES:
+            raise NotPlain("times in zones of their own kind")
+
+
+_ZONED: Final = {datetime.datetime, datetime.time}
+_ZONES: Final = {type(None), datetime.timezone, zoneinfo.ZoneInfo}
+_stand_ins: dict[type, Any] = {}
+
+
+def _stand_in(kind: type) -> Any:
+    """An empty object of a kind, in place of one that is of no interest any more."""
+    built_in = kind is dict or kind in _SEQUENCES
+    return _stand_ins.setdefault(kind, kind()) if built_in else object.__new__(kind)
+
+
+_LEAF_BYTES: Final = 16 * _POINTER_BYTES
+
+
+def _differences(before: bytes, now: bytes) -> list[int]:
+    """Numbers of the addresses in which two rows of the same length differ, ascending."""
+    found: list[int] = []
+    pending = [(0, len(before))]
+    while pending:
+        start, end = pending.pop()
+        if before[start:end] == now[start:end]:
+            continue
+        if end - start <= _LEAF_BYTES:
+            for at in range(start, end, _POINTER_BYTES):
+                if before[at : at + _POINTER_BYTES] != now[at : at + _POINTER_BYTES]:
+                    found.append(at // _POINTER_BYTES)
+            continue
+        middle = (start + end) // 2 // _POINTER_BYTES * _POINTER_BYTES
+        pending += ((middle, end), (start, middle))
+    return found

@@ -1,0 +1,751 @@
+"""The state stream: an object as a snapshot that goes on as deltas, each against what was sent.
+
+`StreamWriter` writes *chunks*, `StreamReader` takes them in the order in which they were written.
+Rounds of chunks may be written while the object is in use; `last` is written while nothing changes
+it, and makes of all that was sent before the object as it is then. So a large state can be sent
+ahead, and what has to wait for the last chunk is only what changed since.
+
+Two things go ahead. *Regions* are the memory of large buffers (arrays, byte strings), whose dirty
+ranges `dirty.DirtyTracker` finds. *Cuts* are large dicts and lists of plain records, whose changed
+records `parts.Cut` finds. All else, the *rest*, is pickled with the last chunk, and names regions
+and cuts where it refers to them. What cannot go ahead goes with the last chunk, as in a snapshot.
+
+A chunk is a sequence of operations, each `kind 1 | number 4 | extra 8 | size 8`, little-endian,
+followed by `size` bytes:
+
+    =======  ================  ===================  =====================================
+    kind     number            extra                bytes
+    =======  ================  ===================  =====================================
+    REGION   region            size of the region   its BufferKind
+    FREE     region                                 (it is of no use any more)
+    BYTES    region            offset in it         what stands there
+    PART     cut               part                 pickle of its items, as a dict or list
+    RECORDS  cut               part                 pickle of {position: value}
+    LAYOUT   cut               0 dict, 1 list       numbers of its parts in order, 4 bytes each
+    DROP     cut                                    (it is not cut any more)
+    ROUND                                           (a round has ended)
+    REST     buffers           size of the head     head and body of a snapshot
+    INLINE                                          next buffer of the rest
+    REFER    region            offset in it         size of the next buffer of the rest, 8 bytes
+    =======  ================  ===================  =====================================
+
+Only a last chunk has a REST, once, followed by one INLINE or REFER for each of its buffers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+import struct
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+from . import auto, plain
+from .base import BufferKind, Snapshot, pack_head, parse_head
+from .dirty import DirtyTracker, Region
+from .errors import LoadFailed
+from .fingerprints import forget_classes
+from .parts import CUT_ITEMS_MIN, Cut, Part, Shared, last, place
+from .sink import PROTOCOL, Sink
+
+Piece: TypeAlias = bytes | memoryview
+
+REGION_BYTES_MIN: Final = 256 * 1024
+"""Smaller buffers go with the last chunk, which takes them less time than being looked after."""
+REGIONS_MAX: Final = 4096
+CUTS_MAX: Final = 4096
+PARTS_MAX: Final = 1 << 20
+WALK_OBJECTS_MAX: Final = 20_000
+"""Objects looked at for what can go ahead. An object graph with more of them outside of large
+containers is pickled whole in the end, and a trial of that would stop its server for as long."""
+COPY_BYTES: Final = 1 << 20
+"""Copied at a time while the object is in use."""
+
+_OP = struct.Struct("<BIQQ")
+_REGION, _FREE, _BYTES, _PART, _RECORDS, _LAYOUT, _DROP, _ROUND, _REST, _INLINE, _REFER = range(11)
+
+
+class _Buffer(ctypes.Structure):
+    # Source: `Py_buffer` in CPython's Include/pybuffer.h.
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def address_of(view: memoryview) -> int:
+    """Where the memory of a contiguous view begins."""
+    found = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(found), 0)
+    try:
+        return int(found.buf or 0)
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(found))
+
+
+class _RestPickler(auto._AutoPickler):
+    """Pickles all but what is cut, which it names."""
+
+    def __init__(self, sink: Sink, cuts: dict[int, Cut], owners: dict[int, Part]) -> None:
+        super().__init__(sink)
+        self._cuts = cuts
+        self._owners = owners
+        self.met: set[Cut] = set()
+
+    def persistent_id(self, obj: Any) -> Any:
+        which = id(obj)
+        cut = self._cuts.get(which)
+        if cut is not None:
+            self.met.add(cut)
+            return cut.number
+        part = self._owners.get(which)
+        if part is None:
+            return None
+        position = place(part, obj)
+        if position is None:
+            raise Shared(part.cut)
+        self.met.add(part.cut)
+        return part.cut.number, part.number, position
+
+
+class _WholePickler(auto._AutoPickler):
+    met: frozenset[Cut] = frozenset()
+
+
+class StreamWriter:
+    """Writes the stream of one object.
+
+    Attributes:
+        rounds: How many were ended.
+        round_bytes: What the present round took so far; of the last one, once it ended.
+        is_open: Something can go ahead.
+    """
+
+    def __init__(self, obj: object, engine: Literal["auto", "pages", "hash"] = "auto") -> None:
+        self.rounds = 0
+        self.round_bytes = 0
+        self.is_open = True
+        self._obj = obj
+        self._tracker = DirtyTracker(engine)
+        self._regions: list[tuple[int, int, Region]] = []  # begin, end
+        self._cuts: dict[int, Cut] = {}  # by the container's id
+        self._uncut: dict[int, object] = {}  # held, so that no other one gets the id
+        self._owners: dict[int, Part] = {}
+        self._dropped: list[int] = []
+        self._next_cut = 0
+        self._round: Generator[list[Piece], None, None] | None = None
+        forget_classes()
+
+    def close(self) -> None:
+        """Release what the stream holds; idempotent."""
+        self.is_open = False
+        self._round = None
+        self._tracker.close()
+        self._regions.clear()
+        self._cuts.clear()
+        self._uncut.clear()
+        self._owners.clear()
+        self._obj = None
+
+    # -- rounds
+
+    def step(self, seconds: float, size_bytes: int) -> tuple[list[Piece], bool]:
+        """Write the next chunk of a round.
+
+        The object may change between two steps, but not during one: no handler, no thread.
+
+        Args:
+            seconds: How long to go on at most, roughly.
+            size_bytes: How much to write at most, roughly.
+
+        Returns:
+            The chunk in pieces, copies all of them (perhaps none: nothing was found in the time),
+            and whether the round has ended with it.
+        """
+        if self._round is None:
+            self._round = self._new_round()
+            self.round_bytes = 0
+        end = time.perf_counter() + seconds
+        pieces: list[Piece] = []
+        size = 0
+        # What a step allocates is no garbage before it ends, so looking for some is in vain.
+        with plain.collector_off():
+            for written in self._round:
+                pieces += written
+                for piece in written:
+                    size += len(piece)
+                if size >= size_bytes or time.perf_counter() >= end:
+                    self.round_bytes += size
+                    return pieces, False
+        self.round_bytes += size
+        self._round = None
+        self.rounds += 1
+        return pieces, True
+
+    def _new_round(self) -> Generator[list[Piece], None, None]:
+        self._survey()
+        yield self._take_dropped()
+        regions = [region for _, _, region in self._regions]
+        for region, ranges in zip(regions, self._tracker.dirty(regions), strict=True):
+            for offset, size in ranges:
+                yield from self._copy(region, offset, size)
+        for cut in list(self._cuts.values()):
+            try:
+                for change in cut.round():
+                    yield [] if change is None else self._changed(cut, change)
+            except Exception:  # Not plain (any more); or what its classes define failed.
+                self._forget_cut(cut)
+            yield self._take_dropped()
+            if cut.has_moved and id(cut.container) in self._cuts:
+                yield self._layout(cut)
+        yield [_OP.pack(_ROUND, 0, 0, 0)]
+
+    def _copy(self, region: Region, offset: int, size: int) -> Generator[list[Piece], None, None]:
+        for start in range(offset, offset + size, COPY_BYTES):
+            data = self._tracker.take(region, start, min(COPY_BYTES, offset + size - start))
+            if data is None:
+                # Its memory has been given back.
+                self._regions = [entry for entry in self._regions if entry[2] is not region]
+                self._tracker.untrack(region)
+                yield [_OP.pack(_FREE, region.number, 0, 0)]
+                return
+            yield [_OP.pack(_BYTES, region.number, start, len(data)), data]
+
+    def _changed(self, cut: Cut, change: Any) -> list[Piece]:
+        number = change.part.number
+        if change.data is not None:
+            return [_OP.pack(_PART, cut.number, number, len(change.data)), change.data]
+        data = pickle.dumps(change.records, PROTOCOL)
+        return [_OP.pack(_RECORDS, cut.number, number, len(data)), data]
+
+    def _layout(self, cut: Cut) -> list[Piece]:
+        cut.has_moved = False
+        numbers = struct.pack(f"<{len(cut.parts)}I", *[part.number for part in cut.parts])
+        kind = 0 if type(cut.container) is dict else 1
+        return [_OP.pack(_LAYOUT, cut.number, kind, len(numbers)), numbers]
+
+    def _take_dropped(self) -> list[Piece]:
+        dropped, self._dropped = self._dropped, []
+        return [_OP.pack(_DROP, number, 0, 0) for number in dropped]
+
+    # -- what can go ahead
+
+    def _survey(self) -> None:
+        """Look for large containers that are reached now; in the first round, for buffers too."""
+        found = _large_containers(self._obj)
+        if found is None:
+            found = {}
+        for which, cut in list(self._cuts.items()):
+            if which not in found:
+                self._forget_cut(cut)
+        for which, container in found.items():
+            if which in self._cuts or which in self._uncut or len(self._cuts) >= CUTS_MAX:
+                continue
+            try:
+                self._cuts[which] = Cut(self._next_cut, container, self._owners)
+                self._next_cut += 1
+            except Exception:  # Not plain; or what its classes define failed.
+                self._uncut[which] = container
+
+    def look(self) -> list[Piece]:
+        """Find the large buffers, by a trial of the last chunk; call it before the first step.
+
+        Returns:
+            The beginning of the stream, to be sent before what the first `step` gives.
+        """
+        if _large_containers(self._obj) is None:
+            return []
+        self._survey()
+        try:
+            sink, _ = self._pickle_rest()
+        except Exception:
+            # It may be ready to travel in the end.
+            return []
+        pieces: list[Piece] = []
+        for view, kind in sink.found:
+            if view.nbytes < REGION_BYTES_MIN or len(self._regions) >= REGIONS_MAX:
+                continue
+            begin = address_of(view)
+            end = begin + view.nbytes
+            if any(begin < other_end and other < end for other, other_end, _ in self._regions):
+                continue  # Memory that is shared is sent once.
+            region = self._tracker.track(begin, view.nbytes)
+            self._regions.append((begin, end, region))
+            pieces += (_OP.pack(_REGION, region.number, region.size, 1), bytes((kind,)))
+        return pieces
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether anything was found that can go ahead."""
+        return bool(self._regions or self._cuts)
+
+    def _forget_cut(self, cut: Cut) -> None:
+        which = id(cut.container)
+        if self._cuts.pop(which, None) is not None:
+            cut.disown_all()
+            self._uncut[which] = cut.container
+            self._dropped.append(cut.number)
+
+    # -- the last chunk
+
+    def _pickle_rest(self) -> tuple[Sink, _RestPickler | _WholePickler]:
+        sink = Sink()
+        # Nothing changes meanwhile, so bytearrays need not be copied to be looked at.
+        sink.view_of = memoryview
+        pickler = (
+            _RestPickler(sink, self._cuts, self._owners) if self._cuts else _WholePickler(sink)
+        )
+        auto.notice_registrations()
+        pickler.dump(self._obj)
+        sink.assemble()
+        return sink, pickler
+
+    def last(self) -> list[Piece]:
+        """Write the last chunk; nothing may change the object until the chunk has been sent.
+
+        Returns:
+            Pieces, of which large ones are views of the live object's memory.
+
+        Raises:
+            NotSerializable: Something cannot travel; names the path to it.
+        """
+        self._round = None
+        with plain.collector_off():
+            return self._last()
+
+    def _last(self) -> list[Piece]:
+        while True:
+            try:
+                changes = last(list(self._cuts.values()), self._owners)
+                sink, pickler = self._pickle_rest()
+                break
+            except Shared as shared:
+                self._forget_cut(shared.cut)
+                # What was claimed on the way may not be claimed again.
+                self._owners.clear()
+                for cut in self._cuts.values():
+                    cut.claim_all()
+            except Exception:
+                return self._whole()
+        pieces = self._take_dropped()
+        for cut, found in changes.items():
+            if cut in pickler.met:
+                for change in found:
+                    pieces += self._changed(cut, change)
+                if cut.has_moved:
+                    pieces += self._layout(cut)
+        return pieces + self._rest(sink, pickler.code_by_value)
+
+    def _whole(self) -> list[Piece]:
+        """The object as a snapshot, where it cannot be had in another way."""
+        snapshot = auto.encode(self._obj)
+        pieces = [_OP.pack(_DROP, cut.number, 0, 0) for cut in self._cuts.values()]
+        found = [
+            (view, BufferKind(kind))
+            for view, kind in zip(snapshot.buffers, parse_head(snapshot.head).kinds, strict=True)
+        ]
+        return pieces + self._with_buffers(snapshot.head, snapshot.body, found)
+
+    def _rest(self, sink: Sink, code_by_value: bool) -> list[Piece]:
+        body = sink.body
+        head = pack_head(
+            code_by_value=code_by_value,
+            body=body,
+            buffer_sizes_bytes=[view.nbytes for view, _ in sink.found],
+            kinds=bytes(kind for _, kind in sink.found),
+        )
+        return self._with_buffers(head, body, sink.found)
+
+    def _with_buffers(
+        self, head: bytes, body: Piece, found: Sequence[tuple[memoryview, BufferKind]]
+    ) -> list[Piece]:
+        regions = [region for _, _, region in self._regions]
+        dirty = dict(zip(regions, self._tracker.dirty(regions), strict=True))
+        changed: list[Piece] = []
+        table: list[Piece] = []
+        for view, kind in found:
+            size = view.nbytes
+            begin = address_of(view) if size >= REGION_BYTES_MIN else 0
+            for start, end, region in self._regions:
+                if start <= begin and begin + size <= end:
+                    offset = begin - start
+                    ranges = _within(dirty[region], offset, size)
+                    if sum(length for _, length in ranges) > size // 2:
+                        continue  # Better taken as it comes than copied into its place.
+                    for at, length in ranges:
+                        piece: Piece = view[at - offset : at - offset + length]
+                        if type(view.obj) is bytearray:
+                            piece = bytes(piece)
+                        changed += (_OP.pack(_BYTES, region.number, at, length), piece)
+                    table += (
+                        _OP.pack(_REFER, region.number, offset, 8),
+                        size.to_bytes(8, "little"),
+                    )
+                    break
+            else:
+                if kind is BufferKind.BYTEARRAY and type(view.obj) is bytearray:
+                    # A view of a live one would forbid its owner to resize it.
+                    view = memoryview(bytes(view))
+                table += (_OP.pack(_INLINE, 0, 0, size), view)
+        size = len(head) + len(body)
+        rest = _OP.pack(_REST, len(found), len(head), size)
+        return [*changed, rest, head, body, *table]
+
+
+def _within(ranges: Sequence[tuple[int, int]], offset: int, size: int) -> list[tuple[int, int]]:
+    """What of some (offset, size) ranges lies within another one."""
+    found = []
+    for start, length in ranges:
+        begin, end = max(start, offset), min(start + length, offset + size)
+        if begin < end:
+            found.append((begin, end - begin))
+    return found
+
+
+def is_small(obj: object) -> bool:
+    """Whether a glance shows that nothing of an object is large enough to go ahead.
+
+    It looks at a few plain attributes; what it does not know might be large.
+    """
+    kind = type(obj)
+    if not kind.__dictoffset__ or isinstance(obj, type):
+        return False
+    try:
+        pending = list(object.__getattribute__(obj, "__dict__").values())
+    except AttributeError:
+        return False
+    for value in pending:
+        kind = type(value)
+        if kind is str or kind is bytes or kind is bytearray:
+            if len(value) >= REGION_BYTES_MIN:
+                return False
+        elif kind in _CONTAINERS:
+            if len(pending) + len(value) > _GLANCE:
+                return False
+            pending += value.values() if kind is dict else value
+        elif kind not in _LEAVES:
+            return False
+    return True
+
+
+_GLANCE: Final = 64
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)
+
+
+def _large_containers(root: object) -> dict[int, Any] | None:
+    """Large dicts and lists that are reached through plain attributes and small containers.
+
+    Returns:
+        By id; None if there is too much to look at.
+    """
+    found: dict[int, Any] = {}
+    pending: list[Any] = [root]
+    seen: set[int] = set()
+    while pending:
+        obj = pending.pop()
+        kind = type(obj)
+        if kind in _LEAVES or id(obj) in seen:
+            continue
+        seen.add(id(obj))
+        if len(seen) + len(pending) > WALK_OBJECTS_MAX:
+            return None
+        if kind is dict or kind is list:
+            if len(obj) >= CUT_ITEMS_MIN:
+                found[id(obj)] = obj
+            elif kind is dict:
+                pending += obj
+                pending += obj.values()
+            else:
+                pending += obj
+        elif kind is tuple or kind is set or kind is frozenset:
+            if len(obj) <= WALK_OBJECTS_MAX:
+                pending += obj
+        elif not isinstance(obj, type) and kind.__dictoffset__:
+            try:
+                pending.append(object.__getattribute__(obj, "__dict__"))
+            except AttributeError:
+                continue
+    return found
+
+
+_LEAVES: Final = frozenset((int, str, float, bool, bytes, bytearray, type(None)))
+
+
+class StreamReader:
+    """Takes a stream and builds its object.
+
+    Args:
+        limit_bytes: How much all that it holds may take, as it comes in.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.taken_bytes = 0
+        self._limit_bytes = limit_bytes
+        self._regions: dict[int, bytearray | bytes] = {}
+        self._kinds: dict[int, int] = {}
+        self._cuts: dict[int, _CutRead] = {}
+
+    def take(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Take a chunk of a round, and install what it brings.
+
+        Raises:
+            LoadFailed: It is damaged, or too large; the stream is of no use any more.
+        """
+        for kind, number, extra, data in self._operations(chunk):
+            self._apply(kind, number, extra, data)
+
+    def last(self, chunk: bytes | bytearray | memoryview) -> object:
+        """Take the last chunk.
+
+        Args:
+            chunk: If its memory is writable, arrays use it in place.
+
+        Returns:
+            The object.
+
+        Raises:
+            LoadFailed: It is damaged, or something that it needs is missing here.
+        """
+        head = body = None
+        buffers: list[tuple[memoryview, tuple[int, int] | None]] = []
+        count = 0
+        for kind, number, extra, data in self._operations(chunk):
+            if kind == _REST and head is None:
+                head, body, count = data[:extra], data[extra:], number
+            elif kind == _INLINE and head is not None and len(buffers) < count:
+                buffers.append((data, None))
+            elif kind == _REFER and head is not None and len(buffers) < count and len(data) == 8:
+                size = int.from_bytes(data, "little")
+                region = self._region(number)
+                if extra + size > len(region):
+                    raise LoadFailed("damaged: a buffer beyond its region")
+                whole = memoryview(region)
+                buffers.append((whole[extra : extra + size], (number, extra)))
+            elif head is None:
+                self._apply(kind, number, extra, data)
+            else:
+                raise LoadFailed("damaged: operations in an order that no writer gives them")
+        if head is None or body is None or len(buffers) != count:
+            raise LoadFailed("truncated: the last chunk of the stream is not whole")
+        return self._load(bytes(head), body, buffers)
+
+    def _operations(
+        self, chunk: bytes | bytearray | memoryview
+    ) -> Generator[tuple[int, int, int, memoryview], None, None]:
+        view = memoryview(chunk).cast("B")
+        at = 0
+        while at < len(view):
+            if len(view) - at < _OP.size:
+                raise LoadFailed("truncated: a chunk of the stream ends within an operation")
+            kind, number, extra, size = _OP.unpack_from(view, at)
+            at += _OP.size
+            if size > len(view) - at:
+                raise LoadFailed("truncated: a chunk of the stream ends within an operation")
+            yield kind, number, extra, view[at : at + size]
+            at += size
+
+    def _region(self, number: int) -> bytearray | bytes:
+        region = self._regions.get(number)
+        if region is None:
+            raise LoadFailed("damaged: a region that was not announced")
+        return region
+
+    def _cut(self, number: int) -> _CutRead:
+        cut = self._cuts.get(number)
+        if cut is None:
+            if len(self._cuts) >= CUTS_MAX:
+                raise LoadFailed(f"damaged: more than {CUTS_MAX} containers in parts")
+            cut = self._cuts[number] = _CutRead()
+        return cut
+
+    def _count(self, size: int) -> None:
+        self.taken_bytes += size
+        if self.taken_bytes > self._limit_bytes:
+            raise LoadFailed(
+                f"the stream brings more than {self._limit_bytes} bytes",
+                "raise state_bytes_max here",
+            )
+
+    def _apply(self, kind: int, number: int, extra: int, data: memoryview) -> None:
+        if kind == _BYTES:
+            region = self._region(number)
+            if extra + len(data) > len(region):
+                raise LoadFailed("damaged: bytes beyond their region")
+            if type(region) is bytes:
+                region = self._regions[number] = bytearray(region)
+            region[extra : extra + len(data)] = data  # type: ignore[index]
+        elif kind == _PART:
+            cut = self._cut(number)
+            self._count(len(data) - cut.sizes.get(extra, 0))
+            cut.put(extra, len(data), plain.load(bytes(data), ()))
+        elif kind == _RECORDS:
+            self._cut(number).patch(extra, plain.load(bytes(data), ()))
+        elif kind == _LAYOUT:
+            if extra > 1 or len(data) % 4:
+                raise LoadFailed("damaged: an order of parts that no writer gives")
+            for size in self._cut(number).arrange(extra == 0, data):
+                self._count(-size)
+        elif kind == _REGION:
+            if number in self._regions or len(self._regions) >= REGIONS_MAX or len(data) != 1:
+                raise LoadFailed("damaged: a region announced twice, or too many of them")
+            self._count(extra)
+            self._kinds[number] = data[0]
+            self._regions[number] = bytearray(extra)
+        elif kind == _FREE:
+            region = self._regions.pop(number, b"")
+            self._count(-len(region))
+        elif kind == _DROP:
+            dropped = self._cuts.pop(number, None)
+            if dropped is not None:
+                self._count(-sum(dropped.sizes.values()))
+        elif kind == _ROUND:
+            self._end_round()
+        else:
+            raise LoadFailed("damaged: an operation that no release writes")
+
+    def _end_round(self) -> None:
+        for cut in self._cuts.values():
+            cut.build()
+        for number, region in self._regions.items():
+            # What is immutable in the end must be bytes, which takes a copy: better now.
+            if type(region) is bytearray and self._kinds[number] in _IMMUTABLE:
+                self._regions[number] = bytes(region)
+
+    def _load(
+        self,
+        packed: bytes,
+        body: memoryview,
+        found: Sequence[tuple[memoryview, tuple[int, int] | None]],
+    ) -> object:
+        head = parse_head(packed)
+        head.check_loadable()
+        sizes = (head.body_size_bytes, *head.buffer_sizes_bytes)
+        if len(packed) != head.size_bytes or sizes != (len(body), *(len(v) for v, _ in found)):
+            raise LoadFailed("damaged: the sizes of its parts are not those in its head")
+        head.check_body(body)
+        used: dict[int, list[tuple[int, int]]] = {}
+        buffers: list[object] = []
+        for (view, where), kind in zip(found, head.kinds, strict=True):
+            if where is None:
+                buffers.append(plain._revive(view, kind))
+                continue
+            number, start = where
+            end = start + len(view)
+            others = used.setdefault(number, [])
+            if any(start < other_end and other < end for other, other_end in others):
+                view = memoryview(bytearray(view))  # Two buffers that were apart stay apart.
+            others.append((start, end))
+            whole = view.obj
+            if kind == BufferKind.BYTEARRAY and type(whole) is bytearray:
+                buffers.append(whole if len(whole) == len(view) else bytearray(view))
+            else:
+                buffers.append(plain._revive(view, kind))
+        return plain.load(body, buffers, self._resolve)
+
+    def _resolve(self, name: Any) -> object:
+        if type(name) is int:
+            return self._cut(name).build()
+        number, part, position = name
+        return self._cut(number).record(part, position)
+
+
+_IMMUTABLE: Final = (BufferKind.BYTES, BufferKind.READ_ONLY)
+
+
+class _CutRead:
+    """A cut container at its reader.
+
+    Attributes:
+        sizes: Bytes of each part's pickle, by its number.
+    """
+
+    __slots__ = ("_built", "_is_dict", "_layout", "_lists", "_parts", "sizes")
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        self._parts: dict[int, Any] = {}
+        self._lists: dict[int, list[Any]] = {}  # keys of a dict's part, by position
+        self._layout: list[int] = []
+        self._is_dict = True
+        self._built: Any = None
+
+    def put(self, number: int, size: int, items: object) -> None:
+        """Install all of a part."""
+        if type(items) is not dict and type(items) is not list:
+            raise LoadFailed("damaged: a part that is neither a dict nor a list")
+        if len(self._parts) >= PARTS_MAX:
+            raise LoadFailed(f"damaged: more than {PARTS_MAX} parts in a container")
+        self._parts[number] = items
+        self.sizes[number] = size
+        self._lists.pop(number, None)
+        self._built = None
+
+    def patch(self, number: int, records: object) -> None:
+        """Install records of a part, by position."""
+        items = self._parts.get(number)
+        if type(records) is not dict or items is None:
+            raise LoadFailed("damaged: records of a part that is not there")
+        if type(items) is list:
+            places: Any = records.items()
+            self._built = None
+        else:
+            keys = self._keys(number)
+            places = [(keys[position], value) for position, value in records.items()]
+            if self._built is not None:
+                self._built.update(places)
+        for at, value in places:
+            items[at] = value
+
+    def _keys(self, number: int) -> list[Any]:
+        keys = self._lists.get(number)
+        if keys is None:
+            keys = self._lists[number] = list(self._parts[number])
+        return keys
+
+    def arrange(self, is_dict: bool, numbers: memoryview) -> list[int]:
+        """Put the parts in order; gives the sizes of those that are not needed any more."""
+        self._is_dict = is_dict
+        layout = list(struct.unpack(f"<{len(numbers) // 4}I", numbers))
+        if layout != self._layout:
+            self._built = None
+        self._layout = layout
+        kept = set(layout)
+        gone = [number for number in self._parts if number not in kept]
+        for number in gone:
+            del self._parts[number]
+            self._lists.pop(number, None)
+        return [self.sizes.pop(number) for number in gone]
+
+    def build(self) -> Any:
+        """The container."""
+        if self._built is None:
+            built: Any = {} if self._is_dict else []
+            add = built.update if self._is_dict else built.extend
+            wanted = dict if self._is_dict else list
+            for number in self._layout:
+                items = self._parts.get(number)
+                if items is None:
+                    continue  # Not written yet.
+                if type(items) is not wanted:
+                    raise LoadFailed("damaged: parts of another kind than their container")
+                add(items)
+            self._built = built
+        return self._built
+
+    def record(self, number: int, position: int) -> object:
+        """A record by its place."""
+        items = self._parts[number]
+        return items[self._keys(number)[position]] if type(items) is dict else items[position]
+
+
+__all__ = ["Piece", "Snapshot", "StreamReader", "StreamWriter"]
