@@ -18,6 +18,9 @@ class Point(enum.Enum):
     PREPARE_SENT = "prepare_sent"
     PREPARE_RECEIVED = "prepare_received"
     PREPARED = "prepared"
+    CHUNK_SENT = "chunk_sent"
+    CHUNK_RECEIVED = "chunk_received"
+    CHUNK_TAKEN = "chunk_taken"  # at the source
     QUIESCED = "quiesced"
     FINAL_ENCODED = "final_encoded"
     FINAL_HALF_SENT = "final_half_sent"
@@ -106,23 +109,44 @@ class CheckClass:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyAhead:
+    """Source: capture some more of the state while the server serves; answer Copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeChunk:
+    """Target: install a chunk of the state; answer Taken, or DecodeFailed."""
+
+    number: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Quiesce:
     """Source: hand out no more messages; answer Quiesced when none is being handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeState:
-    """Source: freeze, and capture object, mailbox, sessions and timers for `version`."""
+    """Source: freeze, and capture object, mailbox, sessions and timers for `version`.
+
+    `ahead`: of the object, only what the chunks that were sent ahead do not have.
+    """
 
     version: int
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeState:
-    """Target: build the copy from the bytes; nothing of it acts yet."""
+    """Target: build the copy from the bytes; nothing of it acts yet.
+
+    `ahead`: they are what the chunks that came ahead do not have.
+    """
 
     state: bytes
     epoch: int
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +211,8 @@ Action: TypeAlias = (
     | SetTimer
     | Reach
     | CheckClass
+    | CopyAhead
+    | TakeChunk
     | Quiesce
     | EncodeState
     | DecodeState

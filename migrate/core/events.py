@@ -42,6 +42,26 @@ class RowRead:
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """What a CopyAhead gave.
+
+    Attributes:
+        state: The next chunk, opaque here; empty if there was nothing to send.
+        round_ended: All of the state has been looked at once more.
+        failed: Nothing can be sent ahead (any more); what was is of no use.
+    """
+
+    state: bytes
+    round_ended: bool
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A chunk is installed at the target."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quiesced:
     """No handler of the server runs, and none will be started."""
 

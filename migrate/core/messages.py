@@ -143,10 +143,14 @@ class Prepare(Struct, array_like=True, tag=20, gc=False):
 
 
 class Prepared(Struct, array_like=True, tag=21, gc=False):
-    """Target to source: yes, and this is my version of the class."""
+    """Target to source: yes, and this is my version of the class.
+
+    `takes_chunks`: the state may be sent ahead in chunks.
+    """
 
     transfer: TransferId
     version: int
+    takes_chunks: bool = False
 
 
 class PrepareRefused(Struct, array_like=True, tag=22, gc=False):
@@ -157,12 +161,16 @@ class PrepareRefused(Struct, array_like=True, tag=22, gc=False):
 
 
 class Final(Struct, array_like=True, tag=23, gc=False):
-    """Source to target: the state at the quiescent point, as one byte string."""
+    """Source to target: the state at the quiescent point, as one byte string.
+
+    `chunks`: how many were sent ahead, so that this one is the last of a stream; 0: it is all.
+    """
 
     transfer: TransferId
     server: ServerId
     epoch: int
     state: bytes
+    chunks: int = 0
 
 
 class Ready(Struct, array_like=True, tag=24, gc=False):
@@ -176,6 +184,21 @@ class FinalFailed(Struct, array_like=True, tag=25, gc=False):
 
     transfer: TransferId
     reason: str
+
+
+class Chunk(Struct, array_like=True, tag=42, gc=False):
+    """Source to target: the next piece of a state that is sent ahead while the server serves."""
+
+    transfer: TransferId
+    number: int
+    state: bytes
+
+
+class ChunkTaken(Struct, array_like=True, tag=43, gc=False):
+    """Target to source: chunk `number` is installed; send the next one."""
+
+    transfer: TransferId
+    number: int
 
 
 class Activate(Struct, array_like=True, tag=26, gc=False):
@@ -258,6 +281,8 @@ MoveMessage: TypeAlias = (
     Prepare
     | Prepared
     | PrepareRefused
+    | Chunk
+    | ChunkTaken
     | Final
     | Ready
     | FinalFailed

@@ -5,6 +5,8 @@ Theory of operation (DESIGN section 6). One move has one transfer id. The source
     source                              target
     PREPARING   -- Prepare -->          CHECKING: class, version, room
                 <-- Prepared --         RESERVED
+    COPYING     -- Chunk -->            (installs it)
+                <-- ChunkTaken --       (again and again, while it helps)
     QUIESCING   (waits for the handler)
     ENCODING    (frozen from here on)
     SHIPPING    -- Final -->            DECODING
@@ -33,6 +35,13 @@ asked again at the new revision. A READY target that
 hears nothing reads the row; it may throw its copy away at any time before LIVE, because the
 source keeps the frozen one until it hears Activated, and takes the server back otherwise.
 
+Pre-copy. While it serves, the source sends its state ahead in rounds of chunks: all that is large
+first, then what changed since, and each chunk waits for the former one's ChunkTaken. Rounds go on
+while each is well smaller than the one before and still takes time worth saving; what a writer
+changes faster than it can be sent is left for Final. The chunks are worth nothing by themselves:
+only Final, made at the quiescent point, makes a state of them, and it says how many there were.
+Source: Clark and others, Live Migration of Virtual Machines, NSDI 2005.
+
 Every message is repeated until the next one answers it, so each may be lost or come twice;
 messages that do not fit the phase are dropped.
 """
@@ -49,6 +58,7 @@ from migrate.core import directory
 from migrate.core.actions import (
     Action,
     CheckClass,
+    CopyAhead,
     DecodeState,
     DropCopy,
     EncodeState,
@@ -64,11 +74,13 @@ from migrate.core.actions import (
     SetTimer,
     StartForwarding,
     SwapRow,
+    TakeChunk,
     Tell,
 )
 from migrate.core.directory import Row, RowState
 from migrate.core.events import (
     Checked,
+    Copied,
     Decoded,
     DecodeFailed,
     Encoded,
@@ -79,6 +91,7 @@ from migrate.core.events import (
     RowRead,
     SwapOutcome,
     SwapResult,
+    Taken,
     TimerFired,
     Withdraw,
 )
@@ -89,6 +102,8 @@ from migrate.core.messages import (
     Activate,
     Activated,
     ActivateRefused,
+    Chunk,
+    ChunkTaken,
     Dropped,
     Final,
     FinalFailed,
@@ -115,6 +130,11 @@ class MoveTimes:
             its ownership in the directory.
         reserve_ms: How long a target keeps what a silent source left with it.
         ship_bytes_per_ms: Slowest transfer that is still waited for.
+        copy_ms: A round of pre-copy whose bytes take less than this is the last one: the final
+            delta will be about as quick, and another round would cost what it saves.
+        rounds_max: Most rounds of pre-copy. Source: beyond some 5 to 10, real pre-copies of
+            machines and processes did not get smaller any more (Clark and others, as above).
+        shrink_percent: A round that is not smaller than this share of the one before is the last.
     """
 
     repeat_ms: int = 250
@@ -124,6 +144,9 @@ class MoveTimes:
     confirm_ms: int = 1_000
     reserve_ms: int = 60_000
     ship_bytes_per_ms: int = 20_000
+    copy_ms: int = 2
+    rounds_max: int = 8
+    shrink_percent: int = 70
 
 
 Happening: TypeAlias = (
@@ -131,6 +154,8 @@ Happening: TypeAlias = (
     | SwapResult
     | RowRead
     | Quiesced
+    | Copied
+    | Taken
     | Encoded
     | EncodeFailed
     | Checked
@@ -147,14 +172,15 @@ class SourcePhase(enum.IntEnum):
     """Phases of the source, in order; before COMMITTING it may roll back by itself."""
 
     PREPARING = 0
-    QUIESCING = 1
-    ENCODING = 2
-    SHIPPING = 3
-    COMMITTING = 4
-    COMMITTED = 5
-    RECLAIMING = 6
-    RELEASING = 7
-    ENDED = 8
+    COPYING = 1
+    QUIESCING = 2
+    ENCODING = 3
+    SHIPPING = 4
+    COMMITTING = 5
+    COMMITTED = 6
+    RECLAIMING = 7
+    RELEASING = 8
+    ENDED = 9
 
 
 class SourceMove:
@@ -162,13 +188,19 @@ class SourceMove:
 
     __slots__ = (
         "_asking",
+        "_chunk",
+        "_copying_ms",
         "_deadline_ms",
         "_doubtful",
+        "_round_bytes",
+        "_round_ended",
         "_state",
         "_target_is_dead",
         "_times",
         "_version_here",
         "by_value",
+        "chunks",
+        "copied_bytes",
         "ended_ms",
         "frozen_ms",
         "node",
@@ -176,6 +208,7 @@ class SourceMove:
         "python",
         "reclaim_transfer",
         "rev",
+        "rounds",
         "row",
         "server",
         "started_ms",
@@ -215,6 +248,13 @@ class SourceMove:
         self.frozen_ms = 0
         self.ended_ms = 0
         self.state_bytes = 0
+        self.rounds = 0  # of pre-copy
+        self.chunks = 0  # sent ahead
+        self.copied_bytes = 0
+        self._chunk = b""  # sent, and not taken yet
+        self._copying_ms = 0
+        self._round_bytes = [0, 0]  # of the former round, and of this one
+        self._round_ended = False
         self._state = b""
         self._times = times
         self._deadline_ms = 0
@@ -252,7 +292,10 @@ class SourceMove:
         )
 
     def _final(self) -> Final:
-        return Final(self.transfer, self.server, self.row.epoch, self._state)
+        return Final(self.transfer, self.server, self.row.epoch, self._state, self.chunks)
+
+    def _sent_ahead(self) -> Chunk:
+        return Chunk(self.transfer, self.chunks - 1, self._chunk)
 
     def _activate(self) -> Activate:
         return Activate(self.transfer, self.row, self.rev)
@@ -260,7 +303,7 @@ class SourceMove:
     def _end(self, now_ms: int, result: Result, reason: str = "") -> list[Action]:
         self.phase = SourcePhase.ENDED
         self.ended_ms = now_ms
-        self._state = b""
+        self._state = self._chunk = b""
         return [Finish(result, reason)]
 
     def _roll_back(self, now_ms: int, result: Result, reason: str) -> list[Action]:
@@ -320,21 +363,31 @@ class SourceMove:
         Returns:
             Actions to perform in order; empty where the event is late or repeated.
         """
-        self.story.note(now_ms, event if not isinstance(event, Encoded) else "Encoded")
+        opaque = isinstance(event, Encoded | Copied)
+        self.story.note(now_ms, type(event).__name__ if opaque else event)
         phase = self.phase
         match event:
             case TimerFired():
                 return self._timer(now_ms)
             case Prepared() if phase is SourcePhase.PREPARING:
                 self.version = max(event.version, self.row.version)
-                self._enter(SourcePhase.QUIESCING, now_ms, self._times.quiesce_ms)
-                return [Reach(Point.PREPARED), Quiesce(), SetTimer(self._times.quiesce_ms)]
+                if not event.takes_chunks or self.version != self._version_here:
+                    return [Reach(Point.PREPARED), *self._quiesce(now_ms)]
+                self._copying_ms = now_ms
+                return [Reach(Point.PREPARED), *self._copy(now_ms)]
             case PrepareRefused() if phase is SourcePhase.PREPARING:
                 return self._end(now_ms, Result.REFUSED, event.reason)
+            case Copied() if phase is SourcePhase.COPYING and not self._chunk:
+                return self._copied(event, now_ms)
+            case ChunkTaken() if phase is SourcePhase.COPYING:
+                if not self._chunk or event.number != self.chunks - 1:
+                    return []
+                self._chunk = b""
+                return [Reach(Point.CHUNK_TAKEN), *self._go_on_copying(now_ms)]
             case Quiesced() if phase is SourcePhase.QUIESCING:
                 self._enter(SourcePhase.ENCODING, now_ms, self._times.quiesce_ms)
                 self.frozen_ms = now_ms
-                return [Reach(Point.QUIESCED), EncodeState(self.version)]
+                return [Reach(Point.QUIESCED), EncodeState(self.version, self.chunks > 0)]
             case Encoded() if phase is SourcePhase.ENCODING:
                 self._state = event.state
                 self.state_bytes = len(event.state)
@@ -349,7 +402,7 @@ class SourceMove:
             case EncodeFailed() if phase is SourcePhase.ENCODING:
                 result = Result.NOT_PICKLABLE if event.path else Result.ROLLED_BACK
                 return self._roll_back(now_ms, result, event.reason)
-            case FinalFailed() if phase is SourcePhase.SHIPPING:
+            case FinalFailed() if phase in (SourcePhase.COPYING, SourcePhase.SHIPPING):
                 reason = f"{node_name(self.target)} could not load the state: {event.reason}"
                 return self._roll_back(now_ms, Result.ROLLED_BACK, reason)
             case Ready() if phase is SourcePhase.SHIPPING:
@@ -383,6 +436,55 @@ class SourceMove:
             case _:
                 # Late, repeated, or meant for a phase that is over.
                 return []
+
+    # -- pre-copy
+
+    def _quiesce(self, now_ms: int) -> list[Action]:
+        self._enter(SourcePhase.QUIESCING, now_ms, self._times.quiesce_ms)
+        return [Quiesce(), SetTimer(self._times.quiesce_ms)]
+
+    def _copy(self, now_ms: int) -> list[Action]:
+        # The shell waits for a moment between two messages, as the final capture will.
+        self._enter(SourcePhase.COPYING, now_ms, self._times.quiesce_ms)
+        return [CopyAhead(), SetTimer(self._times.quiesce_ms)]
+
+    def _copied(self, event: Copied, now_ms: int) -> list[Action]:
+        if event.failed:
+            self.chunks = 0
+            return self._quiesce(now_ms)
+        self._round_ended = event.round_ended
+        size = len(event.state)
+        if not size:
+            return self._go_on_copying(now_ms)
+        self._chunk = event.state
+        self.chunks += 1
+        self.copied_bytes += size
+        self._round_bytes[1] += size
+        limit = self._times.step_ms + size // self._times.ship_bytes_per_ms
+        self._enter(SourcePhase.COPYING, now_ms, limit)
+        return [
+            Tell(self.target, self._sent_ahead()),
+            Reach(Point.CHUNK_SENT),
+            SetTimer(limit),
+        ]
+
+    def _go_on_copying(self, now_ms: int) -> list[Action]:
+        if not self._round_ended:
+            return self._copy(now_ms)
+        if not self.chunks:
+            return self._quiesce(now_ms)  # There was nothing that could be sent ahead.
+        self.rounds += 1
+        self._round_ended = False
+        times = self._times
+        former, this = self._round_bytes
+        self._round_bytes = [this, 0]
+        # Bytes that go ahead in a millisecond, all told: captured, sent, installed.
+        rate = self.copied_bytes // max(1, now_ms - self._copying_ms)
+        is_worth_it = this > rate * times.copy_ms
+        shrinks = self.rounds == 1 or this * 100 <= former * times.shrink_percent
+        if is_worth_it and shrinks and self.rounds < times.rounds_max:
+            return self._copy(now_ms)
+        return self._quiesce(now_ms)
 
     def _commit_result(self, event: SwapResult, now_ms: int) -> list[Action]:
         wanted = self._commit_row()
@@ -477,18 +579,21 @@ class SourceMove:
 
     def _next_wait(self, now_ms: int) -> int:
         left = self._deadline_ms - now_ms
-        if self.phase in (SourcePhase.QUIESCING, SourcePhase.SHIPPING):
+        if self.phase in (SourcePhase.COPYING, SourcePhase.QUIESCING, SourcePhase.SHIPPING):
             return left
         return min(left, self._times.repeat_ms) if left > 0 else self._times.repeat_ms
 
     def _late_reason(self) -> str:
         target = node_name(self.target)
-        if self.phase is SourcePhase.QUIESCING:
+        if self.phase is SourcePhase.QUIESCING or (
+            self.phase is SourcePhase.COPYING and not self._chunk
+        ):
             return (
                 f"a handler (or a task it started) ran on for more than the quiesce time-out "
                 f"of {self._times.quiesce_ms / 1000:g} s"
             )
-        what = "the request to move" if self.phase is SourcePhase.PREPARING else "the state"
+        preparing = self.phase is SourcePhase.PREPARING
+        what = "the request to move" if preparing else "what was sent of the state"
         return f"{target} did not answer {what} in time"
 
     def _repeat(self) -> list[Action]:
@@ -496,6 +601,8 @@ class SourceMove:
         match self.phase:
             case SourcePhase.PREPARING:
                 return [Tell(self.target, self._prepare())]
+            case SourcePhase.COPYING if self._chunk:
+                return [Tell(self.target, self._sent_ahead())]
             case SourcePhase.SHIPPING:
                 return [Tell(self.target, self._final())]
             case SourcePhase.COMMITTED:
@@ -536,9 +643,11 @@ class TargetMove:
     __slots__ = (
         "_deadline_ms",
         "_epoch",
+        "_installing",
         "_source_dead",
         "_times",
         "_version",
+        "chunks",
         "node",
         "phase",
         "prepare",
@@ -565,6 +674,8 @@ class TargetMove:
         self._version = 0
         self._deadline_ms = 0
         self._source_dead = False
+        self.chunks = 0  # taken
+        self._installing = False
 
     def start(self, now_ms: int) -> list[Action]:
         """Begin; the first actions."""
@@ -594,7 +705,8 @@ class TargetMove:
 
     def handle(self, event: Happening, now_ms: int) -> list[Action]:
         """Take one event; see `SourceMove.handle`."""
-        self.story.note(now_ms, event if not isinstance(event, Final) else "Final")
+        opaque = isinstance(event, Final | Chunk)
+        self.story.note(now_ms, type(event).__name__ if opaque else event)
         phase = self.phase
         if phase is TargetPhase.ENDED:
             return []
@@ -611,15 +723,22 @@ class TargetMove:
                     )
                 self._version = event.version
                 self.phase = TargetPhase.RESERVED
-                return [
-                    Tell(self.source, Prepared(self.transfer, self._version)),
-                    SetTimer(self._times.reserve_ms),
-                ]
+                return [Tell(self.source, self._prepared()), SetTimer(self._times.reserve_ms)]
             case Prepare() if phase is TargetPhase.RESERVED:
-                return [Tell(self.source, Prepared(self.transfer, self._version))]
+                return [Tell(self.source, self._prepared())]
+            case Chunk() if phase is TargetPhase.RESERVED:
+                return self._chunk(event, now_ms)
+            case Taken() if phase is TargetPhase.RESERVED and self._installing:
+                self._installing = False
+                self.chunks += 1
+                return [Tell(self.source, ChunkTaken(self.transfer, self.chunks - 1))]
             case Final() if phase is TargetPhase.RESERVED:
+                if event.chunks and (event.chunks != self.chunks or self._installing):
+                    lacks = f"it has {self.chunks} of the {event.chunks} chunks sent ahead"
+                    return self._fail(lacks)
                 self.phase = TargetPhase.DECODING
-                return [Reach(Point.FINAL_RECEIVED), DecodeState(event.state, self._epoch)]
+                state = DecodeState(event.state, self._epoch, event.chunks > 0)
+                return [Reach(Point.FINAL_RECEIVED), state]
             case Final() if phase is TargetPhase.READY:
                 return [Tell(self.source, Ready(self.transfer))]
             case Decoded() if phase is TargetPhase.DECODING:
@@ -630,13 +749,10 @@ class TargetMove:
                     Tell(self.source, Ready(self.transfer)),
                     SetTimer(self._times.confirm_ms),
                 ]
-            case DecodeFailed() if phase is TargetPhase.DECODING:
-                self.phase = TargetPhase.ENDED
-                return [
-                    DropCopy(),
-                    Tell(self.source, FinalFailed(self.transfer, event.reason)),
-                    Finish(Result.ROLLED_BACK, event.reason),
-                ]
+            case DecodeFailed() if phase is TargetPhase.DECODING or (
+                phase is TargetPhase.RESERVED and self._installing
+            ):
+                return self._fail(event.reason)
             case Activate() if phase is TargetPhase.READY:
                 given = event.row
                 mine = given.owner == self.node and given.transfer == self.transfer
@@ -668,6 +784,28 @@ class TargetMove:
                 return self._discard()
             case _:
                 return []
+
+    def _prepared(self) -> Prepared:
+        return Prepared(self.transfer, self._version, True)
+
+    def _chunk(self, event: Chunk, now_ms: int) -> list[Action]:
+        if event.number < self.chunks:
+            return [Tell(self.source, ChunkTaken(self.transfer, event.number))]
+        if self._installing or event.number != self.chunks:
+            return []
+        self._installing = True
+        self._deadline_ms = now_ms + self._times.reserve_ms
+        return [Reach(Point.CHUNK_RECEIVED), TakeChunk(event.number, event.state)]
+
+    def _fail(self, reason: str) -> list[Action]:
+        """Throw away what there is of the copy: the source serves on."""
+        drop: list[Action] = [DropCopy()] if self.phase >= TargetPhase.DECODING else []
+        self.phase = TargetPhase.ENDED
+        return [
+            *drop,
+            Tell(self.source, FinalFailed(self.transfer, reason)),
+            Finish(Result.ROLLED_BACK, reason),
+        ]
 
     def _go_live(self, row: Row, rev: int, now_ms: int) -> list[Action]:
         self.row, self.rev = row, rev
@@ -738,9 +876,8 @@ class TargetMove:
     def _timer(self, now_ms: int) -> list[Action]:
         phase = self.phase
         if phase is TargetPhase.RESERVED or phase is TargetPhase.CHECKING:
-            if now_ms >= self._deadline_ms:
-                return self._discard()
-            return [SetTimer(self._times.reserve_ms)]
+            left = self._deadline_ms - now_ms
+            return [SetTimer(left)] if left > 0 else self._discard()
         if phase is TargetPhase.READY:
             return [
                 Tell(self.source, Ready(self.transfer)),
@@ -758,8 +895,10 @@ class TargetMove:
 
     def _repeat(self) -> list[Action]:
         match self.phase:
+            case TargetPhase.RESERVED if self.chunks:
+                return [Tell(self.source, ChunkTaken(self.transfer, self.chunks - 1))]
             case TargetPhase.RESERVED:
-                return [Tell(self.source, Prepared(self.transfer, self._version))]
+                return [Tell(self.source, self._prepared())]
             case TargetPhase.READY:
                 return [Tell(self.source, Ready(self.transfer))]
             case TargetPhase.LIVE:
@@ -776,13 +915,13 @@ def answer_unknown(message: MoveMessage) -> MoveMessage | None:
         then finds out from the directory.
     """
     match message:
-        case Final():
+        case Final() | Chunk():
             return FinalFailed(message.transfer, "it knows nothing of this move (any more)")
         case Activate():
             return ActivateRefused(message.transfer)
         case Dropped():
             return Released(message.transfer)
-        case Prepared():
+        case Prepared() | ChunkTaken():
             return Abort(message.transfer)
         case _:
             # NB: a late Ready must not be answered with Abort: the move may have succeeded and

@@ -1799,16 +1799,24 @@ class Core:
 
     # ------------------------------------------------------------------ back in time
 
-    def quiesce(self, server: ServerId, token: object, now_ms: int) -> bool:
+    def quiesce(
+        self, server: ServerId, token: object, now_ms: int, *, moving: TransferId = ""
+    ) -> bool:
         """Keep a server at its next quiescent point, after the message that it handles now.
 
         `Port.quiesced` follows, or `Port.not_quiesced`. It goes on admitting meanwhile.
 
+        Args:
+            server: Which.
+            token: Given back with what follows.
+            now_ms: The shell's clock.
+            moving: The move that asks, which is sending the state ahead.
+
         Returns:
-            False if it is not here, or is leaving or stopping: nothing will follow.
+            False if it is not here, or is leaving (otherwise) or stopping: nothing will follow.
         """
         inc = self.hosted.get(server)
-        if inc is None or inc.holding or server in self.leaving:
+        if inc is None or inc.holding or self.leaving.get(server, moving) != moving:
             return False
         if inc.phase not in (Phase.RUNNING, Phase.STARTING):
             return False

@@ -21,6 +21,7 @@ from migrate.core import directory
 from migrate.core.actions import (
     Action,
     CheckClass,
+    CopyAhead,
     DecodeState,
     DropCopy,
     EncodeState,
@@ -33,12 +34,14 @@ from migrate.core.actions import (
     Resume,
     SetTimer,
     SwapRow,
+    TakeChunk,
     Tell,
 )
 from migrate.core.delivery import Outgoing
 from migrate.core.directory import Row, RowState
 from migrate.core.events import (
     Checked,
+    Copied,
     Decoded,
     DecodeFailed,
     Encoded,
@@ -49,6 +52,7 @@ from migrate.core.events import (
     RowRead,
     SwapOutcome,
     SwapResult,
+    Taken,
     TimerFired,
 )
 from migrate.core.forwarding import Forwarding
@@ -266,6 +270,9 @@ class Move(RuleBasedStateMachine):
         self.released = False
         self.results: list[Result] = []
         self.fails = ""
+        self.ahead = 0
+        self.sent_ahead = 0
+        self.taken: list[int] = []
         self.perform(A, self.source.start(0))
 
     def perform(self, node: str, actions: list[Action]) -> None:
@@ -280,11 +287,21 @@ class Move(RuleBasedStateMachine):
                     self.todo.append((node, Checked(0 if self.fails == "check" else 1)))
                 case Quiesce():
                     self.todo.append((node, Quiesced()))
-                case EncodeState():
+                case CopyAhead():
+                    assert copies[A] == "serving"
+                    self.todo.append((node, self.copy_ahead()))
+                case TakeChunk(number=number):
+                    self.taken.append(number)
+                    done = DecodeFailed("no") if self.fails == "take" else Taken()
+                    self.todo.append((node, done))
+                case EncodeState(ahead=ahead):
+                    assert ahead == bool(self.sent_ahead) or self.fails == "copy"
                     copies[A] = "frozen"
                     failed = EncodeFailed("no", "x.y")
                     self.todo.append((node, failed if self.fails == "encode" else Encoded(b"s")))
-                case DecodeState():
+                case DecodeState(ahead=ahead):
+                    if ahead:
+                        assert self.taken == list(range(self.sent_ahead)), "chunks lost or repeated"
                     failed_too = DecodeFailed("no")
                     self.todo.append((node, failed_too if self.fails == "decode" else Decoded()))
                     copies[B] = "ready"
@@ -312,6 +329,15 @@ class Move(RuleBasedStateMachine):
             at, event = self.todo.popleft()
             self.tell(at, event)
 
+    def copy_ahead(self) -> Copied:
+        """Each round has two chunks, each smaller than the one before."""
+        if self.fails == "copy" and self.sent_ahead:
+            return Copied(b"", True, failed=True)
+        size = self.ahead >> self.sent_ahead
+        if size:
+            self.sent_ahead += 1
+        return Copied(b"c" * size, self.sent_ahead % 2 == 0 or not size)
+
     def tell(self, node: str, event: Any) -> None:
         if node == self.dead:
             return
@@ -332,6 +358,7 @@ class Move(RuleBasedStateMachine):
         known = self.results == [] if node == A else self.target is not None
         if node == B and not known and isinstance(message, Prepare) and not self.copies[B]:
             self.target = TargetMove(node=B, source=A, prepare=message, times=TIMES)
+            self.taken = []
             self.perform(B, self.target.start(self.now))
             self.forget_target()
         elif known:
@@ -344,12 +371,14 @@ class Move(RuleBasedStateMachine):
     # -- what happens
 
     @initialize(
-        fails=st.sampled_from(["", "", "", "", "", "check", "encode", "decode"]),
-        quiet=st.integers(0, 10),
+        fails=st.sampled_from(["", "", "", "", "", "check", "copy", "take", "encode", "decode"]),
+        ahead=st.sampled_from([0, 0, 1, 1 << 5, 1 << 20]),
+        quiet=st.integers(0, 30),
     )
-    def choose(self, fails: str, quiet: int) -> None:
+    def choose(self, fails: str, ahead: int, quiet: int) -> None:
         """How far it comes before anything odd happens."""
         self.fails = fails
+        self.ahead = ahead
         for _ in range(quiet):
             if self.net:
                 self.arrive(*self.net.pop(0))

@@ -78,6 +78,9 @@ def source_move(phase: SourcePhase = SourcePhase.PREPARING, epoch: int = 7) -> S
     )
     source.start(0)
     committed = SwapResult(SwapOutcome.DONE, None, 4)
+    if phase is SourcePhase.COPYING:
+        source.handle(Prepared(T, 1, True), 0)
+        return source
     for event in (Prepared(T, 1), Quiesced(), Encoded(b"s"), Ready(T), committed, Activated(T)):
         if source.phase is phase:
             break
@@ -135,7 +138,7 @@ def test_losing_the_target_before_the_commit_leaves_the_server_at_the_source(
     actions = source_move(phase).handle(NodeDead(B), 0)
     assert only(actions, Finish).result is Result.ROLLED_BACK
     resumed = [a for a in actions if isinstance(a, Resume)]
-    assert resumed == ([Resume(row(epoch=7), 3)] if phase > SourcePhase.PREPARING else [])
+    assert resumed == ([Resume(row(epoch=7), 3)] if phase >= SourcePhase.QUIESCING else [])
     assert said(actions) == [Abort(T)]
 
 
@@ -157,7 +160,9 @@ def test_a_state_that_cannot_be_unpickled_resumes_the_server() -> None:
     assert "no module" in only(actions, Finish).reason
 
 
-@pytest.mark.parametrize("phase", [SourcePhase.PREPARING, SourcePhase.QUIESCING])
+@pytest.mark.parametrize(
+    "phase", [SourcePhase.PREPARING, SourcePhase.COPYING, SourcePhase.QUIESCING]
+)
 def test_a_step_that_takes_too_long_rolls_back(phase: SourcePhase) -> None:
     actions = source_move(phase).handle(TimerFired(), 10_000)
     assert only(actions, Finish).result is Result.ROLLED_BACK
@@ -367,7 +372,7 @@ def test_an_activate_that_contradicts_itself_is_dropped() -> None:
 
 def test_a_whole_move_as_its_target_sees_it() -> None:
     target = target_move()
-    assert said(target.handle(Checked(1), 0)) == [Prepared(T, 1)]
+    assert said(target.handle(Checked(1), 0)) == [Prepared(T, 1, True)]
     assert only(target.handle(Final(T, SERVER, 7, b"s"), 1), DecodeState) == DecodeState(b"s", 8)
     assert said(target.handle(Decoded(), 2)) == [Ready(T)]
     assert said(target.handle(Activate(T, committed_row(), 4), 3)) == [Activated(T)]

@@ -23,21 +23,25 @@ import msgspec
 from migrate.core.actions import (
     Action,
     CheckClass,
+    CopyAhead,
     DecodeState,
     EncodeState,
     ReadRow,
     SwapRow,
+    TakeChunk,
 )
 from migrate.core.delivery import Outgoing
 from migrate.core.directory import Row
 from migrate.core.events import (
     Checked,
+    Copied,
     Decoded,
     DecodeFailed,
     Encoded,
     RowRead,
     SwapOutcome,
     SwapResult,
+    Taken,
 )
 from migrate.core.incarnation import Incarnation, Phase
 from migrate.core.messages import CALL, CAST, OK
@@ -75,6 +79,7 @@ class Shell(Port):
         self.asked: deque[tuple[str, bool, SwapRow | ReadRow]] = deque()
         self.todo: deque[tuple[str, bool, Action]] = deque()
         self.tokens = 0
+        self.ahead = False
         self.answered: set[int] = set()
 
     def resolve(self, token: object, status: int, payload: bytes | None, value: object) -> None:
@@ -85,7 +90,7 @@ class Shell(Port):
         match action:
             case SwapRow() | ReadRow():
                 self.asked.append((transfer, incoming, action))
-            case CheckClass() | DecodeState() | EncodeState():
+            case CheckClass() | CopyAhead() | TakeChunk() | DecodeState() | EncodeState():
                 self.todo.append((transfer, incoming, action))
             case _:
                 pass
@@ -103,6 +108,11 @@ class Shell(Port):
         match action:
             case CheckClass():
                 return Checked(1)
+            case CopyAhead():
+                self.ahead = not self.ahead
+                return Copied(b"ahead" if self.ahead else b"", not self.ahead)
+            case TakeChunk():
+                return Taken()
             case EncodeState():
                 inc = self.core.freeze(transfer, self.now)
                 if inc is None:

@@ -47,6 +47,8 @@ KINDS = (
     "encode fails",
     "decode fails",
     "class refused",
+    "copy fails",
+    "take fails",
     "withdraw",
     "cancel",
     "deadlines",
@@ -118,6 +120,8 @@ class Plan:
     encode_fails: float = 0.0
     decode_fails: float = 0.0
     class_refused: float = 0.0
+    copy_fails: float = 0.0
+    take_fails: float = 0.0
     cancel: float = 0.0
     deadlines: float = 0.0
     withdraw: float = 0.0
@@ -176,6 +180,10 @@ class Plan:
             plan.decode_fails = 0.2
         if on("class refused"):
             plan.class_refused = 0.2
+        if on("copy fails"):
+            plan.copy_fails = 0.1
+        if on("take fails"):
+            plan.take_fails = 0.1
         if on("withdraw"):
             plan.withdraw = 0.03
         if on("cancel"):

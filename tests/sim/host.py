@@ -18,6 +18,7 @@ from migrate.core import directory
 from migrate.core.actions import (
     Action,
     CheckClass,
+    CopyAhead,
     DecodeState,
     DropCopy,
     EncodeState,
@@ -28,17 +29,20 @@ from migrate.core.actions import (
     Release,
     Resume,
     SwapRow,
+    TakeChunk,
 )
 from migrate.core.delivery import NEVER, Entry, Outgoing
 from migrate.core.directory import Row, RowState
 from migrate.core.events import (
     Checked,
+    Copied,
     Decoded,
     DecodeFailed,
     Encoded,
     EncodeFailed,
     RowRead,
     SwapResult,
+    Taken,
 )
 from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation, Phase, Plan, StateRecord
@@ -71,8 +75,12 @@ class Settled(Struct, frozen=True, array_like=True):
 
 
 class Frozen(Struct, array_like=True):
-    """A server's state as it travels in the simulation."""
+    """A server's state as it travels in the simulation.
 
+    `items` lacks the first `ahead` ones, which went ahead in chunks.
+    """
+
+    ahead: int
     items: list[str]
     told: list[tuple[str, str]]
     numbers: dict[str, int]
@@ -85,6 +93,7 @@ _encoder = msgspec.msgpack.Encoder()
 _op = msgspec.msgpack.Decoder(Op)
 _result = msgspec.msgpack.Decoder(Settled)
 _frozen = msgspec.msgpack.Decoder(Frozen)
+_items = msgspec.msgpack.Decoder(list[str])
 
 
 def pack(value: object) -> bytes:
@@ -173,6 +182,8 @@ class SimNode:
         self.steps_left = -1  # port calls until it dies; -1: it does not
         self.resolved: Callable[[Any, int, bytes | None, Any], None] | None = None
         self.moving: dict[TransferId, Copy] = {}
+        self.ahead: dict[TransferId, int] = {}  # items that were sent ahead
+        self.taken: dict[TransferId, list[str]] = {}  # items that came ahead
         self.asked: dict[TransferId, ServerId] = {}  # moves out that have not ended
         self._phases: dict[TransferId, IntEnum] = {}
         self._backlog: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
@@ -629,8 +640,12 @@ class SimNode:
                 fails = self._fails("class refused", world.plan.class_refused, move)
                 refusal = "no such class" if fails else ""
                 self._event(self._work(10, 500), transfer, incoming, Checked(1, refusal))
+            case CopyAhead():
+                self.later(self._work(0, 1_000), self._copy_ahead, transfer)
+            case TakeChunk():
+                self.later(self._work(0, 1_000), self._take_chunk, transfer, action)
             case EncodeState():
-                self.later(self._work(0, 3_000), self._freeze, transfer)
+                self.later(self._work(0, 3_000), self._freeze, transfer, action)
             case DecodeState():
                 self.later(self._work(100, 3_000), self._decode, transfer, action)
             case SwapRow():
@@ -668,6 +683,8 @@ class SimNode:
             case Finish():
                 world.note(f"{self.id} {transfer} {action.result.name} {action.reason}")
                 self.moving.pop(transfer, None)
+                self.ahead.pop(transfer, None)
+                self.taken.pop(transfer, None)
                 self._phases.pop(transfer, None)
                 if not incoming:
                     world.counts[f"move {action.result.value}"] += 1
@@ -692,7 +709,39 @@ class SimNode:
     def _told(self, transfer: TransferId, incoming: bool, event: Any) -> None:
         self.core.move_event(transfer, incoming, event, self.now_ms())
 
-    def _freeze(self, transfer: TransferId) -> None:
+    def _copy_ahead(self, transfer: TransferId) -> None:
+        """Send some of the items that were not sent yet; a round ends when all were."""
+        move = self.core.moves_out.get(transfer)
+        inc = self.core.hosted.get(move.server) if move is not None else None
+        if move is None or inc is None:
+            return
+        if self._fails("copy fails", self.world.plan.copy_fails, move):
+            self.ahead.pop(transfer, None)
+            self._told(transfer, False, Copied(b"", True, failed=True))
+            return
+        copy = inc.host
+        assert isinstance(copy, Copy)
+        sent = self.ahead.get(transfer, 0)
+        # How much of it is large enough to go ahead differs from server to server.
+        more = copy.items[sent : sent + self.world.rng.choice((0, 1, 2, 8))]
+        self.ahead[transfer] = sent + len(more)
+        # NB: padded, because rounds go on only while they shrink and are worth it.
+        state = pack(more) + bytes(1_000 >> min(9, move.rounds * 2)) if more else b""
+        self._told(transfer, False, Copied(state, self.world.chance(0.6) or not more))
+
+    def _take_chunk(self, transfer: TransferId, action: TakeChunk) -> None:
+        target = self.core.moves_in.get(transfer)
+        if target is None:
+            return
+        if self._fails("take fails", self.world.plan.take_fails, target):
+            self._told(transfer, True, DecodeFailed("cannot be installed"))
+            return
+        if action.number == 0:
+            self.taken[transfer] = []
+        self.taken[transfer] += _items.decode(action.state.rstrip(b"\0"))
+        self._told(transfer, True, Taken())
+
+    def _freeze(self, transfer: TransferId, action: EncodeState) -> None:
         move = self.core.moves_out.get(transfer)
         if self._fails("encode fails", self.world.plan.encode_fails, move):
             path = "Log.conn" if self.world.chance(0.5) else ""
@@ -708,7 +757,11 @@ class SimNode:
             self.world.fail("quiescent", f"{inc.id} was frozen while a handler was running")
         self.moving[transfer] = copy
         record = self.core.export(inc, self.now_ms())
-        state = pack(Frozen(copy.items, copy.told, copy.numbers, copy.ticks, copy.born_us, record))
+        ahead = self.ahead.get(transfer, 0) if action.ahead else 0
+        items = copy.items[ahead:]
+        state = pack(
+            Frozen(ahead, items, copy.told, copy.numbers, copy.ticks, copy.born_us, record)
+        )
         self._event(self._work(50, 2_000), transfer, False, Encoded(state))
 
     def _decode(self, transfer: TransferId, action: DecodeState) -> None:
@@ -720,7 +773,10 @@ class SimNode:
             return
         frozen = _frozen.decode(action.state)
         copy = Copy(target.server, frozen.born_us)
-        copy.items, copy.told = frozen.items, frozen.told
+        ahead = self.taken.get(transfer, []) if action.ahead else []
+        if len(ahead) != frozen.ahead:
+            self.world.fail("pre-copy", f"{len(ahead)} items came ahead, {frozen.ahead} were sent")
+        copy.items, copy.told = [*ahead, *frozen.items], frozen.told
         copy.numbers, copy.ticks = frozen.numbers, frozen.ticks
         if self.core.install(transfer, frozen.record, copy, self.now_ms()) is None:
             return

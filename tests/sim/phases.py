@@ -24,6 +24,7 @@ PHASES: Final = (
 
 AIM: Final[dict[str, float]] = {
     "source PREPARING": 0.05,
+    "source COPYING": 0.05,
     "source QUIESCING": 0.05,
     "source ENCODING": 0.05,
     "source SHIPPING": 0.05,
@@ -59,6 +60,8 @@ FAULTS: Final = (
     "encode fails",
     "decode fails",
     "class refused",
+    "copy fails",
+    "take fails",
 )
 
 ASKS_DIRECTORY: Final = (
@@ -81,6 +84,8 @@ ONLY_IN: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "encode fails": (("source ENCODING",), "the state is captured in this phase only"),
     "decode fails": (("target DECODING",), "the state is loaded in this phase only"),
     "class refused": (("target CHECKING",), "the class is looked for in this phase only"),
+    "copy fails": (("source COPYING",), "the state is sent ahead in this phase only"),
+    "take fails": (("target RESERVED",), "chunks are installed in this phase only"),
 }
 """Faults that can strike in some phases only: which, and why."""
 
