@@ -168,12 +168,13 @@ class NodeOptions:
     """Outgoing moves of one node at a time; the others wait. Bounds memory and
     keeps a drain from starving the calls."""
 
-    chunk_bytes: int = _option(262_144, 1024, 16 << 20)
-    """Payload of one chunk of a transfer. Small enough that a call behind it waits
-    well under a millisecond, large enough that headers cost nothing."""
+    precopy_bytes_min: int = _option(256 << 10, 0)
+    """States known to be smaller are sent in one piece, at the quiescent point, which takes
+    milliseconds; of larger ones what can go ahead does. A huge value turns pre-copy off."""
 
-    chunks_in_flight_max: int = _option(16, 1, 4096)
-    """Chunks of one move that may be sent and unacknowledged."""
+    chunk_bytes: int = _option(4 << 20, 64 << 10, 256 << 20)
+    """About what one chunk of a state that is sent ahead takes. Each waits for the
+    one before to be installed, so that no more than one is in memory at a time."""
 
     state_bytes_max: int = _option(64 << 30, 1 << 20)
     """Largest state that a target reserves room for; a larger one is refused."""

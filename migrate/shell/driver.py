@@ -31,6 +31,7 @@ from migrate.core import incarnation
 from migrate.core.actions import (
     Action,
     CheckClass,
+    CopyAhead,
     DecodeState,
     DropCopy,
     EncodeState,
@@ -43,6 +44,7 @@ from migrate.core.actions import (
     Result,
     Resume,
     SwapRow,
+    TakeChunk,
 )
 from migrate.core.delivery import NEVER, Entry, Outgoing, SendSession
 from migrate.core.directory import Row, RowState, decode_news
@@ -115,6 +117,7 @@ from migrate.shell.host import Host, Hosted
 from migrate.shell.machine import boot_id
 from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
+from migrate.shell.precopy import Precopy
 from migrate.shell.scope import Scope
 from rpc.frames import MESSAGE_BYTES_MAX, Gathered
 from serializers import attributes
@@ -197,6 +200,7 @@ class MoveWatch:
     quiesced_s: float = 0.0
     released_s: float = 0.0
     bytes_sent: int = 0
+    rounds: int = 1
     error: BaseException | None = None
     copy: Incarnation | None = None
     state: Gathered | None = None
@@ -237,6 +241,7 @@ class Driver:
             0 if options.call_timeout_s is None else int(options.call_timeout_s * 1000)
         )
         self.host = Host(self, options.blocking_threads_max, options.hold_warn_ms / 1000)
+        self.precopy = Precopy(self)
         # `Port.run`, bound once: it is on the per-message path.
         self.run = self.host.run
         # Only where fail points may be set does a message pay for the steps it passes.
@@ -750,9 +755,13 @@ class Driver:
                 watch = self._moves.get(transfer)
                 if watch is not None:
                     watch.quiesced_s = time.monotonic()
-                self._soon(lambda: self._encode(transfer, action.version))
+                self._soon(lambda: self._encode(transfer, action))
             case DecodeState():
-                self._soon(lambda: self._decode(transfer, action.state))
+                self._soon(lambda: self._decode(transfer, action))
+            case CopyAhead():
+                self._soon(lambda: self.precopy.copy(transfer))
+            case TakeChunk():
+                self.precopy.take(transfer, action)
             case SwapRow():
                 self._task_now(self._swap(transfer, incoming, action), f"swap of {transfer}")
             case ReadRow():
@@ -780,7 +789,9 @@ class Driver:
                     self.host.cancel(copy)
             case Finish() if incoming:
                 self._copies.pop(transfer, None)
+                self.precopy.ended(transfer, incoming=True)
             case Finish():
+                self.precopy.ended(transfer, incoming=False)
                 # After what else came in the same frame: the time of the release.
                 self._soon(lambda: self._finished(transfer, action))
             case Release():
@@ -798,7 +809,8 @@ class Driver:
             watch.released_s = message.at_ns / 1e9
         return True
 
-    def _event(self, transfer: TransferId, incoming: bool, event: Any) -> None:
+    def move_event(self, transfer: TransferId, incoming: bool, event: Any) -> None:
+        """The core is told the result of an action of a move."""
         self.core.move_event(transfer, incoming, event, self.now_ms())
         if self._todo:
             self.flush()
@@ -823,18 +835,21 @@ class Driver:
 
     # -- source
 
-    def _encode(self, transfer: TransferId, version: int) -> None:
+    def _encode(self, transfer: TransferId, action: EncodeState) -> None:
         source = self.core.moves_out.get(transfer)
         inc = self.core.hosted.get(source.server) if source is not None else None
         if inc is None:
             return
         host: Hosted = inc.host  # type: ignore[assignment]
-        if "on_depart" in host.spec.hooks or not 0 <= host.state_bytes < SMALL_STATE_BYTES:
-            self.task(self._encode_slowly(transfer, inc, version), f"capture of {inc.id}")
+        small = not action.ahead and 0 <= host.state_bytes < SMALL_STATE_BYTES
+        if "on_depart" in host.spec.hooks or not small:
+            self.task(self._encode_slowly(transfer, inc, action), f"capture of {inc.id}")
             return
-        self._event(transfer, False, self._captured(transfer, self._capture, version))
+        self.move_event(transfer, False, self._captured(transfer, self._capture, action))
 
-    async def _encode_slowly(self, transfer: TransferId, inc: Incarnation, version: int) -> None:
+    async def _encode_slowly(
+        self, transfer: TransferId, inc: Incarnation, action: EncodeState
+    ) -> None:
         host: Hosted = inc.host  # type: ignore[assignment]
         if "on_depart" in host.spec.hooks:
             host.departed = True
@@ -843,15 +858,15 @@ class Driver:
             except Exception as error:
                 self._keep_error(transfer, error)
                 failed = EncodeFailed(f"on_depart failed: {wire.exception_name(error)}: {error}")
-                self._event(transfer, False, failed)
+                self.move_event(transfer, False, failed)
                 return
-        event = self._captured(transfer, self._freeze, version)
+        event = self._captured(transfer, self._freeze)
         if isinstance(event, tuple):
             obj, record = event
             event = await asyncio.to_thread(
-                self._captured, transfer, self._encode_object, host, obj, record, version
+                self._captured, transfer, self._encode_object, host, obj, record, action
             )
-        self._event(transfer, False, event)
+        self.move_event(transfer, False, event)
 
     def _captured(self, transfer: TransferId, capture: Callable[..., Any], *args: Any) -> Any:
         """Run a step of the capture; a failure becomes the event that says so."""
@@ -869,20 +884,20 @@ class Driver:
         if watch is not None:
             watch.error = error
 
-    def _freeze(self, transfer: TransferId, version: int) -> Any:
+    def _freeze(self, transfer: TransferId) -> Any:
         inc = self.core.freeze(transfer, self.now_ms())
         if inc is None:
             return EncodeFailed("the move ended before the server was frozen")
         host: Hosted = inc.host  # type: ignore[assignment]
         return host.obj, self.core.export(inc, self.now_ms())
 
-    def _capture(self, transfer: TransferId, version: int) -> Any:
-        frozen = self._freeze(transfer, version)
+    def _capture(self, transfer: TransferId, action: EncodeState) -> Any:
+        frozen = self._freeze(transfer)
         if isinstance(frozen, EncodeFailed):
             return frozen
         obj, record = frozen
         host: Any = self.core.hosted[self.core.moves_out[transfer].server].host
-        return self._encode_object(transfer, host, obj, record, version)
+        return self._encode_object(transfer, host, obj, record, action)
 
     def _encode_object(
         self,
@@ -890,29 +905,35 @@ class Driver:
         host: Hosted,
         obj: Any,
         record: incarnation.StateRecord,
-        version: int,
+        action: EncodeState,
     ) -> Encoded:
-        if version != host.spec.version:
-            # The target has a newer class: it gets the state apart, for its `upgrade`.
-            obj = classes.Apart(attributes.encode(obj)[0].to_bytes())
-        # Else alone, so that the path in an error begins at the server.
-        snapshot = serializers.encode(obj)
+        if action.ahead:
+            pieces = self.precopy.last(transfer)
+        else:
+            if action.version != host.spec.version:
+                # The target has a newer class: it gets the state apart, for its `upgrade`.
+                obj = classes.Apart(attributes.encode(obj)[0].to_bytes())
+            # Else alone, so that the path in an error begins at the server.
+            pieces = serializers.encode(obj).pieces()
         head = wire.encode_state(record)
         watch = self._moves.get(transfer)
+        source = self.core.moves_out.get(transfer)
         state: bytes | Gathered
-        if snapshot.size_bytes <= BULK_BYTES:
-            state = classes.join(head, snapshot.to_bytes())
+        if sum(map(len, pieces)) <= BULK_BYTES:
+            state = classes.join(head, b"".join(pieces))
         else:
-            state = classes.gather(head, snapshot.pieces())
+            state = classes.gather(head, pieces)
             if watch is not None:
                 watch.state = state
         if len(state) > STATE_BYTES_MAX:
             raise UsageError(
                 f"the state has {len(state)} bytes; up to {STATE_BYTES_MAX} can be moved"
             )
-        host.state_bytes = len(state)
+        ahead = source.copied_bytes if source is not None else 0
+        host.state_bytes = ahead + len(state)
         if watch is not None:
-            watch.bytes_sent = len(state)
+            watch.bytes_sent = ahead + len(state)
+            watch.rounds = 1 + (source.rounds if source is not None else 0)
         # The core moves what stands for the bytes, and asks for nothing but their number.
         return Encoded(cast(bytes, state))
 
@@ -947,7 +968,7 @@ class Driver:
                         downtime_s=released - watch.quiesced_s,
                         total_s=now - watch.started_s,
                         bytes_sent=watch.bytes_sent,
-                        rounds=1,
+                        rounds=watch.rounds,
                     )
                 )
                 return
@@ -996,11 +1017,11 @@ class Driver:
                     f"{wire.PYTHON}; put the class into a module that both can import"
                 )
             version = self.core.moves_in[transfer].prepare.version
-            self._event(transfer, True, Checked(version, refusal))
+            self.move_event(transfer, True, Checked(version, refusal))
             return
         spec = classes.known(action.cls)
         if spec is not None:
-            self._event(transfer, True, self._checked(action.cls, spec))
+            self.move_event(transfer, True, self._checked(action.cls, spec))
             return
         self.task(self._import_class(transfer, action.cls), f"import of {action.cls}")
 
@@ -1009,41 +1030,43 @@ class Driver:
             spec = await asyncio.to_thread(classes.find, name)
         except Exception as error:
             reason = f"class {name} cannot be had there: {wire.exception_name(error)}: {error}"
-            self._event(transfer, True, Checked(0, reason))
+            self.move_event(transfer, True, Checked(0, reason))
             return
-        self._event(transfer, True, self._checked(name, spec))
+        self.move_event(transfer, True, self._checked(name, spec))
 
     def _checked(self, name: str, spec: ServerSpec) -> Checked:
         if len(self.core.hosted) >= self.options.servers_max:
             return Checked(0, f"it holds its limit of {self.options.servers_max} servers")
         return Checked(spec.version)
 
-    def _decode(self, transfer: TransferId, state: bytes) -> None:
-        if len(state) < SMALL_STATE_BYTES:
-            self._event(transfer, True, self._loaded(transfer, state))
+    def _decode(self, transfer: TransferId, action: DecodeState) -> None:
+        if len(action.state) < SMALL_STATE_BYTES and not action.ahead:
+            loaded = self._load_caught(transfer, action)
+            self.move_event(transfer, True, self._install(transfer, loaded))
         else:
-            self.task(self._decode_slowly(transfer, state), f"load of {transfer}")
+            self.task(self._decode_slowly(transfer, action), f"load of {transfer}")
 
-    async def _decode_slowly(self, transfer: TransferId, state: bytes) -> None:
-        loaded = await asyncio.to_thread(self._load_caught, transfer, state)
-        self._event(transfer, True, self._install(transfer, loaded, len(state)))
+    async def _decode_slowly(self, transfer: TransferId, action: DecodeState) -> None:
+        loaded = await asyncio.to_thread(self._load_caught, transfer, action)
+        self.move_event(transfer, True, self._install(transfer, loaded))
 
-    def _loaded(self, transfer: TransferId, state: bytes) -> Any:
-        return self._install(transfer, self._load_caught(transfer, state), len(state))
-
-    def _load_caught(self, transfer: TransferId, state: bytes) -> Any:
+    def _load_caught(self, transfer: TransferId, action: DecodeState) -> Any:
         try:
-            return self._load(transfer, state)
+            return self._load(transfer, action)
         except Exception as error:
             log.debug("load of %s failed", transfer, exc_info=error)
             return DecodeFailed(f"{wire.exception_name(error)}: {error}")
 
-    def _load(self, transfer: TransferId, state: bytes) -> Any:
+    def _load(self, transfer: TransferId, action: DecodeState) -> Any:
+        state = action.state
         limit = self.options.state_bytes_max
         if len(state) > limit:
             raise UsageError(f"the state has {len(state)} bytes; state_bytes_max there is {limit}")
         head, body = classes.split(state)
         record = wire.decode_state(head)
+        if action.ahead:
+            obj, size = self.precopy.load(transfer, body)
+            return obj, record, size
         obj = wire.unpack(body, self)
         if isinstance(obj, classes.Apart | classes.Bare):
             target = self.core.moves_in.get(transfer)
@@ -1052,12 +1075,12 @@ class Driver:
                 obj = classes.put_together(obj, from_version, self)
             else:
                 obj = classes.upgraded(obj.cls, obj.state, from_version)
-        return obj, record
+        return obj, record, len(state)
 
-    def _install(self, transfer: TransferId, loaded: Any, size: int) -> Any:
+    def _install(self, transfer: TransferId, loaded: Any) -> Any:
         if isinstance(loaded, DecodeFailed):
             return loaded
-        obj, record = loaded
+        obj, record, size = loaded
         target = self.core.moves_in.get(transfer)
         if target is None:
             return DecodeFailed("the move ended while its state was loaded")
@@ -1084,7 +1107,7 @@ class Driver:
             result = SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
         if result.outcome is SwapOutcome.DONE and not incoming:
             self.reach(Point.SWAP_DONE)
-        self._event(transfer, incoming, result)
+        self.move_event(transfer, incoming, result)
 
     async def _read_row(self, transfer: TransferId, incoming: bool) -> None:
         moves: Any = self.core.moves_in if incoming else self.core.moves_out
@@ -1095,9 +1118,9 @@ class Driver:
             row, rev = await self.rows.read(move.server)
         except (DirectoryError, MigrateError) as error:
             log.debug("reading the row of %s failed: %s", move.server, error)
-            self._event(transfer, incoming, RowRead(False, None, 0))
+            self.move_event(transfer, incoming, RowRead(False, None, 0))
             return
-        self._event(transfer, incoming, RowRead(True, row, rev))
+        self.move_event(transfer, incoming, RowRead(True, row, rev))
 
     # ------------------------------------------------------------------ fail points
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from migrate.core.ids import NodeId, node_name
-from migrate.core.messages import Envelope, Message, Reply
+from migrate.core.messages import Chunk, Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
 from migrate.shell import wire
 from rpc.errors import MessageTooLarge
@@ -154,10 +154,10 @@ class Peers:
         self._pace += (len(box) - self._pace) / 4
         small = []
         for message in box:
-            if isinstance(message, FinalMessage) and len(message.state) > BULK_BYTES:
+            if isinstance(message, FinalMessage | Chunk) and len(message.state) > BULK_BYTES:
                 data = self._with_state(node, message)
                 self._put(node, data, bulk=True)
-                if self.final_half_sent is not None:
+                if self.final_half_sent is not None and isinstance(message, FinalMessage):
                     self._watch_half(node, len(data) // 2, self.final_half_sent)
             elif isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES:
                 self._put(node, wire.encode_messages([message]), bulk=True)
@@ -167,7 +167,7 @@ class Peers:
             part = small[start : start + FRAME_MESSAGES_MAX]
             self._put(node, wire.encode_messages(part))
 
-    def _with_state(self, node: NodeId, message: FinalMessage) -> bytes | Gathered:
+    def _with_state(self, node: NodeId, message: FinalMessage | Chunk) -> bytes | Gathered:
         state: object = message.state
         if not isinstance(state, Gathered):
             return wire.encode_messages([message])

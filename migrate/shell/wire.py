@@ -21,8 +21,8 @@ from msgspec import structs
 import serializers
 from migrate.core.directory import Row
 from migrate.core.incarnation import StateRecord
+from migrate.core.messages import Chunk, Message
 from migrate.core.messages import Final as FinalMessage
-from migrate.core.messages import Message
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
 from rpc.frames import Gathered
@@ -72,13 +72,15 @@ FEATURES: Final = (STATE_AFTER, PYTHON_IS + PYTHON)
 """What this release says of itself to its peers."""
 
 
-def encode_final(message: FinalMessage, state: Gathered) -> Gathered:
-    """The bytes of a `Final` whose state is in parts; nothing of it is copied.
+def encode_final(message: FinalMessage | Chunk, state: Gathered) -> Gathered:
+    """The bytes of a message whose state is in parts; nothing of it is copied.
 
     The server's object begins at a multiple of 64 bytes, so that its arrays can be used in place.
     """
     head = _encoder.encode([structs.replace(message, state=b"")])
-    before_object = _AFTER.size + len(head) + len(state.parts[0]) + len(state.parts[1])
+    before_object = _AFTER.size + len(head)
+    if isinstance(message, FinalMessage):
+        before_object += len(state.parts[0]) + len(state.parts[1])
     padding = -before_object % _ALIGNMENT_BYTES
     return state.after(_AFTER.pack(_MARK, padding, len(head)) + head + bytes(padding))
 
@@ -92,7 +94,7 @@ def _decode_final(data: bytes | bytearray | memoryview) -> list[Message]:
     if at > len(view):
         raise PeerError("a frame with a state is cut off")
     messages = decode_messages(view[_AFTER.size : _AFTER.size + size])
-    if len(messages) != 1 or not isinstance(messages[0], FinalMessage):
+    if len(messages) != 1 or not isinstance(messages[0], FinalMessage | Chunk):
         raise PeerError("a frame has a state, and no message for it")
     # A view of what was received, so that what it holds is not copied either.
     messages[0].state = cast(bytes, view[at:])

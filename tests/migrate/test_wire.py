@@ -132,10 +132,13 @@ def test_after_a_roll_back_the_server_has_its_memory_for_itself():
     run(body())
 
 
+IN_ONE_PIECE = QUICK.replace(move_step_timeout_s=0.3, precopy_bytes_min=1 << 60)
+
+
 @pytest.mark.usefixtures("cluster_secret")
 def test_a_state_in_parts_that_is_still_queued_at_a_roll_back_does_not_hold_its_memory():
     async def body() -> None:
-        async with nodes("a", "b", options=QUICK.replace(move_step_timeout_s=0.3)) as (a, b):
+        async with nodes("a", "b", options=IN_ONE_PIECE) as (a, b):
             ref = await a.spawn(Holder, 64)
             await ref.add()
             # The target reads nothing for a while, so that most of the state stays queued.

@@ -1,0 +1,196 @@
+"""Pre-copy in the shell: a state sent ahead in chunks while its server serves.
+
+The core decides when a round is worth it; here the rounds are made, from `serializers.stream`, and
+taken. A step of a round runs on the loop at a quiescent point and takes about STEP_S, so that the
+server, and all others of the node, get their turn between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from migrate.core.actions import TakeChunk
+from migrate.core.events import Copied, DecodeFailed, Taken
+from migrate.core.ids import TransferId
+from migrate.core.incarnation import Incarnation, Phase
+from migrate.ref import loading_runtime
+from migrate.shell import wire
+from migrate.shell.peers import BULK_BYTES
+from rpc.frames import Gathered
+from serializers.stream import Piece, StreamReader, StreamWriter, is_small
+
+if TYPE_CHECKING:
+    from migrate.shell.driver import Driver
+    from migrate.shell.host import Hosted
+
+log: Final = logging.getLogger("migrate")
+
+STEP_S: Final = 0.002
+"""How long a step of a round holds the loop, as long as a run of plain handlers may (`TURN_S`)."""
+
+T = TypeVar("T")
+
+
+class _Over(Exception):
+    """The move has ended meanwhile."""
+
+
+class Precopy:
+    """The chunks of all moves from and to one node."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._writers: dict[TransferId, StreamWriter] = {}
+        self._tasks: dict[TransferId, asyncio.Task[Any]] = {}
+        self._readers: dict[TransferId, StreamReader] = {}
+
+    # -- source
+
+    def copy(self, transfer: TransferId) -> None:
+        """Make the next chunk; the core is told."""
+        driver = self._driver
+        source = driver.core.moves_out.get(transfer)
+        inc = driver.core.hosted.get(source.server) if source is not None else None
+        if inc is None:
+            return
+        host: Hosted = inc.host  # type: ignore[assignment]
+        least = driver.options.precopy_bytes_min
+        known = 0 <= host.state_bytes < least or least > driver.options.state_bytes_max
+        if transfer not in self._writers and (known or is_small(host.obj)):
+            driver.move_event(transfer, False, Copied(b"", True))
+            return
+        self._tasks[transfer] = driver.task(self._copy(transfer, inc), f"pre-copy of {inc.id}")
+
+    async def _copy(self, transfer: TransferId, inc: Incarnation) -> None:
+        try:
+            event = await self._next_chunk(transfer, inc)
+        except _Over:
+            return
+        except Exception:
+            # The final capture will say what is wrong with the state, if anything is.
+            log.warning("the state of %s cannot be sent ahead of its move", inc.id, exc_info=True)
+            self._close(transfer)
+            event = Copied(b"", True, failed=True)
+        self._driver.move_event(transfer, False, event)
+
+    async def _next_chunk(self, transfer: TransferId, inc: Incarnation) -> Copied:
+        host: Hosted = inc.host  # type: ignore[assignment]
+        pieces: list[Piece] = []
+        writer = self._writers.get(transfer)
+        if writer is None:
+            writer = StreamWriter(host.obj)
+            self._writers[transfer] = writer
+            pieces += await self._when_quiet(transfer, inc, writer.look)
+            if not writer.is_worth_it:
+                self._close(transfer)
+                return Copied(b"", True)
+        ended = False
+        size = 0
+        while not ended and size < self._driver.options.chunk_bytes:
+            more, ended = await self._when_quiet(transfer, inc, lambda: self._step(transfer))
+            pieces += more
+            size += sum(map(len, more))
+            await asyncio.sleep(0)
+        if size <= BULK_BYTES:
+            return Copied(b"".join(pieces), ended)
+        return Copied(cast(bytes, Gathered(pieces)), ended)
+
+    def _step(self, transfer: TransferId) -> tuple[list[Piece], bool]:
+        writer = self._writers.get(transfer)
+        if writer is None:
+            raise _Over
+        return writer.step(STEP_S, self._driver.options.chunk_bytes)
+
+    async def _when_quiet(self, transfer: TransferId, inc: Incarnation, work: Callable[[], T]) -> T:
+        """Do something at a quiescent point of a server that is about to leave."""
+        driver = self._driver
+        core = driver.core
+        if transfer not in core.moves_out:
+            raise _Over
+        if inc.phase is Phase.RUNNING and inc.quiet():
+            return work()
+        waiting = driver.loop.create_future()
+        if not core.quiesce(inc.id, waiting, driver.now_ms(), moving=transfer):
+            raise _Over
+        driver.flush()
+        try:
+            found = await waiting
+        except asyncio.CancelledError:
+            if waiting.cancelled():
+                core.do_not_quiesce(inc.id, waiting)
+                driver.go_on_handing_out(inc.id)
+            elif waiting.result() is not None:
+                driver.go_on(*waiting.result())
+            raise
+        if found is None:
+            raise _Over
+        try:
+            return work()
+        finally:
+            driver.go_on(*found)
+
+    def last(self, transfer: TransferId) -> list[Piece]:
+        """What the chunks do not have, of a frozen server; may run in a thread.
+
+        Raises:
+            NotSerializable: Something cannot travel; names the path to it.
+        """
+        return self._writers[transfer].last()
+
+    # -- target
+
+    def take(self, transfer: TransferId, chunk: TakeChunk) -> None:
+        """Install a chunk; the core is told."""
+        if chunk.number == 0:
+            limit = self._driver.options.state_bytes_max
+            self._readers[transfer] = StreamReader(limit)
+        self._driver.task(self._take(transfer, chunk), f"chunk {chunk.number} of {transfer}")
+
+    async def _take(self, transfer: TransferId, chunk: TakeChunk) -> None:
+        reader = self._readers.get(transfer)
+        if reader is None:
+            return
+        event: Taken | DecodeFailed = Taken()
+        try:
+            await asyncio.to_thread(self._bound, reader.take, chunk.state)
+        except Exception as error:
+            log.debug("chunk %d of %s failed", chunk.number, transfer, exc_info=error)
+            event = DecodeFailed(f"{wire.exception_name(error)}: {error}")
+        self._driver.move_event(transfer, True, event)
+
+    def load(self, transfer: TransferId, body: memoryview) -> tuple[Any, int]:
+        """The object, from the last chunk of its stream, and the bytes that it took in all.
+
+        Raises:
+            LoadFailed: It is damaged, or something that it needs is missing here.
+        """
+        reader = self._readers[transfer]
+        return self._bound(reader.last, body), reader.taken_bytes + len(body)
+
+    def _bound(self, read: Callable[[Any], T], data: Any) -> T:
+        """Read with refs in it bound to this node."""
+        token = loading_runtime.set(self._driver)
+        try:
+            return read(data)
+        finally:
+            loading_runtime.reset(token)
+
+    # -- ends
+
+    def ended(self, transfer: TransferId, incoming: bool) -> None:
+        """The move is over, or goes on without what was sent ahead."""
+        if incoming:
+            self._readers.pop(transfer, None)
+            return
+        task = self._tasks.pop(transfer, None)
+        if task is not None:
+            task.cancel()
+        self._close(transfer)
+
+    def _close(self, transfer: TransferId) -> None:
+        writer = self._writers.pop(transfer, None)
+        if writer is not None:
+            writer.close()
