@@ -21,10 +21,10 @@ from typing import Any
 
 from . import plain
 from .auto import _AutoPickler, _DeepAutoPickler, notice_registrations
-from .base import BufferKind, Snapshot, pack_head, parse_head
+from .base import Snapshot, parse_head
 from .errors import LoadFailed
 from .explain import explain_load
-from .sink import PROTOCOL, Sink, assemble
+from .sink import PROTOCOL, Sink
 
 ATTRIBUTES_MAX = 1000
 """A state of more attributes is one pickle: it is a table rather than an object."""
@@ -126,20 +126,14 @@ def _encode_apart(root: object) -> tuple[Snapshot, dict[str, int]]:
     pickler = _RootPickler(sink)
     frame, state = _taken_apart(root)
     pickler.root, pickler.frame = root, frame
-    body: list[bytes | bytearray | memoryview] = []
-    found: list[tuple[memoryview, BufferKind]] = []
     sizes: dict[str, int] = {}
+    before = 0
     for name, value in [(OTHERS, _APART), (OTHERS, root), *_values(root, frame, state)]:
         pickler.dump(value)
-        pieces, buffers = assemble(sink.chunks, sink.buffers)
-        size = sum(map(len, pieces)) + sum(view.nbytes for view, _ in buffers)
-        sizes[name] = sizes.get(name, 0) + size
-        body += pieces
-        found += buffers
-        # NB: last, since what was assembled may be that very list.
-        sink.chunks.clear()
-        sink.buffers.clear()
-    return _snapshot(b"".join(body), found, pickler.code_by_value), sizes
+        written = sink.settle()
+        sizes[name] = sizes.get(name, 0) + written - before
+        before = written
+    return sink.snapshot(code_by_value=pickler.code_by_value), sizes
 
 
 def _encode_together(root: object) -> tuple[Snapshot, dict[str, int]]:
@@ -148,20 +142,8 @@ def _encode_together(root: object) -> tuple[Snapshot, dict[str, int]]:
     frame, state = _taken_apart(root)
     pickler.root, pickler.frame = root, frame
     pickler.dump((_TOGETHER, root, *(value for _, value in _values(root, frame, state))))
-    snapshot = _snapshot(sink.body, sink.found, pickler.code_by_value)
+    snapshot = sink.snapshot(code_by_value=pickler.code_by_value)
     return snapshot, {OTHERS: snapshot.size_bytes}
-
-
-def _snapshot(
-    body: bytes, found: list[tuple[memoryview, BufferKind]], code_by_value: bool
-) -> Snapshot:
-    head = pack_head(
-        code_by_value=code_by_value,
-        body=body,
-        buffer_sizes_bytes=[view.nbytes for view, _ in found],
-        kinds=bytes(kind for _, kind in found),
-    )
-    return Snapshot(head, body, tuple(view for view, _ in found))
 
 
 def decode(snapshot: Snapshot, install: Install | None = None) -> object:

@@ -38,10 +38,11 @@ from .by_value import (
 )
 from .deep import DeepPickler
 from .errors import CheckReport
-from .objects import object_reducer
+from .objects import is_ordinary, is_still_ordinary, object_reducer, ordinary_reducer
 from .resources import (
     REDUCERS,
     Places,
+    Reducer,
     module_attribute,
     on_register,
     reduce_by_place,
@@ -75,6 +76,9 @@ class _Decider:
     # By type, for types that cannot be imported, as `_plain_types` and `_actions` for all others.
     plain_types: Set[type] = frozenset()
     actions: Mapping[type, _Action] = types.MappingProxyType({})
+    quick: Mapping[type, Reducer] = types.MappingProxyType({})
+    """Reducers of classes that pickle does nothing special with, as this stream has found. The next
+    one may find such a class changed."""
 
     def remember_plain(self, kind: type) -> None:
         """Leave instances of `kind` to pickle in this stream."""
@@ -98,10 +102,19 @@ class _Decider:
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        reducer = self.quick.get(kind)
+        if reducer is not None:
+            return reducer(obj)
         if kind in _plain_types or kind in self.plain_types:
             return NotImplemented
         action = _actions.get(kind) or self.actions.get(kind) or _decide(kind, self)
         return action(obj, self)
+
+    def remember_quick(self, kind: type, reducer: Reducer) -> None:
+        """Reduce instances of `kind` by `reducer`, asked before anything else, in this stream."""
+        if not isinstance(self.quick, dict):
+            self.quick = {}
+        self.quick[kind] = reducer
 
 
 class _AutoPickler(_Decider, pickle.Pickler):
@@ -181,6 +194,8 @@ def _choose(kind: type) -> _Action:
         return lambda obj, pickler: reduce_by_place(obj, pickler.places)
     own = object_reducer(kind)
     reducer = singleton_reducer(kind, own) or own
+    if is_ordinary(kind):
+        return _ordinary_action(reducer or ordinary_reducer(kind))
     return _as_pickle_does if reducer is None else _without_pickler(reducer)
 
 
@@ -209,6 +224,17 @@ _CARRIES_CODE = (types.CodeType,)
 
 def _as_pickle_does(obj: Any, pickler: _Decider) -> Reduced:
     return NotImplemented
+
+
+def _ordinary_action(reducer: Reducer) -> _Action:
+    def action(obj: Any, pickler: _Decider) -> Reduced:
+        kind = type(obj)
+        if not is_still_ordinary(kind):
+            return _choose(kind)(obj, pickler)
+        pickler.remember_quick(kind, reducer)
+        return reducer(obj)
+
+    return action
 
 
 def _function_action(obj: Any, pickler: _Decider) -> Reduced:
@@ -381,7 +407,7 @@ def dumps(obj: object) -> bytes:
     sink, code_by_value = _write(obj)
     if code_by_value or sink.found:
         return sink.snapshot(code_by_value=code_by_value).to_bytes()
-    return b"".join((plain_head(*sink.pieces), *sink.pieces))
+    return sink.plain_string()
 
 
 def loads(data: bytes | bytearray | memoryview) -> object:

@@ -39,11 +39,11 @@ class _Copying:
     """A file for Python's framer, which gives views of a buffer that they must not outlive."""
 
     def __init__(self, sink: Sink) -> None:
-        self._chunks = sink.chunks
+        self._sink = sink
 
     def write(self, data: bytes | memoryview) -> None:
         """Take a frame, or its head."""
-        self._chunks.append(bytes(data))
+        self._sink.write(bytes(data))
 
 
 class DeepPickler(_PythonPickler):  # type: ignore[misc]
@@ -54,7 +54,7 @@ class DeepPickler(_PythonPickler):  # type: ignore[misc]
         super().__init__(_Copying(sink), PROTOCOL)
 
     def dump(self, obj: Any) -> None:
-        """Write `obj`, and all that it refers to, and assemble the sink.
+        """Write `obj`, and all that it refers to.
 
         Raises:
             NotSerializable: It nests deeper than `LEVELS_MAX`; or as a reducer says.
@@ -65,7 +65,6 @@ class DeepPickler(_PythonPickler):  # type: ignore[misc]
         self.save(obj)
         self.write(pickle.STOP)
         self.framer.end_framing()
-        self._sink.pieces = self._sink.chunks
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         """Write one object and what it refers to; the stack is this call's own."""

@@ -17,6 +17,7 @@ import decimal
 import enum
 import fractions
 import inspect
+import operator
 import struct
 import types
 from collections.abc import Callable
@@ -129,6 +130,61 @@ def object_reducer(kind: type) -> Reducer | None:
     return _hazard_of(kind, above, own_state)
 
 
+def is_ordinary(kind: type) -> bool:
+    """Tell whether pickle reduces instances of a class to their class and their `__dict__` alone.
+
+    Then that can be said sooner than pickle finds out. It is so while `is_still_ordinary`.
+    """
+    return (
+        kind.__flags__ & _HEAP_TYPE != 0
+        and is_still_ordinary(kind)
+        and not issubclass(kind, type | list | dict)
+        and kind.__dictoffset__ != 0
+        and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
+        and not _has_fields_in_c(kind)
+        and all(
+            isinstance(vars(cls)["__dict__"], types.GetSetDescriptorType)
+            for cls in kind.__mro__
+            if "__dict__" in vars(cls)
+        )
+    )
+
+
+_ways_of: Callable[[type], tuple[Any, ...]] = operator.attrgetter(
+    "__reduce_ex__", "__reduce__", "__getstate__", "__getattribute__"
+)
+_WAYS_OF_OBJECT = _ways_of(object)
+
+
+def is_still_ordinary(kind: type) -> bool:
+    """Tell whether a class that was ordinary has been given no way of its own since."""
+    return (
+        _ways_of(kind) == _WAYS_OF_OBJECT
+        and not hasattr(kind, "__getattr__")
+        and not hasattr(kind, "__getnewargs__")
+        and not hasattr(kind, "__getnewargs_ex__")
+    )
+
+
+def ordinary_reducer(kind: type) -> Reducer:
+    """A reducer for instances of an ordinary class, which says what pickle would find out.
+
+    Source: `reduce_newobj` in CPython's Objects/typeobject.c. Measured: it takes half the time.
+    """
+    arguments = (kind,)
+
+    def reduce(obj: Any) -> Reduced:
+        attributes = obj.__dict__
+        if "__reduce_ex__" in attributes or "__getstate__" in attributes:
+            return NotImplemented  # Pickle would take these from the instance itself.
+        return _new_object, arguments, attributes or None
+
+    return reduce
+
+
+_new_object: Any = copyreg.__newobj__  # type: ignore[attr-defined]
+
+
 def _hazard_of(kind: type, above: tuple[type, ...], own_state: bool) -> Reducer | None:
     """What a subclass of object overrides that pickle would stumble over."""
     if _overrides(above, "__new__") and not _takes_nothing(kind):
@@ -141,8 +197,7 @@ def _hazard_of(kind: type, above: tuple[type, ...], own_state: bool) -> Reducer 
         return _reduce_raw
     hashed = next(cls for cls in kind.__mro__ if "__hash__" in vars(cls))
     if hashed.__flags__ & _HEAP_TYPE and isinstance(kind.__hash__, types.FunctionType):
-        slotted = any(vars(cls).get("__slots__") for cls in above)
-        return _reduce_hashed if slotted else _reduce_hashed_quickly
+        return _hashed_reducer(kind) if is_ordinary(kind) else _reduce_hashed
     return None
 
 
@@ -348,12 +403,21 @@ def _is_leaf(value: Any, depth: int = 0) -> bool:
     )
 
 
-def _reduce_hashed_quickly(obj: Any) -> Reduced:
-    """The same for a class without slots; most instances hold nothing but plain values."""
-    attributes = object.__getattribute__(obj, "__dict__")
-    if _LEAVES.issuperset(map(type, attributes.values())):
-        return NotImplemented
-    return _reduce_hashed(obj)
+def _hashed_reducer(kind: type) -> Reducer:
+    """The same for an ordinary class; most instances hold nothing but plain values."""
+    arguments = (kind,)
+
+    def reduce(obj: Any) -> Reduced:
+        # NB: this is `ordinary_reducer` over again, since one more call is felt.
+        attributes = obj.__dict__
+        for value in attributes.values():
+            if type(value) not in _LEAVES:
+                return _reduce_hashed(obj)
+        if "__reduce_ex__" in attributes or "__getstate__" in attributes:
+            return NotImplemented
+        return _new_object, arguments, attributes or None
+
+    return reduce
 
 
 def _reduce_hashed(obj: Any) -> Reduced:
@@ -410,4 +474,4 @@ def _make_member(cls: Any, name: str) -> enum.Enum:
     return found
 
 
-__all__ = ["object_reducer"]
+__all__ = ["is_ordinary", "is_still_ordinary", "object_reducer", "ordinary_reducer"]

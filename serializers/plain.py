@@ -173,7 +173,7 @@ Deep = TypeVar("Deep", bound=DeepPickler)
 def write(
     obj: object, quick: Callable[[Sink], Quick], deep: Callable[[Sink], Deep]
 ) -> tuple[Sink, Quick | Deep]:
-    """Pickle `obj` into an assembled sink, by the C pickler unless it nests too deep for that.
+    """Pickle `obj` into a sink, by the C pickler unless it nests too deep for that.
 
     Returns:
         The sink, and the pickler that was used.
@@ -188,7 +188,6 @@ def write(
             # What a dump allocates is no garbage before it ends, so looking for some is in vain.
             with collector_off():
                 pickler.dump(obj)
-            sink.assemble()
             return sink, pickler
     except MemoryError:
         raise

@@ -42,7 +42,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from . import auto, plain
-from .base import BufferKind, Snapshot, pack_head, parse_head
+from .base import BufferKind, Snapshot, parse_head
 from .dirty import DirtyTracker, Region
 from .errors import LoadFailed
 from .fingerprints import forget_classes
@@ -307,7 +307,6 @@ class StreamWriter:
         )
         auto.notice_registrations()
         pickler.dump(self._obj)
-        sink.assemble()
         return sink, pickler
 
     def last(self) -> list[Piece]:
@@ -357,14 +356,8 @@ class StreamWriter:
         return pieces + self._with_buffers(snapshot.head, snapshot.body, found)
 
     def _rest(self, sink: Sink, code_by_value: bool) -> list[Piece]:
-        body = sink.body
-        head = pack_head(
-            code_by_value=code_by_value,
-            body=body,
-            buffer_sizes_bytes=[view.nbytes for view, _ in sink.found],
-            kinds=bytes(kind for _, kind in sink.found),
-        )
-        return self._with_buffers(head, body, sink.found)
+        snapshot = sink.snapshot(code_by_value=code_by_value)
+        return self._with_buffers(snapshot.head, snapshot.body, sink.found)
 
     def _with_buffers(
         self, head: bytes, body: Piece, found: Sequence[tuple[memoryview, BufferKind]]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import serializers
-from tests.bench.capture_classes import Order, Server
+from tests.bench.capture_classes import Fill, Order, Server
 
 
 def small_dicts() -> Any:
@@ -30,6 +30,10 @@ def small_dicts() -> Any:
 
 def orders() -> Any:
     return [Order(n, f"order {n}", n / 7, True) for n in range(100_000)]
+
+
+def fills() -> Any:
+    return [Fill(n, f"order {n}", n / 7, True) for n in range(100_000)]
 
 
 def frame() -> Any:
@@ -91,6 +95,7 @@ def main(arguments: list[str]) -> int:
         ("dict of 1e6 ints", lambda: dict.fromkeys(range(1_000_000), 1), 1.1),
         ("1e5 small dicts", small_dicts, 1.1),
         ("1e5 dataclasses", orders, 1.1),
+        ("1e5 frozen dataclasses", fills, 1.1),
         ("data frame of 64 MB", frame, None),
     ]
     for name, make, limit in cases:

@@ -13,6 +13,14 @@ class Order:
     open: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    number: int
+    name: str
+    price: float
+    open: bool
+
+
 class Server:
     """A state of about 1 KiB."""
 

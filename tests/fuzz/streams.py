@@ -24,14 +24,13 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import serializers
-from serializers.base import HEAD_SIZE_BYTES, parse_head
+from serializers.base import HEAD_SIZE_BYTES, hash_of, parse_head
 from tests.fuzz.mutate import damaged
 from tests.serializers.test_round_trips import Record, Slotted
 
@@ -68,9 +67,9 @@ def resealed(data: bytes) -> bytes:
     except serializers.LoadFailed:
         return data
     start = head.size_bytes
-    check = zlib.crc32(data[start : start + head.body_size_bytes], head.begun)
-    at = HEAD_SIZE_BYTES - 4
-    return data[:at] + check.to_bytes(4, "little") + data[at + 4 :]
+    check = hash_of(data[start : start + head.body_size_bytes], head.begun)
+    at = HEAD_SIZE_BYTES - 8
+    return data[:at] + check.to_bytes(8, "little") + data[at + 8 :]
 
 
 def changed(run: int, seed: int, known: list[bytes], *, reseal: bool) -> bytes:

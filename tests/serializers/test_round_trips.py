@@ -198,3 +198,65 @@ def test_several_threads_may_dump_and_load_at_once() -> None:
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert all(copy == value for copy in pool.map(trip, range(12)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    number: int
+    text: str
+
+
+class Base:
+    shared = 1
+
+    def __init__(self) -> None:
+        self.one = self.two = ["x"]
+
+
+class Derived(Base):
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Derived and vars(self) == vars(other)
+
+
+def test_what_is_said_in_pickles_stead_is_what_pickle_says() -> None:
+    states: list[Any] = [Record(1, "a", Record(2, "b")), Fill(1, "a"), Base(), Derived(), Empty()]
+    states.append([states[:], Base(), Empty()])
+    for state in states:
+        body = bytes(serializers.encode(state).body)
+        assert body == pickle.dumps(state, 5)
+
+
+class Empty:
+    pass
+
+
+def test_a_class_that_is_given_a_way_of_its_own_goes_it_from_then_on() -> None:
+    reduced = (Changing, (), {"way": "state"})
+    for name, way in (
+        ("__getstate__", lambda self: {"way": "state"}),
+        ("__reduce__", lambda self: reduced),
+        ("__reduce_ex__", lambda self, protocol: reduced),
+    ):
+        assert vars(there_and_back(Changing())) == {"way": "own"}
+        setattr(Changing, name, way)
+        try:
+            assert vars(there_and_back(Changing())) == {"way": "state"}, name
+        finally:
+            delattr(Changing, name)
+    assert vars(there_and_back(Changing())) == {"way": "own"}
+
+
+class Changing:
+    def __init__(self) -> None:
+        self.way = "own"
+
+
+def test_an_instance_may_have_its_own_way() -> None:
+    odd = Empty()
+    vars(odd)["__reduce_ex__"] = lambda protocol: (str, ("a string",))
+
+    assert there_and_back(odd) == "a string"
+
+
+def there_and_back(obj: Any) -> Any:
+    return serializers.loads(serializers.dumps(obj))
