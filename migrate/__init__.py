@@ -117,6 +117,7 @@ from migrate.errors import (  # noqa: E402
     StandbyError,
     TargetRefused,
     UsageError,
+    WorkerLost,
 )
 from migrate.options import LEAST_LOADED, NodeOptions, SpawnOptions  # noqa: E402
 from migrate.ref import Ref  # noqa: E402
@@ -175,6 +176,7 @@ __all__ = [
     "StandbyError",
     "TargetRefused",
     "UsageError",
+    "WorkerLost",
     "blocking",
     "call",
     "check",

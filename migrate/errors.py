@@ -43,6 +43,7 @@ __all__ = [
     "StandbyError",
     "TargetRefused",
     "UsageError",
+    "WorkerLost",
 ]
 
 
@@ -198,6 +199,13 @@ class ServerNotFound(CallError, LookupError):
 
 class ServerLost(CallError):
     """The server's owner died with no standby and no journal to take over."""
+
+
+class WorkerLost(CallError):
+    """The worker process of a `blocking(process=True)` method ended before it had answered.
+
+    The server goes on, with its state as it was; what the method did outside may be done.
+    """
 
 
 class RolledBack(CallError):

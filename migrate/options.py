@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -187,6 +188,10 @@ class NodeOptions:
 
     blocking_threads_max: int = _option(32, 1, 4096)
     """Worker threads of one node for `@migrate.blocking` handlers; more wait in line."""
+
+    blocking_processes_max: int = _option(os.cpu_count() or 1, 1, 4096)
+    """Worker processes of one node for `@migrate.blocking(process=True)` handlers; more wait in
+    line. One for each core, since what needs a process of its own keeps one busy."""
 
     # Membership.
 

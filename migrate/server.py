@@ -169,6 +169,7 @@ class _Marks:
     is_call: bool = False
     is_blocking: bool = False
     every_s: float | None = None
+    in_process: bool = False
 
 
 class Handler(Generic[P, R_co]):
@@ -292,34 +293,42 @@ def blocking(method: Callable[Concatenate[Any, P], R], /) -> PlainHandler[P, R]:
 @overload
 def blocking(*, process: bool = False) -> _Blocking: ...
 def blocking(method: Any = None, /, *, process: bool = False) -> Any:
-    """Run a method in a worker thread, so that the node's loop goes on.
+    """Run a method in a worker thread or process, so that the node's loop goes on.
 
-    The server still handles one message at a time.
+    The server still handles one message at a time, and a move or stop waits for the method as
+    for every other. A caller that is cancelled or times out ends its own waiting only: the method
+    runs to its end, and its result is dropped. When the node closes, or the server turns out to be
+    owned elsewhere, a thread cannot be stopped and its result is dropped; a process is killed.
+
+    In a process the method is a function of its arguments. The object stays in the node, so
+    `self` there has the class's methods and constants, and refuses to read or change the object's
+    attributes. Arguments and result are pickled. A worker that dies (`kill -9`, out of memory, a
+    crash) ends the call in `WorkerLost`, whose outcome is unknown, and the server goes on.
 
     Args:
         method: A method declared with `def`; it may block.
-        process: Must be False: a worker process cannot hold the server's object.
+        process: Run it in a worker process, which has a GIL of its own.
 
     Returns:
         A descriptor; called on an instance, the method runs where it is called.
 
     Raises:
-        UsageError: As for `call`; or the method is `async def`, which must not
-            block; or `process=True`, which is not supported.
+        UsageError: As for `call`; or the method is `async def`, which must not block.
     """
-    if process:
-        raise UsageError(
-            "@migrate.blocking(process=True) is not supported: use @migrate.blocking, which runs "
-            "the method in a worker thread, and a ProcessPoolExecutor in it if it holds the GIL"
-        )
+    if not isinstance(process, bool):
+        raise UsageError(f"@migrate.blocking(process=...) takes True or False, not {process!r}")
     if method is None:
-        return blocking
+        return functools.partial(_blocking, in_process=process)
+    return _blocking(method, in_process=process)
+
+
+def _blocking(method: Any, /, *, in_process: bool) -> Handler[..., Any]:
     if inspect.iscoroutinefunction(_plain(method)):
         raise UsageError(
             f"@migrate.blocking needs a method declared with def; {_name_of(method)} is async def, "
             "which runs on the loop. Drop `async`, or await asyncio.to_thread(...) inside it"
         )
-    return _marked("blocking", method, is_blocking=True)
+    return _marked("blocking", method, is_blocking=True, in_process=in_process)
 
 
 class _Every(Protocol):
@@ -509,7 +518,8 @@ class MethodSpec:
         func: The plain function; call it as `func(instance, *args, **kwargs)`.
         is_async: Declared `async def`. Another one may still return an awaitable,
             which is to be awaited as well.
-        is_blocking: To be run in a worker thread.
+        is_blocking: To be run in a worker thread, or process.
+        in_process: In a worker process, without the object.
         is_public: Answers calls from outside.
     """
 
@@ -517,6 +527,7 @@ class MethodSpec:
     func: Callable[..., Any]
     is_async: bool
     is_blocking: bool
+    in_process: bool
     is_public: bool
 
 
@@ -651,6 +662,7 @@ def _read_class(cls: type, options: _Options, *, is_declared: bool) -> ServerSpe
             func=entry.func,
             is_async=inspect.iscoroutinefunction(entry.func),
             is_blocking=entry.marks.is_blocking,
+            in_process=entry.marks.in_process,
             is_public=not name.startswith("_") and (entry.marks.is_call or not has_calls),
         )
         if not name.startswith("_"):
@@ -704,7 +716,7 @@ class _Found:
         if every_s is None:
             every_s = next((m.every_s for m in inherited if m.every_s is not None), None)
         is_call = own.is_call or any(marks.is_call for marks in inherited)
-        return cls(func, _Marks(is_call, own.is_blocking, every_s))
+        return cls(func, _Marks(is_call, own.is_blocking, every_s, own.in_process))
 
 
 # -------------------------------------------------------------------- checking

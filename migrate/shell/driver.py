@@ -240,7 +240,7 @@ class Driver:
         self._default_ms = (
             0 if options.call_timeout_s is None else int(options.call_timeout_s * 1000)
         )
-        self.host = Host(self, options.blocking_threads_max, options.hold_warn_ms / 1000)
+        self.host = Host(self, options)
         self.precopy = Precopy(self)
         # `Port.run`, bound once: it is on the per-message path.
         self.run = self.host.run

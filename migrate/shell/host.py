@@ -1,8 +1,9 @@
 """Runs handlers and hooks of the servers on this node, one message at a time each.
 
 A plain `def` handler runs at once, on the stack of whoever delivered the message. An `async def`
-handler gets a task of its own. A `@blocking` one runs in a worker thread. Tasks that a handler
-starts are counted, because a server with one of them running is at no quiescent point.
+handler gets a task of its own. A `@blocking` one runs in a worker thread, or in a worker process
+without the object. Tasks that a handler starts are counted, because a server with one of them
+running is at no quiescent point.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from migrate.core.delivery import Entry
 from migrate.core.ids import node_name
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import ERROR, OK
-from migrate.errors import AuthError, Outcome, UsageError
+from migrate.errors import AuthError
 from migrate.ref import current_runtime
 from migrate.shell import wire
 from migrate.shell.scope import Scope, current_scope
-from serializers.errors import SerializerError
+from migrate.shell.workers import Job, Result, Workers
 
 if TYPE_CHECKING:
+    from migrate.options import NodeOptions
     from migrate.ref import RefObject
     from migrate.server import ServerSpec
     from migrate.shell.driver import Driver
@@ -39,8 +41,12 @@ log: Final = logging.getLogger("migrate")
 PLAIN_DEF: Final = 0
 ASYNC: Final = 1
 BLOCKING: Final = 2
+PROCESS: Final = 4
 NEVER_WAITS: Final = 3
 """An `async def` without an `await` in it: over in its first step, so it needs no task."""
+
+WARN_AGAIN_S: Final = 60.0
+"""A method that holds the loop again and again is named once in this time."""
 
 NO_ARGS: Final[tuple[tuple[Any, ...], dict[str, Any]]] = ((), {})
 
@@ -117,19 +123,18 @@ class Hosted:
             check_open(self.spec.cls_name, open_methods(self.spec), inner, self.ref._server_id)
             found = self.handlers[name] = self.handler(inner)
             return found
-        method = self.spec.methods.get(name)
+        method = self.spec.methods.get(name) or next(
+            (timer.method for timer in self.spec.timers if timer.name == name), None
+        )
         if method is None:
-            timers = {timer.name for timer in self.spec.timers}
-            if name not in timers:
-                known = ", ".join(sorted(self.spec.methods))
-                raise AttributeError(
-                    f"{self.spec.cls_name} has no method {name!r} that can be called; "
-                    f"it has: {known}"
-                )
-            function = getattr(self.obj, name)
-            kind = ASYNC if inspect.iscoroutinefunction(function) else PLAIN_DEF
+            known = ", ".join(sorted(self.spec.methods))
+            raise AttributeError(
+                f"{self.spec.cls_name} has no method {name!r} that can be called; it has: {known}"
+            )
+        function = getattr(self.obj, name)
+        if method.in_process:
+            kind = PROCESS
         else:
-            function = getattr(self.obj, name)
             kind = BLOCKING if method.is_blocking else ASYNC if method.is_async else PLAIN_DEF
         if kind == ASYNC and not EAGERLY and _never_waits(function):
             kind = NEVER_WAITS
@@ -140,12 +145,17 @@ class Hosted:
 class Host:
     """All hosted servers of one node."""
 
-    def __init__(self, driver: Driver, threads_max: int, warn_s: float) -> None:
+    def __init__(self, driver: Driver, options: NodeOptions) -> None:
         self.driver = driver
-        self._warn_s = warn_s
+        self._warn_s = options.hold_warn_ms / 1000
+        # When each method was last named, and how often it held the loop unnamed since.
+        self._warned: dict[tuple[str, str], tuple[float, int]] = {}
         self.turn_until_s = inf  # when the loop needs a turn, while frames or mailboxes are emptied
         self.loop = driver.loop
-        self.threads = ThreadPoolExecutor(threads_max, thread_name_prefix="migrate-blocking")
+        self.threads = ThreadPoolExecutor(
+            options.blocking_threads_max, thread_name_prefix="migrate-blocking"
+        )
+        self.workers = Workers(options.blocking_processes_max)
         self._tasks: set[asyncio.Task[Any]] = set()  # hooks
         self._factory: Any = None
 
@@ -196,6 +206,7 @@ class Host:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await self.workers.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     # -- handlers
@@ -209,7 +220,7 @@ class Host:
         try:
             kind, function = host.handlers.get(entry.method) or host.handler(entry.method)
             args: Any = entry.args
-            if args is None:
+            if args is None and kind != PROCESS:
                 args = wire.unpack(entry.payload, self.driver) if entry.payload else NO_ARGS
             if kind == PLAIN_DEF or kind == NEVER_WAITS:
                 begun = monotonic()
@@ -231,8 +242,10 @@ class Host:
                 work = _forward(value)
             elif kind == ASYNC:
                 work = function(*args[0], **args[1])
-            else:
+            elif kind == BLOCKING:
                 work = self._in_thread(scope, function, args)
+            else:
+                work = self._in_process(scope, entry)
         except Exception as error:
             return self._failed(entry, error)
         except (SystemExit, asyncio.CancelledError) as error:
@@ -242,13 +255,22 @@ class Host:
         return self._start(scope, entry, work)
 
     def _warn(self, inc: Incarnation, entry: Entry, took_s: float) -> None:
+        method = entry.method.removeprefix(OUTSIDE)
+        key = (inc.row.cls, method)
+        now = monotonic()
+        named, unnamed = self._warned.get(key, (-inf, 0))
+        if now - named < WARN_AGAIN_S:
+            self._warned[key] = (named, unnamed + 1)
+            return
+        self._warned[key] = (now, 0)
         log.warning(
-            "%s.%s held the loop of node %s for %.0f ms; everything on it waited. Let it await "
+            "%s.%s held the loop of node %s for %.0f ms%s; everything on it waited. Let it await "
             "in between (`async def`), or make it `@migrate.blocking`",
             inc.row.cls,
-            entry.method,
+            method,
             node_name(self.driver.node),
             took_s * 1000,
+            f", and {unnamed} times more since this was last said" if unnamed else "",
         )
 
     def _failed(self, entry: Entry, error: BaseException) -> tuple[int, bytes | None, object]:
@@ -281,22 +303,24 @@ class Host:
 
     async def _finish(self, run: Run) -> None:
         entry = run.entry
-        status, value = OK, None
+        status, payload, value = OK, None, None
         try:
             value = await run.work
+            if type(value) is Result:
+                status, payload = value.status, value.payload
         except Exception as error:
             status, _, value = self._failed(entry, error)
         except (SystemExit, asyncio.CancelledError) as error:
             status, _, value = self._failed(entry, error)
         if run.starting:
-            run.result = (status, None, value)
+            run.result = (status, payload, value)
             return
         driver, scope = self.driver, run.scope
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
         scope.host.running.discard(run.task)
         peers = driver.peers
         peers.gathering = True
-        driver.core.finish(scope.inc, entry, status, None, value, driver.now_ms())
+        driver.core.finish(scope.inc, entry, status, payload, value, driver.now_ms())
         peers.gathering = False
 
     def _in_thread(
@@ -306,6 +330,20 @@ class Host:
         context.run(current_runtime.set, scope)
         future = self.threads.submit(context.run, function, *args[0], **args[1])
         return asyncio.wrap_future(future, loop=self.loop)
+
+    async def _in_process(self, scope: Scope, entry: Entry) -> Result:
+        host = scope.host
+        job = Job(
+            cls=host.spec.cls,
+            method=entry.method.removeprefix(OUTSIDE),
+            state=list(getattr(host.obj, "__dict__", ())),
+            payload=entry.payload if entry.args is None else None,
+            args=entry.args,
+            current=scope.current(),
+            server=host.ref._server_id,
+            result_bytes_max=self.driver.options.message_bytes_max,
+        )
+        return await self.workers.run(job)
 
     # -- hooks
 
@@ -338,18 +376,7 @@ class Host:
 
     def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
         """See `Port.pack_result`."""
-        if status == OK:
-            try:
-                payload = wire.pack_value(value)
-                limit = self.driver.options.message_bytes_max
-                if len(payload) <= limit:
-                    return OK, payload
-                size = f"it takes {len(payload)} bytes, and message_bytes_max is {limit}"
-                value = _unpackable_result(ValueError(size))
-            except (SerializerError, Exception) as error:
-                value = _unpackable_result(error)
-        assert isinstance(value, BaseException)
-        return ERROR, wire.pack_error(value)
+        return wire.pack_result(status, value, self.driver.options.message_bytes_max)
 
 
 def open_methods(spec: ServerSpec) -> tuple[str, ...]:
@@ -374,14 +401,6 @@ def check_open(cls_name: str, names: tuple[str, ...], name: str, server: str) ->
             f"{', '.join(names) or 'none'}",
             server=server,
         )
-
-
-def _unpackable_result(error: BaseException) -> UsageError:
-    return UsageError(
-        f"the handler ran, but its result cannot travel: {error}",
-        cause=str(error),
-        outcome=Outcome.DONE,
-    )
 
 
 def _never_waits(function: Callable[..., Any]) -> bool:

@@ -47,6 +47,7 @@ CODES: Final[Mapping[type[MigrateError], grpc.StatusCode]] = {
     errors.ServerNotFound: Code.NOT_FOUND,
     errors.ServerLost: Code.DATA_LOSS,
     errors.RolledBack: Code.DATA_LOSS,
+    errors.WorkerLost: Code.UNKNOWN,
     errors.HandlerFailed: Code.UNKNOWN,
     errors.MoveError: Code.FAILED_PRECONDITION,
     errors.NotPicklable: Code.FAILED_PRECONDITION,

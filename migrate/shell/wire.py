@@ -21,7 +21,7 @@ from msgspec import structs
 import serializers
 from migrate.core.directory import Row
 from migrate.core.incarnation import StateRecord
-from migrate.core.messages import Chunk, Message
+from migrate.core.messages import ERROR, OK, Chunk, Message
 from migrate.core.messages import Final as FinalMessage
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
@@ -171,6 +171,29 @@ def pack_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     if is_plain(args, kwargs):
         return pickle.dumps((args, kwargs), 5)
     return serializers.dumps((args, kwargs))
+
+
+def pack_result(status: int, value: object, bytes_max: int) -> tuple[int, bytes]:
+    """A handler's status and result as bytes; one that cannot travel becomes the error of that."""
+    if status == OK:
+        try:
+            payload = pack_value(value)
+            if len(payload) <= bytes_max:
+                return OK, payload
+            size = f"it takes {len(payload)} bytes, and message_bytes_max is {bytes_max}"
+            value = _unpackable_result(ValueError(size))
+        except (SerializerError, Exception) as error:
+            value = _unpackable_result(error)
+    assert isinstance(value, BaseException)
+    return ERROR, pack_error(value)
+
+
+def _unpackable_result(error: BaseException) -> UsageError:
+    return UsageError(
+        f"the handler ran, but its result cannot travel: {error}",
+        cause=str(error),
+        outcome=Outcome.DONE,
+    )
 
 
 def unpack(payload: bytes | memoryview, runtime: Runtime) -> Any:

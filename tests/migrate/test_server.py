@@ -228,11 +228,6 @@ def test_a_timer_that_needs_arguments_is_refused_by_their_names():
             return None
 
 
-def test_a_worker_process_is_refused_with_what_to_use():
-    with pytest.raises(UsageError, match=r"process=True.*worker thread"):
-        migrate.blocking(process=True)
-
-
 def test_a_blocking_coroutine_function_is_refused():
     with pytest.raises(UsageError, match="async def"):
 

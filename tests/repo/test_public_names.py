@@ -23,7 +23,7 @@ CheckReport CheckpointInfo Current Event MoveReport NodeInfo ServerInfo
 AuthError CallCycle CallError CallTimeout CheckpointError Fenced HandlerFailed InternalError
 MailboxFull MigrateError MoveError MoveInDoubt MoveRolledBack NameTaken NodeNotFound NotPicklable
 Outcome PeerError ReplayDiverged ResultForgotten RolledBack ServerLost ServerNotFound StandbyError
-TargetRefused UsageError
+TargetRefused UsageError WorkerLost
 """.split()
 
 
