@@ -44,6 +44,7 @@ from migrate.shell.pending import Pending
 from migrate.verbs import Verbs, implements
 from rpc import auth
 from rpc.errors import RpcError
+from rpc.frames import Gathered
 from rpc.handshake import PeerInfo
 from rpc.links import LinkOptions, Links
 from serializers.errors import SerializerError
@@ -211,7 +212,7 @@ class Peer(abc.ABC):
         """See `LinkHandler`."""
         log.debug("%s: link with %s down: %s", self._name, peer.name, cause)
 
-    def received(self, peer_id: str, data: bytes | bytearray | memoryview) -> None:
+    def received(self, peer_id: str, data: bytes | bytearray | memoryview | Gathered) -> None:
         """See `LinkHandler`."""
         try:
             messages = wire.decode_messages(data)

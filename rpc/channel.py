@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Final, TypeAlias
+
+from rpc.errors import FrameError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+DESCRIPTORS_MAX: Final = 64
+"""Descriptors that are sent at once; the kernel takes 253."""
 
 
 class Channel(ABC):
@@ -70,6 +75,31 @@ class Channel(ABC):
             if not handle(frame):
                 return True
         return False
+
+    @property
+    def shares(self) -> bool:
+        """Whether descriptors of shared memory can be sent to the other end."""
+        return False
+
+    def give(self, token: int, descriptors: Sequence[int]) -> bool:
+        """Send descriptors, ahead of the frame that names their token; they stay open here.
+
+        Args:
+            token: A number that no others of this end have.
+            descriptors: 1 to `DESCRIPTORS_MAX`.
+
+        Returns:
+            Whether they left; if not, there is no room, or nobody to take them.
+        """
+        return False
+
+    def take(self, token: int) -> list[int]:
+        """Take the descriptors that came under a token, in order; the caller closes them.
+
+        Raises:
+            FrameError: None came.
+        """
+        raise FrameError(f"{self.address} sent no descriptors under the token {token}")
 
     @abstractmethod
     async def finish(self) -> None:

@@ -84,8 +84,24 @@ CHALLENGE: Final = 8
 PROOF: Final = 9
 WELCOME: Final = 10
 REFUSAL: Final = 11
+SHARED: Final = 12
+"""A whole message, the large parts of which are in shared memory: see `rpc.shared_memory`."""
 
-_CONTROL_BYTES_MAX: Final = {PING: 0, PONG: 0, GOODBYE: 1, WELCOME: 0, PROOF: 1024}
+TAKEN: Final = 13
+"""How many bytes of messages in shared memory the sender of this has taken so far (8 bytes)."""
+
+SHARED_BYTES_MAX: Final = 128 * 1024
+"""Limit of what describes a message in shared memory."""
+
+_PAYLOAD_BYTES_MAX: Final = {
+    PING: 0,
+    PONG: 0,
+    GOODBYE: 1,
+    WELCOME: 0,
+    PROOF: 1024,
+    SHARED: SHARED_BYTES_MAX,
+    TAKEN: 8,
+}
 _HANDSHAKE: Final = frozenset({HELLO, CHALLENGE, REFUSAL})
 
 
@@ -204,12 +220,18 @@ class Gathered:
         self.parts[:] = [memoryview(bytes(part)) for part in self.parts]
 
 
+class _Shared(bytes):
+    """In a lane: what describes a message in shared memory."""
+
+    __slots__ = ()
+
+
 class Received(NamedTuple):
     """One thing that a frame brought.
 
     Attributes:
-        kind: DATA for a whole message, else the control word's kind.
-        data: The message, or the control word's payload.
+        kind: DATA or SHARED for a whole message, else the control word's kind.
+        data: The message, what describes it, or the control word's payload.
     """
 
     kind: int
@@ -308,6 +330,16 @@ class Outbox:
         (self._bulk if bulk else self._ordinary).queue.append(item)
         self.queued_bytes += size
 
+    @property
+    def shared_bytes_max(self) -> int:
+        """Limit of what describes a message in shared memory: it is never cut."""
+        return min(SHARED_BYTES_MAX, self._lane_bytes_max - _RECORD.size)
+
+    def push_shared(self, data: bytes, bulk: bool) -> None:
+        """Queue what describes a message in shared memory, at most `shared_bytes_max`."""
+        (self._bulk if bulk else self._ordinary).queue.append(_Shared(data))
+        self.queued_bytes += len(data)
+
     def push_control(self, kind: int, payload: bytes = b"") -> None:
         """Queue a control word; it leaves in the next frame, once, before messages.
 
@@ -330,7 +362,7 @@ class Outbox:
             # The commonest frame, one small message, takes the shortest way.
             data = queue[0]
             size = len(data)
-            if size <= 4096 and not isinstance(data, Gathered):
+            if size <= 4096 and type(data) is bytes:
                 queue.popleft()
                 self.queued_bytes -= size
                 self._sequence = sequence + 1
@@ -368,7 +400,7 @@ class Outbox:
             size = len(data)
             offset = lane.offset
             if not offset and size + _RECORD.size <= budget:
-                parts.append(_RECORD.pack(DATA, size))
+                parts.append(_RECORD.pack(SHARED if type(data) is _Shared else DATA, size))
                 if isinstance(data, Gathered):
                     parts += data.slices(0, size)
                 else:
@@ -502,7 +534,7 @@ class Inbox:
                 if message is not None:
                     received.append(Received(DATA, message))
             else:
-                limit = _CONTROL_BYTES_MAX.get(kind)
+                limit = _PAYLOAD_BYTES_MAX.get(kind)
                 if limit is None or length > limit:
                     raise FrameError(f"a record of kind {kind} with {length} bytes")
                 received.append(Received(kind, view[at:end].tobytes()))

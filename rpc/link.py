@@ -13,9 +13,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from rpc import frames
+from rpc import frames, shared_memory
 from rpc.channel import Buffer, Channel
-from rpc.errors import FrameError, RpcError
+from rpc.errors import ChannelBroken, FrameError, RpcError
 from rpc.handshake import PeerInfo
 
 
@@ -38,6 +38,7 @@ class LinkOptions:
         redial_max_s: Longest wait in seconds before dialling again.
         handshakes_max: Connections that may be unproven at one time.
         links_max: Links at one time.
+        share_memory: Whether large messages go by shared memory on such a socket.
         same_host: Whether processes of one host and user use a Unix-domain
             socket where they find one; otherwise gRPC, as between hosts.
     """
@@ -53,6 +54,7 @@ class LinkOptions:
     redial_max_s: float = 2.0
     handshakes_max: int = 128
     links_max: int = 4096
+    share_memory: bool = True
     same_host: bool = True
 
 
@@ -69,8 +71,13 @@ class LinkHandler(Protocol):
     def link_down(self, peer: PeerInfo, cause: str) -> None:
         """The link has ended; exactly once for each `link_up`, and nothing after it."""
 
-    def received(self, peer_id: str, data: bytes | bytearray | memoryview) -> None:
-        """A whole message has arrived; `data` is the receiver's to keep."""
+    def received(
+        self, peer_id: str, data: bytes | bytearray | memoryview | frames.Gathered
+    ) -> None:
+        """A whole message has arrived; `data` is the receiver's to keep.
+
+        It is in the parts that the sender gave if those came by shared memory.
+        """
 
     def dial_failed(self, address: str, expected_id: str | None, error: RpcError) -> None:
         """Dialling has stopped for a reason that trying again does not mend."""
@@ -115,8 +122,12 @@ class Link:
         "_options",
         "_outbox",
         "_pumping",
+        "_shared_bytes",
         "_silent_ticks",
+        "_taken_bytes",
         "_timer",
+        "_tokens",
+        "_untaken_bytes",
         "_write",
         "_write_waits_for",
         "_written",
@@ -163,6 +174,11 @@ class Link:
         self._heard = True
         self._silent_ticks = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._tokens = 0
+        # Of messages in shared memory: sent; sent and not yet taken there; taken here.
+        self._shared_bytes = 0
+        self._untaken_bytes = 0
+        self._taken_bytes = 0
 
     def start(self) -> None:
         self._pumping = True
@@ -171,13 +187,44 @@ class Link:
 
     def send(self, data: frames.Data | frames.Gathered, bulk: bool) -> bool:
         outbox = self._outbox
-        if self._finishing or outbox.queued_bytes > self._options.queue_bytes_max:
+        if (
+            self._finishing
+            or outbox.queued_bytes + self._untaken_bytes > self._options.queue_bytes_max
+        ):
             return False
-        outbox.push(data, bulk)
+        if len(data) < shared_memory.SHARED_BYTES_MIN or not self._share(data, bulk):
+            outbox.push(data, bulk)
         if not self._pumping and self._write is None:
             # An idle link sends at once; what follows in the same turn goes
             # together in the next frame, since this write ends in a later one.
             self._pump()
+        return True
+
+    @property
+    def shares(self) -> bool:
+        """Whether large messages go by shared memory."""
+        return self._options.share_memory and self._channel.shares
+
+    def _share(self, data: frames.Data | frames.Gathered, bulk: bool) -> bool:
+        """Send a large message by shared memory; returns whether it went that way."""
+        if not self.shares or len(data) > self._options.message_bytes_max:
+            return False
+        parts = data.parts if isinstance(data, frames.Gathered) else [memoryview(data).cast("B")]
+        self._tokens += 1
+        try:
+            table = shared_memory.lay_out(parts, self._tokens)
+        except OSError:
+            return False
+        if (
+            table is None
+            or not table.sealed
+            or len(table.data) > self._outbox.shared_bytes_max
+            or not self._channel.give(self._tokens, [each.descriptor for each in table.sealed])
+        ):
+            return False
+        self._outbox.push_shared(table.data, bulk)
+        self._shared_bytes += len(data)
+        self._untaken_bytes += len(data)
         return True
 
     def push(self) -> None:
@@ -187,7 +234,7 @@ class Link:
 
     @property
     def queued_bytes(self) -> int:
-        return self._outbox.queued_bytes
+        return self._outbox.queued_bytes + self._untaken_bytes
 
     def _control(self, kind: int, payload: bytes = b"") -> None:
         self._outbox.push_control(kind, payload)
@@ -286,15 +333,18 @@ class Link:
         # before the next read is begun, which would cost an answer some 20 us.
         self._pumping = True
         for kind, data in items:
-            if kind == frames.DATA:
+            if kind == frames.DATA or kind == frames.SHARED:
                 if self.down:
                     continue
+                message = data if kind == frames.DATA else self._collect(data)
                 try:
-                    received(peer_id, data)
+                    received(peer_id, message)
                 except Exception as error:
                     self._links.report(error, "received")
             elif kind == frames.PING:
                 self._control(frames.PONG)
+            elif kind == frames.TAKEN:
+                self._take_note(data)
             elif kind == frames.GOODBYE:
                 self.goodbye = bytes(data) or CLOSING
                 reason = "hung up" if self.goodbye == HANG_UP else "closed"
@@ -304,6 +354,28 @@ class Link:
         self._pumping = False
         if self._outbox or self._finishing:
             self._pump()
+
+    def _collect(self, table: frames.Data) -> frames.Data | frames.Gathered:
+        try:
+            parts = shared_memory.collect(
+                table, self._channel.take, self._options.message_bytes_max
+            )
+        except OSError as error:
+            # The sender repeats what matters, and by then there may be room.
+            raise ChannelBroken(
+                f"no room for a message in shared memory: {error.strerror}",
+                address=self._channel.address,
+            ) from error
+        self._taken_bytes += sum(map(len, parts))
+        self._control(frames.TAKEN, self._taken_bytes.to_bytes(8, "little"))
+        return parts[0] if len(parts) == 1 else frames.Gathered(parts)
+
+    def _take_note(self, data: frames.Data) -> None:
+        """The other side took messages out of shared memory: all of them, up to a number of bytes.
+
+        What it says counts from the link's beginning, so that of two the later is enough.
+        """
+        self._untaken_bytes = max(0, self._shared_bytes - int.from_bytes(data, "little"))
 
     def _tick(self) -> None:
         # Ticks are counted rather than seconds: a pause of this very process

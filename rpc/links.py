@@ -350,6 +350,11 @@ class Links:
         link = self._up.get(peer_id)
         return None if link is None else link.channel_kind
 
+    def shares(self, peer_id: str) -> bool:
+        """Tell whether large messages reach a peer by shared memory."""
+        link = self._up.get(peer_id)
+        return link is not None and link.shares
+
     def peer(self, peer_id: str) -> PeerInfo | None:
         """Tell what a peer said of itself; None without a link."""
         link = self._up.get(peer_id)

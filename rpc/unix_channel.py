@@ -11,12 +11,18 @@ A frame is its length, four bytes little-endian, and its bytes. A length of
 zero says that the sender has finished; a connection that ends without it broke.
 
 The sockets are watched by the loop itself. A transport of asyncio's would add
-two calls to each frame in either direction, and could not pass descriptors.
+two calls to each frame in either direction.
+
+Descriptors of shared memory go over a socket of their own, so that frames need
+no look for them: with its first frame the dialling end passes one end of a
+pair, which an older release's acceptor drops. A descriptor is sent before the
+frame that names it, so it is there when that frame is read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -26,7 +32,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from rpc.channel import Accept, Buffer, Channel, Listener, Transport
+from rpc.channel import DESCRIPTORS_MAX, Accept, Buffer, Channel, Listener, Transport
 from rpc.errors import ChannelBroken, FrameError, ListenFailed, RpcError, Unreachable
 
 SCHEME: Final = "unix:"
@@ -48,6 +54,11 @@ _FRAMES_MAX: Final = 4
 _PARTS_MAX: Final = 64
 """More parts are joined; the kernel takes 1,024 at most."""
 
+_WAITING_MAX: Final = 1024
+"""Tokens whose descriptors may have come before the frames that name them."""
+
+_TOKEN: Final = struct.Struct("<Q")
+_DESCRIPTOR_BYTES: Final = struct.calcsize("i")
 _BACKLOG: Final = 128
 _ACCEPT_AGAIN_S: Final = 0.5
 """Wait before connections are taken again when there were no descriptors left."""
@@ -64,18 +75,41 @@ def _peer(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """What came with some bytes besides them."""
+    return [
+        number
+        for level, kind, data in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for (number,) in struct.iter_unpack("i", data[: len(data) // 4 * 4])
+    ]
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 class UnixChannel(Channel):
     """One end of a connection."""
 
     kind = "unix"
 
-    def __init__(self, sock: socket.socket, address: str, frame_bytes_max: int) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: str,
+        frame_bytes_max: int,
+        dialled_here: bool | None = None,
+    ) -> None:
         """Take over a connected socket; a loop runs.
 
         Args:
             sock: Closed by the channel.
             address: The other end, for messages to people.
             frame_bytes_max: A longer frame breaks the connection.
+            dialled_here: Whether this end passes the socket for descriptors, or
+                gets it; None: there is none.
         """
         self.address = address
         self._sock = sock
@@ -95,6 +129,16 @@ class UnixChannel(Channel):
         self._handle: Callable[[Buffer], bool] | None = None
         self._reader: asyncio.Future[bool] | None = None
         self._writer: asyncio.Future[None] | None = None
+        # For descriptors: ours, and the other end's until the first frame takes it along.
+        self._side: socket.socket | None = None
+        self._side_there: socket.socket | None = None
+        self._taken: dict[int, list[int]] = {}
+        if dialled_here:
+            with contextlib.suppress(OSError):
+                self._side, self._side_there = socket.socketpair(
+                    socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+                )
+        self._read_first = dialled_here is False
         sock.setblocking(False)
         self._watch()
 
@@ -103,12 +147,42 @@ class UnixChannel(Channel):
     def _watch(self) -> None:
         if not self._watching and not self._closed and self._error is None:
             self._watching = True
-            self._loop.add_reader(self._sock, self._readable)
+            readable = self._first_readable if self._read_first else self._readable
+            self._loop.add_reader(self._sock, readable)
 
     def _unwatch(self) -> None:
         if self._watching:
             self._watching = False
             self._loop.remove_reader(self._sock)
+
+    def _first_readable(self) -> None:
+        """Read what comes first, and with it the socket for descriptors."""
+        size = socket.CMSG_SPACE(_DESCRIPTOR_BYTES)
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, size, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._break(self._broken(error.strerror or type(error).__name__))
+            return
+        for descriptor in _descriptors(ancillary):
+            self._keep_side(descriptor)
+        self._read_first = False
+        self._unwatch()
+        self._watch()
+        self._got(data)
+
+    def _keep_side(self, descriptor: int) -> None:
+        try:
+            side = socket.socket(fileno=descriptor)
+        except OSError:  # It is no socket.
+            os.close(descriptor)
+            return
+        if self._side is None and side.family == socket.AF_UNIX:
+            side.setblocking(False)
+            self._side = side
+        else:
+            side.close()
 
     def _readable(self) -> None:
         try:
@@ -121,6 +195,9 @@ class UnixChannel(Channel):
         except OSError as error:
             self._break(self._broken(error.strerror or type(error).__name__))
             return
+        self._got(data)
+
+    def _got(self, data: bytes) -> None:
         if not data:
             self._break(self._broken("the other end is gone"))
             return
@@ -260,7 +337,10 @@ class UnixChannel(Channel):
     async def _send(self, parts: list[Buffer], left: int) -> None:
         while True:
             try:
-                count = self._sock.sendmsg(parts)
+                if self._side_there is None:
+                    count = self._sock.sendmsg(parts)
+                else:
+                    count = self._send_first(self._side_there, parts)
             except (BlockingIOError, InterruptedError):
                 count = 0
             except OSError as error:
@@ -277,6 +357,60 @@ class UnixChannel(Channel):
             # the MAC in the first part is that of the present bytes.
             parts = [b"".join(parts)]
             await self._writable()
+
+    def _send_first(self, side: socket.socket, parts: list[Buffer]) -> int:
+        """Send what comes first, and with it the other end of the socket for descriptors."""
+        data = struct.pack("i", side.fileno())
+        count = self._sock.sendmsg(parts, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)])
+        side.close()
+        self._side_there = None
+        return count
+
+    # ---- descriptors
+
+    @property
+    def shares(self) -> bool:
+        """See `Channel.shares`."""
+        return self._side is not None and self._side_there is None
+
+    def give(self, token: int, descriptors: Sequence[int]) -> bool:
+        """See `Channel.give`."""
+        if self._side is None:
+            return False
+        rights = struct.pack(f"{len(descriptors)}i", *descriptors)
+        try:
+            self._side.sendmsg(
+                [_TOKEN.pack(token)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            )
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
+                # The other end has none of it.
+                self._side.close()
+                self._side = None
+            return False
+        return True
+
+    def take(self, token: int) -> list[int]:
+        """See `Channel.take`."""
+        size = socket.CMSG_SPACE(DESCRIPTORS_MAX * _DESCRIPTOR_BYTES)
+        while token not in self._taken and self._side is not None:
+            try:
+                data, ancillary, _, _ = self._side.recvmsg(
+                    _TOKEN.size + 1, size, socket.MSG_CMSG_CLOEXEC
+                )
+            except OSError:
+                break
+            found = _descriptors(ancillary)
+            number = _TOKEN.unpack(data)[0] if len(data) == _TOKEN.size else None
+            if number is None or number in self._taken or len(self._taken) >= _WAITING_MAX:
+                _close_all(found)
+                break
+            self._taken[number] = found
+        if token in self._taken:
+            return self._taken.pop(token)
+        return super().take(token)
 
     async def _writable(self) -> None:
         self._writer = self._loop.create_future()
@@ -314,6 +448,13 @@ class UnixChannel(Channel):
             self._loop.remove_writer(self._sock)
         self._closed = True
         self._sock.close()
+        for side in (self._side, self._side_there):
+            if side is not None:
+                side.close()
+        self._side = self._side_there = None
+        for descriptors in self._taken.values():
+            _close_all(descriptors)
+        self._taken.clear()
 
     async def close(self) -> None:
         """See `Channel.close`; what was written before stays readable there."""
@@ -358,7 +499,8 @@ class _UnixListener(Listener):
         if uid != os.geteuid():
             sock.close()
             return
-        channel = UnixChannel(sock, f"{SCHEME}process {pid}", self._frame_bytes_max)
+        address = f"{SCHEME}process {pid}"
+        channel = UnixChannel(sock, address, self._frame_bytes_max, dialled_here=False)
         task = self._loop.create_task(self._serve(channel))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -432,4 +574,4 @@ class UnixTransport(Transport):
         if uid != os.geteuid():
             sock.close()
             raise Unreachable(f"{address} was taken by user {uid}", address=address)
-        return UnixChannel(sock, address, self._frame_bytes_max)
+        return UnixChannel(sock, address, self._frame_bytes_max, dialled_here=True)

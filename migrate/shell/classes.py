@@ -141,12 +141,18 @@ def gather(record: bytes, pieces: Sequence[bytes | memoryview]) -> Gathered:
     return Gathered([len(record).to_bytes(_HEAD_BYTES, "big"), record, *pieces])
 
 
-def split(state: bytes | memoryview) -> tuple[memoryview, memoryview]:
-    """The two parts that `join` joined.
+def split(state: bytes | memoryview | Gathered) -> tuple[memoryview, memoryview | Snapshot]:
+    """The two parts that `join` joined, or `gather` gathered; the object in parts in that case.
 
     Raises:
         PeerError: It is something else.
+        LoadFailed: It is something else.
     """
+    if isinstance(state, Gathered):
+        # Size, record, head, body, then each buffer after its padding.
+        if len(state.parts) < 4:
+            raise PeerError("the state stream is cut off")
+        return state.parts[1], Snapshot.from_parts([*state.parts[2:4], *state.parts[5::2]])
     view = memoryview(state)
     size = int.from_bytes(view[:_HEAD_BYTES], "big")
     if len(view) < _HEAD_BYTES + size:

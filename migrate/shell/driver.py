@@ -924,7 +924,8 @@ class Driver:
         else:
             state = classes.gather(head, pieces)
             if watch is not None:
-                watch.state = state
+                # In this thread, as it may be large.
+                watch.state = state = self.peers.ready(watch.target, state)
         if len(state) > STATE_BYTES_MAX:
             raise UsageError(
                 f"the state has {len(state)} bytes; up to {STATE_BYTES_MAX} can be moved"
@@ -1067,7 +1068,7 @@ class Driver:
         if action.ahead:
             obj, size = self.precopy.load(transfer, body)
             return obj, record, size
-        obj = wire.unpack(body, self)
+        obj = wire.unpack_state(body, self)
         if isinstance(obj, classes.Apart | classes.Bare):
             target = self.core.moves_in.get(transfer)
             from_version = target.prepare.version if target is not None else 0

@@ -20,6 +20,7 @@ from migrate.core.ids import NodeId, node_name
 from migrate.core.messages import Chunk, Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
 from migrate.shell import wire
+from rpc import shared_memory
 from rpc.errors import MessageTooLarge
 from rpc.frames import Gathered
 
@@ -160,12 +161,22 @@ class Peers:
                 if self.final_half_sent is not None and isinstance(message, FinalMessage):
                     self._watch_half(node, len(data) // 2, self.final_half_sent)
             elif isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES:
-                self._put(node, wire.encode_messages([message]), bulk=True)
+                if self.links.shares(node):
+                    self._put(node, wire.encode_with_payload(message), bulk=True)
+                else:
+                    self._put(node, wire.encode_messages([message]), bulk=True)
             else:
                 small.append(message)
         for start in range(0, len(small), FRAME_MESSAGES_MAX):
             part = small[start : start + FRAME_MESSAGES_MAX]
             self._put(node, wire.encode_messages(part))
+
+    def ready(self, node: NodeId, state: Gathered) -> Gathered:
+        """A state that is going to leave, in memory that need not be copied again; in any thread.
+
+        Where the link shares memory, what is not in such memory yet is copied there.
+        """
+        return shared_memory.settled(state) if self.links.shares(node) else state
 
     def _with_state(self, node: NodeId, message: FinalMessage | Chunk) -> bytes | Gathered:
         state: object = message.state

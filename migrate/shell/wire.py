@@ -9,10 +9,13 @@ bare pickles (protocol 5, which begin with 0x80), everything else is what `seria
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import pickle
 import struct
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any, Final, cast
 
 import msgspec
@@ -21,11 +24,13 @@ from msgspec import structs
 import serializers
 from migrate.core.directory import Row
 from migrate.core.incarnation import StateRecord
-from migrate.core.messages import ERROR, OK, Chunk, Message
+from migrate.core.messages import ERROR, OK, Chunk, Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
+from rpc import shared_memory
 from rpc.frames import Gathered
+from serializers import Snapshot
 from serializers.errors import SerializerError
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -44,12 +49,14 @@ encode_row = _encoder.encode
 encode_state = _encoder.encode
 
 
-def decode_messages(data: bytes | bytearray | memoryview) -> list[Message]:
+def decode_messages(data: bytes | bytearray | memoryview | Gathered) -> list[Message]:
     """Messages of one frame, in order.
 
     Raises:
         PeerError: The bytes are not messages of this release.
     """
+    if isinstance(data, Gathered):
+        return _decode_parts(data)
     if len(data) and data[0] == _MARK:
         return _decode_final(data)
     try:
@@ -98,6 +105,27 @@ def _decode_final(data: bytes | bytearray | memoryview) -> list[Message]:
         raise PeerError("a frame has a state, and no message for it")
     # A view of what was received, so that what it holds is not copied either.
     messages[0].state = cast(bytes, view[at:])
+    return messages
+
+
+def encode_with_payload(message: Envelope | Reply) -> Gathered:
+    """The bytes of a message in two parts, the second of which is its payload, uncopied.
+
+    For links that hand over what came in the parts that were sent.
+    """
+    return Gathered([_encoder.encode([structs.replace(message, payload=b"")]), message.payload])
+
+
+def _decode_parts(data: Gathered) -> list[Message]:
+    head, *rest = data.parts
+    messages = decode_messages(head)
+    message = messages[0] if len(messages) == 1 else None
+    if isinstance(message, FinalMessage):
+        message.state = cast(bytes, Gathered(rest))
+    elif isinstance(message, Envelope | Reply) and len(rest) == 1:
+        message.payload = cast(bytes, rest[0])
+    else:
+        raise PeerError("a frame has parts, and no message for them")
     return messages
 
 
@@ -158,7 +186,10 @@ def pack_value(value: object) -> bytes:
     if value is None:
         return b""
     if type(value) in PLAIN:
-        return pickle.dumps(value, 5)
+        payload = pickle.dumps(value, 5)
+        return payload if len(payload) < SHARED_BYTES_MIN else _pack_large(value)
+    if _looks_large((value,)):
+        return _pack_large(value)
     return serializers.dumps(value)
 
 
@@ -169,8 +200,46 @@ def pack_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         SerializerError: Something in them cannot travel.
     """
     if is_plain(args, kwargs):
-        return pickle.dumps((args, kwargs), 5)
+        payload = pickle.dumps((args, kwargs), 5)
+        return payload if len(payload) < SHARED_BYTES_MIN else _pack_large((args, kwargs))
+    if _looks_large(args) or (kwargs and _looks_large(kwargs.values())):
+        return _pack_large((args, kwargs))
     return serializers.dumps((args, kwargs))
+
+
+SHARED_BYTES_MIN: Final = shared_memory.KEPT_BYTES_MIN
+"""Payloads from this size on are written into shared memory as they are packed."""
+_LOOKED_AT_MAX: Final = 100
+
+
+def _looks_large(values: Iterable[Any], deeper: int = 2) -> bool:
+    """Whether some value, or one in a container, says itself that it is large: a guess, no more."""
+    for value in itertools.islice(values, _LOOKED_AT_MAX):
+        kind = type(value)
+        size: object = 0
+        if kind is bytes or kind is bytearray:
+            size = len(value)
+        elif kind is list or kind is tuple or kind is dict:
+            inner = value.values() if kind is dict else value
+            if deeper and _looks_large(inner, deeper - 1):
+                return True
+        elif hasattr(kind, "nbytes"):
+            # An array's; whatever else has it may raise what it likes.
+            with contextlib.suppress(Exception):
+                size = value.nbytes
+        if type(size) is int and size >= SHARED_BYTES_MIN:
+            return True
+    return False
+
+
+def _pack_large(value: object) -> bytes:
+    """As `serializers.dumps`; written straight into shared memory if that can be had.
+
+    Then it is a read-only view of that memory, which is bytes to all who handle it.
+    """
+    pieces = serializers.encode(value).pieces()
+    view = shared_memory.put(pieces)
+    return b"".join(pieces) if view is None else cast(bytes, view)
 
 
 def pack_result(status: int, value: object, bytes_max: int) -> tuple[int, bytes]:
@@ -210,6 +279,17 @@ def unpack(payload: bytes | memoryview, runtime: Runtime) -> Any:
     token = loading_runtime.set(runtime)
     try:
         return serializers.loads(payload)
+    finally:
+        loading_runtime.reset(token)
+
+
+def unpack_state(state: memoryview | Snapshot, runtime: Runtime) -> Any:
+    """As `unpack`, of a server's object that may have come in parts."""
+    if not isinstance(state, Snapshot):
+        return unpack(state, runtime)
+    token = loading_runtime.set(runtime)
+    try:
+        return serializers.decode(state)
     finally:
         loading_runtime.reset(token)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from typing import Any
 
@@ -92,22 +93,24 @@ class Holder:
         self.array.resize(self.array.size + 1)
         return self.array.size
 
-    def shares_what_arrived(self) -> bool:
+    def memory_it_arrived_in(self) -> str:
         owner = self.array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
-        return isinstance(owner.base, memoryview) and isinstance(owner.base.obj, bytearray)
+        assert isinstance(owner.base, memoryview)
+        return "shared" if isinstance(owner.base.obj, mmap.mmap) else type(owner.base.obj).__name__
 
 
+@pytest.mark.parametrize(("same_host", "memory"), [(True, "shared"), (False, "bytearray")])
 @pytest.mark.usefixtures("cluster_secret")
-def test_an_array_arrives_in_the_memory_that_the_link_received_it_in():
+def test_an_array_arrives_in_the_memory_that_the_link_received_it_in(same_host: bool, memory: str):
     async def body() -> None:
-        async with nodes("a", "b") as (a, _):
+        async with nodes("a", "b", options=QUICK.replace(same_host=same_host)) as (a, _):
             ref = await a.spawn(Holder)
             assert await ref.add() == 1.0
             report = await a.migrate(ref, to="b")
             assert report.bytes_sent > 4 << 20
-            assert await ref.shares_what_arrived()
+            assert await ref.memory_it_arrived_in() == memory
             assert await ref.add() == 2.0
             await a.migrate(ref, to="a")
             assert await ref.add() == 3.0
@@ -138,7 +141,8 @@ IN_ONE_PIECE = QUICK.replace(move_step_timeout_s=0.3, precopy_bytes_min=1 << 60)
 @pytest.mark.usefixtures("cluster_secret")
 def test_a_state_in_parts_that_is_still_queued_at_a_roll_back_does_not_hold_its_memory():
     async def body() -> None:
-        async with nodes("a", "b", options=IN_ONE_PIECE) as (a, b):
+        options = IN_ONE_PIECE.replace(same_host=False)
+        async with nodes("a", "b", options=options) as (a, b):
             ref = await a.spawn(Holder, 64)
             await ref.add()
             # The target reads nothing for a while, so that most of the state stays queued.

@@ -71,8 +71,11 @@ class Recorder:
     def link_down(self, peer: PeerInfo, cause: str) -> None:
         self._add("down", peer.id, cause)
 
-    def received(self, peer_id: str, data: bytes | bytearray | memoryview) -> None:
-        self._add("received", peer_id, bytes(data))
+    def received(
+        self, peer_id: str, data: bytes | bytearray | memoryview | frames.Gathered
+    ) -> None:
+        whole = data.joined() if isinstance(data, frames.Gathered) else bytes(data)
+        self._add("received", peer_id, whole)
 
     def dial_failed(self, address: str, expected_id: str | None, error: RpcError) -> None:
         self._add("dial_failed", address, expected_id, error)
