@@ -134,7 +134,7 @@ _SETTLE_S: Final = 0.2
 """Bound of the wait for a cancelled call to be over; it takes some 100 us."""
 
 
-def _calls_under_way() -> list[asyncio.Task[Any]]:
+def calls_under_way() -> list[asyncio.Task[Any]]:
     """Find the tasks in which grpc.aio waits for calls to be over.
 
     A call that is cancelled counts as done at once, while its operations in
@@ -294,7 +294,7 @@ class _DialledChannel(Channel):
         self._call.cancel()
 
     async def close(self) -> None:
-        pending = [] if self._over else _calls_under_way()
+        pending = [] if self._over else calls_under_way()
         self.abort()
         await self._channel.close()
         if pending:

@@ -6,6 +6,7 @@
 | `memory://NAME` | shared by name within the process, while open |
 | `sqlite:///run/cluster.db` | a file relative to the working directory; all nodes of one host |
 | `sqlite:////var/lib/cluster.db` | the same with an absolute path; a plain path does as well |
+| `etcd://h1:2379,h2:2379/prefix` | an etcd v3 cluster; nodes of many hosts. See `etcd` |
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from migrate.shell.directories.base import (
     Put,
     Txn,
 )
+from migrate.shell.directories.etcd import EtcdDirectory
 from migrate.shell.directories.memory import MemoryDirectory
 from migrate.shell.directories.sqlite import SqliteDirectory
 
@@ -38,6 +40,7 @@ __all__ = [
     "DirectoryError",
     "DirectoryUnavailable",
     "Entry",
+    "EtcdDirectory",
     "LeaseGone",
     "MemoryDirectory",
     "OutcomeUnknown",
@@ -47,7 +50,10 @@ __all__ = [
     "open_directory",
 ]
 
-_KNOWN = "memory://, memory://NAME, sqlite:///relative/path.db, sqlite:////absolute/path.db"
+_KNOWN = (
+    "memory://, memory://NAME, sqlite:///relative/path.db, sqlite:////absolute/path.db, "
+    "etcd://HOST:PORT,.../PREFIX"
+)
 
 
 def open_directory(url: str | os.PathLike[str] | Directory | None = None) -> Directory:
@@ -59,7 +65,7 @@ def open_directory(url: str | os.PathLike[str] | Directory | None = None) -> Dir
             is resolved here, against the working directory.
 
     Raises:
-        ValueError: The scheme is unknown, or the URL lacks its path.
+        ValueError: The scheme is unknown, or the URL lacks its path or is malformed.
     """
     if url is None:
         return MemoryDirectory()
@@ -82,8 +88,10 @@ def open_directory(url: str | os.PathLike[str] | Directory | None = None) -> Dir
                 )
             return SqliteDirectory(rest[1:])
         case "etcd":
-            raise ValueError(
-                f"{text!r}: the etcd home comes with a later release; known now are {_KNOWN}"
-            )
+            try:
+                return EtcdDirectory.from_url(text)
+            except (OSError, ValueError) as error:
+                # NB: not the URL itself, which may hold a password.
+                raise ValueError(f"the URL of an etcd directory is wrong: {error}") from error
         case _:
             raise ValueError(f"{text!r} has an unknown scheme; known are a path and {_KNOWN}")

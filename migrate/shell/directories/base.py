@@ -36,10 +36,12 @@ TXN_OPERATIONS_MAX = 128
 Source: etcd's default `--max-txn-ops`, so that what works in one home works in all of them.
 """
 
-TXN_BYTES_MAX = 1_500_000
+TXN_BYTES_MAX = 1_250_000
 """Most key and value bytes in one transaction.
 
-Source: etcd's default `--max-request-bytes` is 1.5 MiB; the rest is room for its framing.
+Source: etcd's default `--max-request-bytes` is 1.5 MiB; the rest is room for its framing, and for
+the keys that are compared or read, which travel twice: for the case that the compares hold, and
+for the other.
 """
 
 REVISION_MAX = (1 << 43) - 1
@@ -285,7 +287,8 @@ class Directory(ABC):
 
         Args:
             ttl_s: Seconds without `keepalive` after which it runs out, counted from when the
-                directory handles the request; above 0, at most `LEASE_TTL_S_MAX`.
+                directory handles the request; above 0, at most `LEASE_TTL_S_MAX`. A home may
+                have a coarser clock and round it up.
 
         Returns:
             Its number, never used before in this directory.
@@ -300,7 +303,11 @@ class Directory(ABC):
 
     @abstractmethod
     async def revoke(self, lease: int) -> None:
-        """End a lease now and delete its keys, in one revision. One that is gone is no error."""
+        """End a lease now and delete its keys, in one revision. One that is gone is no error.
+
+        Raises:
+            OutcomeUnknown: It may have ended, or may yet.
+        """
 
     async def __aenter__(self) -> Self:
         await self.start()
