@@ -643,7 +643,8 @@ class EtcdDirectory(Directory):
             with contextlib.suppress(DirectoryError, _Refused):
                 for lease in leases:
                     request = pb.LeaseTimeToLiveRequest(id=lease)
-                    if (await self._ask(_TIME_TO_LIVE, request, _Once.READ)).ttl_s <= 0:
+                    # NB: 0 is a lease with less than a second to live.
+                    if (await self._ask(_TIME_TO_LIVE, request, _Once.READ)).ttl_s < 0:
                         return lease
         return leases[0]
 
