@@ -61,9 +61,10 @@ class Client(Peer):
         name: str | None = None,
         options: NodeOptions | None = None,
         secret_file: str | os.PathLike[str] | None = None,
+        tls: str | os.PathLike[str] | None = None,
         timeout_s: float = CONNECT_S,
     ) -> None:
-        super().__init__("client", name, options, secret_file)
+        super().__init__("client", name, options, secret_file, tls)
         self._entry_address = address
         self._timeout_s = timeout_s
         self._nodes: dict[NodeId, NodeRow] = {}
@@ -71,7 +72,7 @@ class Client(Peer):
 
     async def __aenter__(self) -> Self:
         me = PeerInfo(self._id, self._name, "client", "", os.getpid(), features=wire.FEATURES)
-        links = self._open(_AskedRows(self), me, self._link_options())
+        links = self._open(_AskedRows(self), me, self._link_options(), self._entry_address)
         try:
             peer = await links.connect(self._entry_address, self._timeout_s)
             self._entry = peer.id
@@ -195,6 +196,7 @@ def connect(
     name: str | None = None,
     options: NodeOptions | None = None,
     secret_file: str | os.PathLike[str] | None = None,
+    tls: str | os.PathLike[str] | None = None,
     timeout_s: float = CONNECT_S,
 ) -> Client:
     """Make a client of the cluster that a node belongs to; use it with `async with`.
@@ -204,13 +206,17 @@ def connect(
         name: For people; None makes one up.
         options: Tunables; only those about calls matter to a client.
         secret_file: The cluster secret; None: the user's own.
+        tls: Folder with certificates; None: what LIVEMIGRATE_TLS_DIR names; or, for an address
+            beyond loopback, `tls` beside the cluster secret.
         timeout_s: Seconds until the first link must be up.
 
     Raises:
         AuthError: On entering: the secret is another one, or cannot be read.
         MigrateError: On entering: no node answered there.
     """
-    return Client(address, name=name, options=options, secret_file=secret_file, timeout_s=timeout_s)
+    return Client(
+        address, name=name, options=options, secret_file=secret_file, tls=tls, timeout_s=timeout_s
+    )
 
 
 async def _awaited(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -386,12 +392,18 @@ def connect_sync(
     name: str | None = None,
     options: NodeOptions | None = None,
     secret_file: str | os.PathLike[str] | None = None,
+    tls: str | os.PathLike[str] | None = None,
     timeout_s: float = CONNECT_S,
 ) -> SyncClient:
     """The blocking twin of `connect`; use it with `with`. See `connect` for the arguments."""
     return SyncClient(
         lambda: connect(
-            address, name=name, options=options, secret_file=secret_file, timeout_s=timeout_s
+            address,
+            name=name,
+            options=options,
+            secret_file=secret_file,
+            tls=tls,
+            timeout_s=timeout_s,
         )
     )
 

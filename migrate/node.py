@@ -49,6 +49,7 @@ from migrate.shell.host import Hosted, open_methods
 from migrate.shell.load import INTERVAL_S, Meter
 from migrate.shell.membership import Membership, NodeRow, describe
 from rpc.errors import RpcError
+from rpc.grpc_channel import split_address
 from rpc.handshake import PeerInfo
 
 if TYPE_CHECKING:
@@ -68,14 +69,20 @@ class Node(Peer):
     Args:
         name: Unique among living nodes; None makes one up.
         listen: host:port for links; port 0 for any. Loopback only without TLS.
-        directory: Who owns what: `sqlite:///path` shared by the nodes of a host, or
-            `memory://NAME` by those of a process; None: one of its own.
+        directory: Who owns what: `etcd://host:port,.../prefix` shared by the nodes of many hosts,
+            `sqlite:///path` by those of one, `memory://NAME` by those of a process; None: one of
+            its own.
         options: Tunables and limits.
         secret_file: The cluster secret; None: the user's own, made if it is not there.
         spawnable: Classes that may be spawned from outside, through the public gRPC API: as
             such, or as "module:Class". Its own callers and other nodes may spawn any.
         token_file: The token of the public gRPC API; None: beside the cluster secret, made if
             it is not there.
+        tls: Folder with certificates, as `migrate certs init` makes it; all connections over TCP
+            then use them, in both directions. None: what LIVEMIGRATE_TLS_DIR names; or, when it
+            listens beyond loopback, `tls` beside the cluster secret.
+        advertise: host:port under which others reach it, where that is not the address it listens
+            on; port 0 stands for the one it listens on.
 
     Closing it stops the servers that it still owns (`on_stop` runs); drain it first to keep
     them. Leaving the context waits for that.
@@ -91,15 +98,23 @@ class Node(Peer):
         secret_file: str | os.PathLike[str] | None = None,
         spawnable: Sequence[str | type] = (),
         token_file: str | os.PathLike[str] | None = None,
+        tls: str | os.PathLike[str] | None = None,
+        advertise: str | None = None,
     ) -> None:
-        super().__init__("node", name, options, secret_file)
+        super().__init__("node", name, options, secret_file, tls)
         self._gateway = Gateway(self, spawnable, token_file, self._secret_file)
         try:
             self._directory = open_directory(directory)
         except ValueError as error:
             raise UsageError(str(error), cause=str(error)) from error
+        if advertise is not None:
+            try:
+                split_address(advertise)
+            except ValueError as error:
+                raise UsageError(f"advertise: {error}", cause=str(error)) from error
         self._own_directory = not isinstance(directory, Directory)
         self._listen = listen
+        self._advertise = advertise or ""
         self._address = ""
         self._membership: Membership
         self._meter = Meter()
@@ -148,11 +163,17 @@ class Node(Peer):
                 outcome=Outcome.NOT_DONE,
             ) from error
         me = PeerInfo(self._id, self._name, "node", "", os.getpid(), features=wire.FEATURES)
-        links = self._open(DirectoryRows(self._directory), me, self._link_options())
+        links = self._open(DirectoryRows(self._directory), me, self._link_options(), self._listen)
         self._driver.on_stopped(self._finish_stop)
         self._driver.on_checkpoint_due(self._checkpoints.planned)
         try:
-            self._address = await links.listen(self._listen, self._services)
+            self._address = await links.listen(self._listen, self._services, self._advertise)
+            if split_address(self._address)[0] in ("0.0.0.0", "::"):
+                raise UsageError(
+                    f"a node that listens on {self._listen} must be told under which address "
+                    "others reach it: give advertise (--advertise HOST:PORT)",
+                    node=self._name,
+                )
             row = describe(self._id, self._name, self._address)
             self._membership = Membership(
                 self._directory, row, self, self._options.lease_s, self._driver.task

@@ -45,8 +45,10 @@ from migrate.verbs import Verbs, implements
 from rpc import auth
 from rpc.errors import RpcError
 from rpc.frames import Gathered
+from rpc.grpc_channel import is_loopback, split_address
 from rpc.handshake import PeerInfo
 from rpc.links import LinkOptions, Links
+from rpc.tls import FOLDER_VARIABLE, Tls, default_tls_folder, load_tls
 from serializers.errors import SerializerError
 
 T = TypeVar("T")
@@ -93,12 +95,14 @@ class Peer(abc.ABC):
         name: str | None,
         options: NodeOptions | None,
         secret_file: str | os.PathLike[str] | None,
+        tls: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._kind = kind
+        self._kind: Literal["node", "client"] = kind
         self._name = checked_name(name, kind)
         self._id: NodeId = f"{self._name}@{secrets.token_hex(8)}"
         self._options = options or NodeOptions()
         self._secret_file = Path(secret_file) if secret_file else auth.default_secret_path()
+        self._tls_folder = tls
         self._state: Literal["new", "open", "closed"] = "new"
         self._links: Links | None = None
         self._peers: Peers
@@ -124,14 +128,19 @@ class Peer(abc.ABC):
 
     # ------------------------------------------------------------------ opening
 
-    def _open(self, rows: Rows, links_me: PeerInfo, link_options: LinkOptions) -> Links:
-        """Make links and driver; nothing is connected yet."""
+    def _open(
+        self, rows: Rows, links_me: PeerInfo, link_options: LinkOptions, address: str
+    ) -> Links:
+        """Make links and driver for a peer that listens at, or first dials, an address; nothing is
+        connected yet.
+        """
         self._check_new()
         try:
+            tls = self._tls_for(address)
             secret = self._secret = auth.load_or_create_secret(self._secret_file)
         except RpcError as error:
             raise AuthError(str(error), cause=str(error)) from error
-        links = self._links = Links(links_me, secret, self, link_options)
+        links = self._links = Links(links_me, secret, self, link_options, tls=tls)
         loop = asyncio.get_running_loop()
         self._driver = Driver(
             node=self._id,
@@ -155,6 +164,22 @@ class Peer(abc.ABC):
         self._state = "open"
         runtime_opened(self._driver)
         return links
+
+    def _tls_for(self, address: str) -> Tls | None:
+        """The certificates to use: those that were asked for, or else, where an address leads
+        beyond this machine, those in the usual place, if they are there.
+        """
+        folder = self._tls_folder or os.environ.get(FOLDER_VARIABLE)
+        if not folder:
+            try:
+                host, _ = split_address(address)
+            except ValueError:
+                return None  # Another kind of address, or none; whoever uses it says so.
+            usual = default_tls_folder(self._secret_file)
+            if is_loopback(host) or not usual.exists():
+                return None
+            folder = usual
+        return load_tls(folder, self._kind)
 
     def _flush(self) -> None:
         self._peers.flush()

@@ -52,6 +52,7 @@ class _Kept(NamedTuple):
 
 _SECRET = _Kept("cluster secret", SECRET_FILE_VARIABLE, SECRET_BYTES)
 _TOKEN = _Kept("API token", TOKEN_FILE_VARIABLE, TOKEN_BYTES_MIN)
+_KEY = _Kept("TLS key", "LIVEMIGRATE_TLS_DIR", 64)
 
 
 def default_secret_path() -> Path:
@@ -138,6 +139,22 @@ def load_or_create_token(path: str | os.PathLike[str]) -> str:
     return token.decode("ascii")
 
 
+def read_key(path: str | os.PathLike[str]) -> bytes:
+    """Read the key of a certificate.
+
+    Raises:
+        SecretFileError: As for the secret; or there is no such file.
+    """
+    try:
+        return _read(Path(path), _KEY)
+    except FileNotFoundError as error:
+        raise SecretFileError(
+            f"cannot read the TLS key {path}: {error}; copy it from where 'migrate certs init' "
+            "was run",
+            path=str(path),
+        ) from error
+
+
 def _load_or_create(target: Path, kept: _Kept, content: bytes) -> bytes:
     try:
         return _read(target, kept)
@@ -197,7 +214,7 @@ def _read(target: Path, kept: _Kept) -> bytes:
     if not kept.bytes_min <= len(secret) <= SECRET_BYTES_MAX:
         raise SecretFileError(
             f"the {kept.what} {target} has {len(secret)} bytes instead of {kept.bytes_min} to "
-            f"{SECRET_BYTES_MAX}; remove the file on all nodes and let the first node make it anew",
+            f"{SECRET_BYTES_MAX}; remove the file on all nodes and let it be made anew",
             path=str(target),
         )
     return secret
@@ -222,7 +239,7 @@ def _check(target: Path, kept: _Kept, status: os.stat_result) -> None:
         raise SecretFileError(
             f"the {kept.what} {target} is open to other users (mode "
             f"{stat.S_IMODE(status.st_mode):o}); run 'chmod 600 {target}', and if others may have "
-            "read it, remove it on all nodes and let the first node make it anew",
+            "read it, remove it on all nodes and let it be made anew",
             path=str(target),
         )
 

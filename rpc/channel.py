@@ -30,6 +30,9 @@ class Channel(ABC):
     address: str
     kind: ClassVar[str]
 
+    certified: frozenset[str] | None = None
+    """The names in the certificate of the other end, at the accepting end of a channel with TLS."""
+
     @abstractmethod
     async def write(self, parts: Sequence[Buffer]) -> None:
         """Send one frame.

@@ -21,6 +21,7 @@ import grpc.aio
 
 from rpc.channel import Accept, Buffer, Channel, Listener, Transport
 from rpc.errors import ChannelBroken, FrameError, ListenFailed, PeerRefused, Unreachable
+from rpc.tls import ROLE_NAMES, Tls
 
 # The stubs in common use miss or mistake parts of grpc.aio, so what is used of
 # it here is declared in this module's own words.
@@ -150,6 +151,15 @@ def calls_under_way() -> list[asyncio.Task[Any]]:
     ]
 
 
+def _names(context: Any) -> frozenset[str] | None:
+    """The names in the certificate that the other end has shown; None without TLS."""
+    if b"ssl" not in context.get("transport_security_type", ()):
+        return None
+    return frozenset(
+        name.decode(errors="replace") for name in context.get("x509_subject_alternative_name", ())
+    )
+
+
 class _AcceptedChannel(Channel):
     """The accepting end; lives inside the handler of one RPC."""
 
@@ -157,6 +167,7 @@ class _AcceptedChannel(Channel):
 
     def __init__(self, context: Any) -> None:
         self.address = str(context.peer())
+        self.certified = _names(context.auth_context())
         self._context = context
         self._handler = asyncio.current_task()
         self._aborted = False
@@ -345,7 +356,7 @@ def is_loopback(host: str) -> bool:
 
 
 class GrpcTransport(Transport):
-    """Listens and dials on TCP, on loopback only while there is no TLS."""
+    """Listens and dials on TCP: with mutual TLS, or else on loopback only."""
 
     def __init__(
         self,
@@ -353,6 +364,7 @@ class GrpcTransport(Transport):
         frame_bytes_max: int,
         silence_max_s: float,
         services: Sequence[Callable[[grpc.aio.Server], None]] = (),
+        tls: Tls | None = None,
     ) -> None:
         """Set what all its connections have in common.
 
@@ -360,10 +372,12 @@ class GrpcTransport(Transport):
             frame_bytes_max: Largest frame in either direction.
             silence_max_s: Seconds after which a silent connection is given up.
             services: Each adds its service to the listening server.
+            tls: For both directions; None: no TLS, and nothing beyond loopback.
         """
         self._message_bytes_max = frame_bytes_max + _HEAD_BYTES_MAX
         self._silence_max_s = silence_max_s
         self._services = tuple(services)
+        self._tls = tls
 
     async def listen(self, address: str, accept: Accept) -> Listener:
         """See `Transport.listen`; port 0 chooses a free one."""
@@ -371,11 +385,11 @@ class GrpcTransport(Transport):
             host, port = split_address(address)
         except ValueError as error:
             raise ListenFailed(f"cannot listen: {error}", address=address) from error
-        if not is_loopback(host):
+        if self._tls is None and not is_loopback(host):
             raise ListenFailed(
                 f"refusing to listen on {address}: it can be reached from other machines and "
-                "there is no TLS; listen on 127.0.0.1, and let a proxy or a tunnel with TLS "
-                "carry links between machines",
+                "there is no TLS; make certificates with 'migrate certs init' and copy them to "
+                "every host, or listen on 127.0.0.1",
                 address=address,
             )
         limit = max(self._message_bytes_max, SERVICE_BYTES_MAX if self._services else 0)
@@ -393,8 +407,12 @@ class GrpcTransport(Transport):
         for add in self._services:
             add(server)
         try:
-            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else address)
-        except RuntimeError as error:
+            where = f"[{host}]:{port}" if ":" in host else address
+            if self._tls is None:
+                bound = server.add_insecure_port(where)
+            else:
+                bound = server.add_secure_port(where, self._tls.server_credentials())
+        except (RuntimeError, ValueError) as error:
             bound = 0
             cause: BaseException | None = error
         else:
@@ -413,11 +431,21 @@ class GrpcTransport(Transport):
     async def dial(self, address: str) -> Channel:
         """See `Transport.dial`."""
         try:
-            split_address(address)
+            host, _ = split_address(address)
         except ValueError as error:
             raise Unreachable(f"cannot dial: {error}", address=address) from error
-        channel = _aio.insecure_channel(
-            address, options=_options(self._message_bytes_max, self._silence_max_s)
-        )
+        options = _options(self._message_bytes_max, self._silence_max_s)
+        if self._tls is not None:
+            # Nodes are told by their role: what their address is called is no part of it.
+            options.append(("grpc.ssl_target_name_override", ROLE_NAMES["node"]))
+            channel = _aio.secure_channel(address, self._tls.channel_credentials(), options=options)
+        elif is_loopback(host):
+            channel = _aio.insecure_channel(address, options=options)
+        else:
+            raise Unreachable(
+                f"refusing to dial {address} without TLS: it is on another machine; copy the "
+                "certificates of its cluster here (see 'migrate certs --help')",
+                address=address,
+            )
         call = channel.stream_stream(METHOD)()
         return _DialledChannel(address, channel, call)

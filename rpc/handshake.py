@@ -125,6 +125,7 @@ REASONS: Final = {
     "limit": link_pb2.LINK_REFUSAL_REASON_LIMIT,
     "closing": link_pb2.LINK_REFUSAL_REASON_CLOSING,
     "malformed": link_pb2.LINK_REFUSAL_REASON_MALFORMED,
+    "certificate": link_pb2.LINK_REFUSAL_REASON_CERTIFICATE,
 }
 """Why a link can be refused, as in link.proto."""
 

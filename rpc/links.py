@@ -37,10 +37,11 @@ from rpc.errors import (
     RpcError,
     Unreachable,
 )
-from rpc.grpc_channel import GrpcTransport, is_loopback, split_address
+from rpc.grpc_channel import GrpcTransport, split_address
 from rpc.handshake import PeerInfo
 from rpc.link import CLOSING, HANG_UP, Link, LinkHandler, LinkOptions, drain
 from rpc.memory_channel import MemoryTransport
+from rpc.tls import ROLE_NAMES, Tls
 from rpc.unix_channel import UnixTransport
 
 __all__ = ["LinkHandler", "LinkOptions", "Links", "PeerInfo", "Verdict", "ask", "incoming_verdict"]
@@ -170,6 +171,7 @@ class Links:
         handler: LinkHandler,
         options: LinkOptions = _DEFAULTS,
         *,
+        tls: Tls | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         """Prepare; nothing is opened yet.
@@ -179,6 +181,7 @@ class Links:
             secret: The cluster secret, at least 32 bytes.
             handler: Told of everything that happens.
             options: Limits and times.
+            tls: For all connections over TCP; None: none of them leaves this machine.
             draw: Random numbers in [0, 1) for the jitter of redialling.
 
         Raises:
@@ -196,6 +199,7 @@ class Links:
         self.handler = handler
         """Told of everything that happens."""
         self._secret = secret
+        self._tls = tls
         self._draw = draw
         self._up: dict[str, Link] = {}
         # Links that have not ended; more than those up, as ends take a while.
@@ -211,19 +215,26 @@ class Links:
     # ---- the verbs
 
     async def listen(
-        self, address: str, services: Sequence[Callable[[grpc.aio.Server], None]] = ()
+        self,
+        address: str,
+        services: Sequence[Callable[[grpc.aio.Server], None]] = (),
+        advertise: str = "",
     ) -> str:
         """Take links at an address.
 
         Args:
-            address: host:port on loopback, port 0 for any; or `memory:NAME`,
-                or `unix:NAME`. On host:port also the other processes of this
-                host and user find this side, by the channel they share.
+            address: host:port, without TLS on loopback; port 0 for any; or
+                `memory:NAME`, or `unix:NAME`. On host:port also the other
+                processes of this host and user find this side, by the channel
+                they share.
             services: Each is called with the gRPC server before it starts, to
                 add a service of its own to the port.
+            advertise: host:port under which others reach this address; port 0
+                stands for the one that was chosen. "": as it is.
 
         Returns:
-            The address with the port that was chosen.
+            What others dial: the advertised address or else the one listened on,
+            with the port that was chosen.
 
         Raises:
             ListenFailed: The port is in use, or the address leads beyond this
@@ -237,15 +248,21 @@ class Links:
             await listener.close(0)
             self._check_open()
         self._listeners.append(listener)
-        if (same_host := self._same_host(listener.address)) is not None:
-            # Whoever finds no such name dials the port.
-            with contextlib.suppress(ListenFailed):
-                self._listeners.append(
-                    await self._transport(same_host).listen(same_host, self._accept)
-                )
+        shown = listener.address
+        if advertise.endswith(":0"):
+            advertise = advertise[:-1] + shown.rpartition(":")[2]
+        host, _, port = shown.rpartition(":")
+        local = f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]") else ""
+        for name in dict.fromkeys(map(self._same_host, filter(None, (shown, local, advertise)))):
+            # Whoever finds no such name dials the port. It is seen from this network namespace
+            # only, where the address leads here too, unless it is another host's in truth: then
+            # the incarnation that is found here is not the expected one.
+            if name is not None:
+                with contextlib.suppress(ListenFailed):
+                    self._listeners.append(await self._transport(name).listen(name, self._accept))
         if self.me.kind == "node" and not self.me.address:
-            self.me = replace(self.me, address=listener.address)
-        return listener.address
+            self.me = replace(self.me, address=advertise or shown)
+        return advertise or shown
 
     def dial(self, address: str, expected_id: str | None = None) -> None:
         """Keep a link to an address, until `hang_up` or `close`.
@@ -451,6 +468,7 @@ class Links:
             frame_bytes_max=self._frame_bytes_max,
             silence_max_s=self.options.silence_max_s,
             services=services,
+            tls=self._tls,
         )
 
     def _same_host(self, address: str) -> str | None:
@@ -460,8 +478,6 @@ class Links:
         try:
             host, port = split_address(address)
         except ValueError:
-            return None
-        if not is_loopback(host):
             return None
         return f"{unix_channel.SCHEME}{'127.0.0.1' if host == 'localhost' else host}:{port}"
 
@@ -575,6 +591,15 @@ class Links:
         frame = await _some(channel)
         their_nonce, their_info, peer = handshake.read_hello(frame, address)
         handshake.check_versions(self.me, peer, address)
+        names = channel.certified
+        if names is not None and peer.kind == "node" and ROLE_NAMES["node"] not in names:
+            raise PeerRefused(
+                f"{address} calls itself a node, but its certificate is not a node's; give nodes "
+                "certificates of their own",
+                reason="certificate",
+                address=address,
+                peer_id=peer.id,
+            )
         if peer.id == self.me.id:
             raise PeerRefused(
                 f"{address} dials with this side's own id: a node has no link with itself; "
@@ -885,5 +910,5 @@ async def ask(channel: Channel, parts: Sequence[bytes | memoryview]) -> bytes | 
 def _is_final(error: RpcError) -> bool:
     """Tell whether dialling again cannot help."""
     if isinstance(error, PeerRefused):
-        return error.reason in ("version", "incarnation", "malformed", "protocol")
+        return error.reason in ("version", "incarnation", "malformed", "protocol", "certificate")
     return isinstance(error, AuthFailed | PeerClosed)

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import psutil
+
+
+@functools.cache
+def processes_id() -> str:
+    """Names what process numbers refer to: this boot of this machine, and the container if any.
+
+    Two that are the same are certainly of one machine, at one time; two that differ may be.
+    """
+    try:
+        # Kernels number them anew at each boot.
+        return f"{boot_id()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return boot_id()
 
 
 @functools.cache

@@ -5,6 +5,13 @@ Every node has a row `node/<id>` that hangs on no lease (address, process), a ro
 process's death is seen at once by its pidfd; whoever sees it marks the servers of the dead
 node as lost, where the core's rules allow it, and removes its rows. An expired lease alone means
 unreachable, never dead.
+
+A process can be looked at only where its number means the same: on the same machine, since the
+same boot, in the same container. Neither a host's name nor its machine id says so, since both are
+often the same on many machines. Of a process that ran on another boot nothing is known either,
+unless the directory itself is of one machine.
+
+Clocks of hosts differ; none is compared with another one. Leases end by the directory's clock.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ from migrate.shell.directories.base import (
     OutcomeUnknown,
     Put,
 )
-from migrate.shell.machine import boot_id
+from migrate.shell.machine import processes_id
 
 T = TypeVar("T")
 
@@ -51,7 +58,9 @@ POLL_S: Final = 0.5
 
 
 class NodeRow(msgspec.Struct, frozen=True, array_like=True):
-    """A node's registration. `started` and `boot` tell a process from a later one of its pid."""
+    """A node's registration. `started` tells a process from a later one of its pid; `boot` says
+    where the pid means anything (`processes_id`), and `host` is for people.
+    """
 
     id: NodeId
     name: str
@@ -99,18 +108,22 @@ def process_started(pid: int) -> float:
 def describe(node: NodeId, name: str, address: str) -> NodeRow:
     """The row of a node in this process."""
     pid = os.getpid()
-    return NodeRow(node, name, address, pid, process_started(pid), boot_id(), socket.gethostname())
+    here = processes_id()
+    return NodeRow(node, name, address, pid, process_started(pid), here, socket.gethostname())
 
 
-def seen_dead(row: NodeRow) -> bool:
+def seen_dead(row: NodeRow, one_machine: bool) -> bool:
     """Whether the process of a node certainly does not exist any more.
 
-    True only where this can be known: on this host, or if this host was booted since.
+    Args:
+        row: The node's.
+        one_machine: Whether it can only have been a process of this machine.
+
+    Returns:
+        True only where this can be known; see the module's text.
     """
-    if row.host != socket.gethostname():
-        return False
-    if row.boot != boot_id():
-        return True
+    if row.boot != processes_id():
+        return one_machine and row.boot.partition("/")[0] != processes_id().partition("/")[0]
     try:
         process = psutil.Process(row.pid)
         # NB: create_time is rounded differently by different versions of the kernel's clock.
@@ -208,12 +221,25 @@ class Membership:
         if entry is None:
             return
         row = decode_node(entry.value)
-        if not seen_dead(row):
+        if not self._seen_dead(row):
+            if row.boot != self.me.boot and await self.directory.get(ALIVE_KEY + holder) is None:
+                # Nobody here can see what became of it. It may be unreachable, and keeps what it
+                # owns; but its name is for who answers to it.
+                log.warning(
+                    "node %s at %s has not been heard of for longer than its lease; its name goes "
+                    "to another one",
+                    row.name,
+                    row.address,
+                )
+                return
             raise UsageError(
                 f"a node named {row.name!r} is alive at {row.address} (pid {row.pid}); choose "
                 "another name",
                 node=row.name,
             )
+
+    def _seen_dead(self, row: NodeRow) -> bool:
+        return seen_dead(row, self.directory.one_machine)
 
     async def leave(self) -> None:
         """Unregister; the others treat this node as gone for good."""
@@ -296,10 +322,10 @@ class Membership:
         self.nodes[row.id] = row
         if row.id == self.me.id:
             return
-        if seen_dead(row):
+        if self._seen_dead(row):
             self._dead(row)
             return
-        if row.host == self.me.host and row.pid != self.me.pid:
+        if row.boot == self.me.boot and row.pid != self.me.pid:
             self._watch_process(row)
         self._watcher.joined(row)
 
@@ -308,7 +334,7 @@ class Membership:
         if row is None:
             return
         self._unwatch(node)
-        cause = "its process died" if seen_dead(row) else "it has left"
+        cause = "its process died" if self._seen_dead(row) else "it has left"
         self._watcher.gone(row, f"node {row.name} is gone: {cause}")
         self._run(self._bury(row), f"burial of {row.name}")
 
@@ -318,14 +344,14 @@ class Membership:
         try:
             fd = os.pidfd_open(row.pid)
         except (AttributeError, OSError):
-            if seen_dead(row):
+            if self._seen_dead(row):
                 self._dead(row)
             else:
                 if not self._polled:
                     self._run(self._poll(), "processes")
                 self._polled[row.id] = row
             return
-        if seen_dead(row):
+        if self._seen_dead(row):
             # The pid belonged to somebody else by the time it was opened.
             os.close(fd)
             self._dead(row)
@@ -339,7 +365,7 @@ class Membership:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
-            for row in [r for r in self._polled.values() if seen_dead(r)]:
+            for row in [r for r in self._polled.values() if self._seen_dead(r)]:
                 self._dead(row)
 
     def _unwatch(self, node: NodeId) -> None:

@@ -381,7 +381,19 @@ def up(
 @click.option(
     "--directory",
     metavar="URL",
-    help="Who owns what: sqlite:///PATH, shared by the nodes of a host. By default one of its own.",
+    help="Who owns what: sqlite:///PATH, shared by the nodes of a host, or "
+    "etcd://HOST:PORT,.../PREFIX, by those of many. By default one of its own.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST:PORT",
+    help="Where others reach it, if that is not where it listens; port 0: the one it listens on.",
+)
+@click.option(
+    "--tls",
+    metavar="FOLDER",
+    help="Certificates as `migrate certs init` makes them; by default those beside the cluster "
+    "secret when it listens beyond loopback.",
 )
 @_tunables
 @click.option("--announce", is_flag=True, help="Print one line of JSON when up.")
@@ -398,6 +410,8 @@ def node(
     name: str | None,
     listen: str,
     directory: str | None,
+    advertise: str | None,
+    tls: str | None,
     options: NodeOptions | None,
     announce: bool,
     with_parent: bool,
@@ -428,10 +442,65 @@ def node(
                 secret_file=secret_file,
                 spawnable=allow,
                 token_file=token_file,
+                tls=tls,
+                advertise=advertise,
                 announce=announce,
                 with_parent=with_parent,
             )
         )
+
+
+@cli.group()
+def certs() -> None:
+    """Certificates, for clusters of more than one machine."""
+
+
+@certs.command("init")
+@click.option(
+    "--dir",
+    "folder",
+    metavar="FOLDER",
+    help="Where they are kept; by default `tls` beside the cluster secret.",
+)
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name or address of a host, for etcd and for clients in other languages; repeatable.",
+)
+@click.option("--days", type=click.IntRange(1, 3650), default=825, show_default=True)
+@click.option("--renew", is_flag=True, help="Make those anew that are there; the authority stays.")
+@_is_json
+def certs_init(
+    folder: str | None, hosts: tuple[str, ...], days: int, renew: bool, as_json: bool
+) -> None:
+    """Make an authority, a certificate for nodes and one for clients.
+
+    What is there stays. Copy the folder to every host, but for ca.key, which only makes further
+    certificates: it is not needed by nodes. The cluster secret is made too if it is missing, since
+    the hosts need a copy of it as well.
+    """
+    from migrate.tools import certs as program
+    from rpc import auth
+    from rpc.errors import RpcError
+    from rpc.tls import default_tls_folder
+
+    secret = auth.default_secret_path()
+    with _errors(as_json):
+        made = program.init(
+            pathlib.Path(folder) if folder else default_tls_folder(secret), hosts, days, renew
+        )
+        try:
+            auth.load_or_create_secret(secret)
+        except RpcError as error:
+            raise UsageError(str(error), cause=str(error)) from error
+    if as_json:
+        output.emit_json(made._asdict())
+    elif made.files:
+        click.echo(f"{', '.join(made.files)} made in {made.folder}; good until {made.until}")
+    else:
+        click.echo(f"{made.folder} is complete; --renew makes the certificates anew")
 
 
 def _import_from_here() -> None:

@@ -28,6 +28,8 @@ async def serve(
     secret_file: str | None,
     spawnable: tuple[str, ...],
     token_file: str | None,
+    tls: str | None,
+    advertise: str | None,
     announce: bool,
     with_parent: bool,
 ) -> None:
@@ -44,6 +46,8 @@ async def serve(
         secret_file: See `Node`.
         spawnable: See `Node`.
         token_file: See `Node`.
+        tls: See `Node`.
+        advertise: See `Node`.
         announce: Print one line of JSON with name, address and pid once the node is up, instead
             of a sentence; afterwards whatever the process prints goes to stderr, since nobody
             may be reading stdout any more.
@@ -64,6 +68,8 @@ async def serve(
             secret_file=secret_file,
             spawnable=spawnable,
             token_file=token_file,
+            tls=tls,
+            advertise=advertise,
         )
         async with node:
             if with_parent:

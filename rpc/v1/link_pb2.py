@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11rpc/v1/link.proto\x12\x0elivemigrate.v1\"\x15\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8e\x01\n\x08LinkPeer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x14\n\x0cprotocol_min\x18\x06 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x07 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\t\"(\n\tLinkHello\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04peer\x18\x02 \x01(\x0c\";\n\rLinkChallenge\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04peer\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\".\n\tLinkProof\x12\r\n\x05proof\x18\x01 \x01(\x0c\x12\x12\n\nended_link\x18\x02 \x01(\x0c\"\r\n\x0bLinkWelcome\"b\n\x0bLinkRefusal\x12\x31\n\x06reason\x18\x01 \x01(\x0e\x32!.livemigrate.v1.LinkRefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t*\xa4\x02\n\x11LinkRefusalReason\x12#\n\x1fLINK_REFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aLINK_REFUSAL_REASON_SECRET\x10\x01\x12\x1f\n\x1bLINK_REFUSAL_REASON_VERSION\x10\x02\x12#\n\x1fLINK_REFUSAL_REASON_INCARNATION\x10\x03\x12!\n\x1dLINK_REFUSAL_REASON_DUPLICATE\x10\x04\x12\x1d\n\x19LINK_REFUSAL_REASON_LIMIT\x10\x05\x12\x1f\n\x1bLINK_REFUSAL_REASON_CLOSING\x10\x06\x12!\n\x1dLINK_REFUSAL_REASON_MALFORMED\x10\x07\x32\x43\n\x04Link\x12;\n\x07\x43onnect\x12\x15.livemigrate.v1.Frame\x1a\x15.livemigrate.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11rpc/v1/link.proto\x12\x0elivemigrate.v1\"\x15\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8e\x01\n\x08LinkPeer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x14\n\x0cprotocol_min\x18\x06 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x07 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\t\"(\n\tLinkHello\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04peer\x18\x02 \x01(\x0c\";\n\rLinkChallenge\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0c\n\x04peer\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\".\n\tLinkProof\x12\r\n\x05proof\x18\x01 \x01(\x0c\x12\x12\n\nended_link\x18\x02 \x01(\x0c\"\r\n\x0bLinkWelcome\"b\n\x0bLinkRefusal\x12\x31\n\x06reason\x18\x01 \x01(\x0e\x32!.livemigrate.v1.LinkRefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t*\xc9\x02\n\x11LinkRefusalReason\x12#\n\x1fLINK_REFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aLINK_REFUSAL_REASON_SECRET\x10\x01\x12\x1f\n\x1bLINK_REFUSAL_REASON_VERSION\x10\x02\x12#\n\x1fLINK_REFUSAL_REASON_INCARNATION\x10\x03\x12!\n\x1dLINK_REFUSAL_REASON_DUPLICATE\x10\x04\x12\x1d\n\x19LINK_REFUSAL_REASON_LIMIT\x10\x05\x12\x1f\n\x1bLINK_REFUSAL_REASON_CLOSING\x10\x06\x12!\n\x1dLINK_REFUSAL_REASON_MALFORMED\x10\x07\x12#\n\x1fLINK_REFUSAL_REASON_CERTIFICATE\x10\x08\x32\x43\n\x04Link\x12;\n\x07\x43onnect\x12\x15.livemigrate.v1.Frame\x1a\x15.livemigrate.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rpc.v1.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LINKREFUSALREASON']._serialized_start=472
-  _globals['_LINKREFUSALREASON']._serialized_end=764
+  _globals['_LINKREFUSALREASON']._serialized_end=801
   _globals['_FRAME']._serialized_start=37
   _globals['_FRAME']._serialized_end=58
   _globals['_LINKPEER']._serialized_start=61
@@ -47,6 +47,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LINKWELCOME']._serialized_end=369
   _globals['_LINKREFUSAL']._serialized_start=371
   _globals['_LINKREFUSAL']._serialized_end=469
-  _globals['_LINK']._serialized_start=766
-  _globals['_LINK']._serialized_end=833
+  _globals['_LINK']._serialized_start=803
+  _globals['_LINK']._serialized_end=870
 # @@protoc_insertion_point(module_scope)

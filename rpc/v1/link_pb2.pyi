@@ -16,6 +16,7 @@ class LinkRefusalReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LINK_REFUSAL_REASON_LIMIT: _ClassVar[LinkRefusalReason]
     LINK_REFUSAL_REASON_CLOSING: _ClassVar[LinkRefusalReason]
     LINK_REFUSAL_REASON_MALFORMED: _ClassVar[LinkRefusalReason]
+    LINK_REFUSAL_REASON_CERTIFICATE: _ClassVar[LinkRefusalReason]
 LINK_REFUSAL_REASON_UNSPECIFIED: LinkRefusalReason
 LINK_REFUSAL_REASON_SECRET: LinkRefusalReason
 LINK_REFUSAL_REASON_VERSION: LinkRefusalReason
@@ -24,6 +25,7 @@ LINK_REFUSAL_REASON_DUPLICATE: LinkRefusalReason
 LINK_REFUSAL_REASON_LIMIT: LinkRefusalReason
 LINK_REFUSAL_REASON_CLOSING: LinkRefusalReason
 LINK_REFUSAL_REASON_MALFORMED: LinkRefusalReason
+LINK_REFUSAL_REASON_CERTIFICATE: LinkRefusalReason
 
 class Frame(_message.Message):
     __slots__ = ("data",)

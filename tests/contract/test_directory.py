@@ -1101,7 +1101,7 @@ def test_a_url_names_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("etcd://h/a%20b", "prefix of keys"),
         ("etcd://h?colour=red", "no option colour; known are ca, cert"),
         ("etcd://h?cert=c", "come together"),
-        ("etcd://h?tls=false&ca=c", "tls=false"),
+        ("etcd://h?tls=/folder&ca=c", "takes tls=FOLDER, or"),
         ("etcd://h?timeout=0", "timeout=0.0 must be seconds"),
         ("etcd://u:secret@h?password_file=/none/such", "etcd directory is wrong: .*/none/such"),
         ("sqlite://", "no path"),

@@ -273,7 +273,7 @@ def node_row(data: bytes) -> bool:
         return False
     again = membership.encode_node(found)
     assert membership.encode_node(membership.decode_node(again)) == again
-    membership.seen_dead(found)
+    membership.seen_dead(found, one_machine=True)
     assert 0 < found.pid < 1 << 31, "no process's id"
     return True
 

@@ -131,7 +131,7 @@ def test_the_help_lists_the_verbs_and_the_exit_statuses():
     text = run("--help").stdout
 
     for verb in (
-        *("demo", "up", "node", "status", "ls", "info", "call", "spawn"),
+        *("demo", "up", "node", "certs", "status", "ls", "info", "call", "spawn"),
         *("mv", "cordon", "uncordon", "drain", "stop"),
         *("checkpoint", "restore", "fork", "inspect"),
     ):
@@ -141,7 +141,8 @@ def test_the_help_lists_the_verbs_and_the_exit_statuses():
 
 @pytest.mark.parametrize("verb", sorted(set(cli.cli.commands) - {"bench"}))
 def test_every_verb_says_what_it_does_and_prints_json_on_request(verb: str):
-    text = run(verb, "--help").stdout
+    words = (verb, "init") if verb == "certs" else (verb,)
+    text = run(*words, "--help").stdout
 
     assert len(text.splitlines()) > 3
     if verb != "node":
@@ -766,7 +767,7 @@ def test_a_node_with_a_parent_leaves_interrupts_to_it(env: dict[str, str], tmp_p
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--listen", "0.0.0.0:0"], "there is no TLS"),
+        (["--listen", "0.0.0.0:0"], "there is no TLS; make certificates"),
         (["--listen", "nonsense"], "nonsense"),
         (["--name", "a b"], "cannot name a node"),
         (["--directory", "ftp://x"], "unknown scheme"),

@@ -194,6 +194,9 @@ Changes: TypeAlias = list[Change]
 class Directory(ABC):
     """Who owns what, at which epoch: the authority all nodes agree on.
 
+    Attributes:
+        one_machine: Whether all who share it are certainly of one machine.
+
     One object belongs to one event loop. `start` before use, `close` after it, or use
     it as an async context manager.
 
@@ -201,6 +204,8 @@ class Directory(ABC):
     effect (also when the directory is not started or is closed), `ValueError` or `TypeError` for
     arguments outside the documented bounds. None of them leaves anything half done.
     """
+
+    one_machine: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -395,6 +395,8 @@ class _Stream:
 class EtcdDirectory(Directory):
     """A directory in an etcd cluster; see the module's text."""
 
+    one_machine = False
+
     def __init__(
         self,
         endpoints: Sequence[str],
@@ -451,8 +453,9 @@ class EtcdDirectory(Directory):
 
         Args:
             url: `etcd://[USER[:PASSWORD]@]HOST[:PORT][,...][/PREFIX][?OPTION=VALUE&...]`. Options:
-                `ca`, `cert`, `key` (files; each turns TLS on), `tls=true` (with the system's
-                authorities), `password_file`, `timeout` and `patience` (seconds).
+                `tls=FOLDER` (certificates as `migrate certs init` makes them), or `ca`, `cert` and
+                `key` (files), or `tls=true` (the system's authorities); `password_file`,
+                `timeout` and `patience` (seconds).
 
         Raises:
             ValueError: The URL is not of this form.
@@ -481,16 +484,20 @@ class EtcdDirectory(Directory):
         ca, cert, key = (options.get(it, "") for it in ("ca", "cert", "key"))
         if bool(cert) != bool(key):
             raise ValueError("an etcd directory's cert= and key= come together")
-        tls = options.get("tls", "true" if ca or cert else "false")
-        if tls not in ("true", "false") or (tls == "false" and (ca or cert)):
-            raise ValueError(f"tls={tls} must be true, or false without ca=, cert= and key=")
+        tls = options.get("tls", "")
+        if tls and tls != "true":
+            if ca or cert:
+                raise ValueError("an etcd directory takes tls=FOLDER, or ca=, cert= and key=")
+            folder = Path(tls).expanduser()
+            role = "node" if (folder / "node.pem").exists() else "client"
+            ca, cert, key = (str(folder / it) for it in ("ca.pem", f"{role}.pem", f"{role}.key"))
         login = EtcdLogin(
             urllib.parse.unquote(user),
             urllib.parse.unquote(password),
             ca,
             cert,
             key,
-            tls == "true",
+            bool(tls or ca or cert),
         )
         return cls(
             endpoints,
