@@ -6,8 +6,12 @@ What it does when all is well is held by tests/contract/test_directory.py.
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
+import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -26,8 +30,10 @@ from migrate.shell.directories import (
     LeaseGone,
     OutcomeUnknown,
     Put,
+    open_directory,
 )
 from migrate.shell.directories import etcd as etcd_home
+from migrate.tools import certs
 from rpc.v1 import etcd_pb2
 from tests.cluster.etcd_servers import EtcdServer, etcd_cluster, etcd_server, needs_etcd
 from tests.cluster.linearizable import End, Operation, Register, check
@@ -453,6 +459,111 @@ def test_a_grant_whose_answer_was_lost_is_one_lease(tmp_path: Path) -> None:
             assert await directory.keepalive(await granting)
 
     with etcd_server(tmp_path) as server:
+        run(lambda: main(server))
+
+
+# ------------------------------------------------------------------- passwords, certificates
+
+
+def administer(server: EtcdServer, verb: str, **fields: Any) -> None:
+    """Do what only whoever runs etcd does, by its JSON interface."""
+    request = urllib.request.Request(f"{server.client_url}/v3/{verb}", json.dumps(fields).encode())
+    until_s = time.monotonic() + WAIT_S_MAX
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_S_MAX) as answer:
+                answer.read()
+            return
+        except urllib.error.HTTPError as error:
+            # It listens before it has elected itself.
+            with error:
+                assert error.code == 503 and time.monotonic() < until_s, error.read()
+            time.sleep(0.05)
+
+
+def test_a_user_logs_in_and_again_when_the_token_is_forgotten(tmp_path: Path) -> None:
+    password_file = tmp_path / "password"
+    password_file.write_text("s3:cret@/%\n")
+
+    async def main(server: EtcdServer) -> None:
+        at = server.address
+        for url, why in (
+            (f"etcd://{at}/demo", "user name is empty"),
+            (f"etcd://lm:wrong@{at}/demo", "does not let this user in"),
+            (f"etcd://nobody:x@{at}/demo", "does not let this user in"),
+        ):
+            with pytest.raises(DirectoryError, match=why) as caught:
+                await open_directory(url).start()
+            assert not isinstance(caught.value, DirectoryUnavailable)
+            assert "wrong" not in str(caught.value)
+        options = f"password_file={password_file}&timeout=20&patience={WAIT_S_MAX}"
+        directory = open_directory(f"etcd://lm@{at}/demo?{options}")
+        assert directory.url == f"etcd://lm@{at}/demo"
+        async with directory:
+            watch = directory.watch("", 1)
+            assert await put(directory, "k", b"1") >= 1
+            assert [it.value for it in await anext(watch)] == [b"1"]
+            first = directory._token  # type: ignore[attr-defined]
+            # Tokens live in memory.
+            server.kill()
+            server.start()
+            await swap(directory, "k", b"2")
+            assert directory._token not in ("", first)  # type: ignore[attr-defined]
+            assert [it.value for it in await anext(watch)] == [b"2"]
+            lease = await directory.lease(60)
+            assert await directory.keepalive(lease)
+            await directory.revoke(lease)
+        # Its role ends at the prefix, whatever it asks for.
+        async with open_directory(f"etcd://lm@{at}/demo?{options}") as there:
+            there._root = b"other/"  # type: ignore[attr-defined]
+            with pytest.raises(DirectoryError, match="PERMISSION_DENIED"):
+                await there.get("k")
+
+    with etcd_server(tmp_path) as server:
+        administer(server, "auth/user/add", name="root", password="root")
+        administer(server, "auth/user/grant", user="root", role="root")
+        administer(server, "auth/user/add", name="lm", password="s3:cret@/%")
+        administer(server, "auth/role/add", name="demo")
+        permission = {
+            "permType": "READWRITE",
+            "key": base64.b64encode(b"demo/").decode(),
+            "range_end": base64.b64encode(b"demo0").decode(),
+        }
+        administer(server, "auth/role/grant", name="demo", perm=permission)
+        administer(server, "auth/user/grant", user="lm", role="demo")
+        administer(server, "auth/enable")
+        run(lambda: main(server))
+
+
+def test_with_certificates_whoever_has_none_can_neither_read_nor_write(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="certificates are made with cryptography")
+    for name in ("ours", "other"):
+        certs.init(tmp_path / name, ["127.0.0.1"], 30, renew=False)
+    ours, other = tmp_path / "ours", tmp_path / "other"
+
+    async def main(server: EtcdServer) -> None:
+        at = server.address
+        async with open_directory(f"etcd://{at}/demo?tls={ours}&timeout=20") as directory:
+            await put(directory, "k", b"1")
+        client = f"ca={ours}/ca.pem&cert={ours}/client.pem&key={ours}/client.key"
+        async with open_directory(f"etcd://{at}/demo?{client}&timeout=20") as directory:
+            assert await directory.get("k") is not None
+        for stranger in (
+            "patience=0.5",
+            f"tls={other}&patience=0.5",
+            f"ca={ours}/ca.pem&patience=0.5",
+            f"ca={ours}/ca.pem&cert={other}/node.pem&key={other}/node.key&patience=0.5",
+        ):
+            with pytest.raises(DirectoryUnavailable):
+                await open_directory(f"etcd://{at}/demo?{stranger}").start()
+        with pytest.raises(DirectoryError, match="No such file"):
+            await open_directory(f"etcd://{at}/demo?tls={tmp_path}/none").start()
+
+    extra = [
+        *("--cert-file", f"{ours}/node.pem", "--key-file", f"{ours}/node.key"),
+        *("--client-cert-auth", "--trusted-ca-file", f"{ours}/ca.pem"),
+    ]
+    with etcd_server(tmp_path, extra=extra) as server:
         run(lambda: main(server))
 
 
