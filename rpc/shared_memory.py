@@ -241,6 +241,58 @@ def put(pieces: Sequence[Buffer]) -> memoryview | None:
         return None
 
 
+class Store:
+    """Sealed memory that is written piece by piece, and sent uncopied once it is whole.
+
+    Raises:
+        OSError: There is no memory, or no descriptor.
+    """
+
+    def __init__(self) -> None:
+        descriptor = os.memfd_create("livemigrate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._sealed = Sealed(descriptor, 0)
+
+    def write(self, data: Buffer) -> None:
+        """Add some bytes.
+
+        Raises:
+            OSError: There is no memory.
+        """
+        view = memoryview(data)
+        while view:
+            written = os.write(self._sealed.descriptor, view)
+            self._sealed.size += written
+            view = view[written:]
+
+    def seal(self) -> memoryview:
+        """All that was written, read-only; nothing can be written any more.
+
+        Raises:
+            OSError: It cannot be mapped.
+        """
+        fcntl.fcntl(self._sealed.descriptor, _F_ADD_SEALS, _SEALS)
+        return _map(self._sealed, 0, self._sealed.size, pristine=True).toreadonly()
+
+
+def store() -> Store:
+    """Sealed memory to be written piece by piece; see `Store`."""
+    return Store()
+
+
+def has_room() -> bool:
+    """Whether memory that is sealed now could be sent uncopied."""
+    return AVAILABLE and len(_mappings) < KEPT_MAX
+
+
+def travels(part: memoryview) -> bool:
+    """Whether a large part would go by reference, with a few patches, rather than be copied."""
+    place = _Found().where(part)
+    if place is None:
+        return False
+    runs = [] if place.pristine else written(place.address, len(part))
+    return runs is not None and sum(length for _, length in runs) * PATCHED_SHARE_MAX <= len(part)
+
+
 def settled(message: Gathered) -> Gathered:
     """The same message, with all that is not in sealed memory yet copied there; in any thread."""
     if len(message) < KEPT_BYTES_MIN:

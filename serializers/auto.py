@@ -195,14 +195,16 @@ def _choose(kind: type) -> _Action:
     own = object_reducer(kind)
     reducer = singleton_reducer(kind, own) or own
     if is_ordinary(kind):
-        return _ordinary_action(reducer or ordinary_reducer(kind))
+        return _Ordinary(reducer or ordinary_reducer(kind), is_pickles_own=reducer is None)
     return _as_pickle_does if reducer is None else _without_pickler(reducer)
 
 
 def leaves_to_pickle(kind: type) -> bool:
     """Tell whether instances of a class that can be imported are left to pickle as it is."""
     notice_registrations()
-    return is_importable(kind) and _choose(kind) is _as_pickle_does
+    action = _choose(kind)
+    left = action is _as_pickle_does or (type(action) is _Ordinary and action.is_pickles_own)
+    return is_importable(kind) and left
 
 
 def _without_pickler(reducer: Callable[[Any], Reduced]) -> _Action:
@@ -226,15 +228,23 @@ def _as_pickle_does(obj: Any, pickler: _Decider) -> Reduced:
     return NotImplemented
 
 
-def _ordinary_action(reducer: Reducer) -> _Action:
-    def action(obj: Any, pickler: _Decider) -> Reduced:
+class _Ordinary:
+    """Reduces instances of an ordinary class.
+
+    Attributes:
+        is_pickles_own: As pickle itself does it, only sooner.
+    """
+
+    def __init__(self, reducer: Reducer, *, is_pickles_own: bool) -> None:
+        self._reducer = reducer
+        self.is_pickles_own = is_pickles_own
+
+    def __call__(self, obj: Any, pickler: _Decider) -> Reduced:
         kind = type(obj)
         if not is_still_ordinary(kind):
             return _choose(kind)(obj, pickler)
-        pickler.remember_quick(kind, reducer)
-        return reducer(obj)
-
-    return action
+        pickler.remember_quick(kind, self._reducer)
+        return self._reducer(obj)
 
 
 def _function_action(obj: Any, pickler: _Decider) -> Reduced:

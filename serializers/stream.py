@@ -27,6 +27,7 @@ followed by `size` bytes:
     REST     buffers           size of the head     head and body of a snapshot
     INLINE                                          next buffer of the rest
     REFER    region            offset in it         size of the next buffer of the rest, 8 bytes
+    PAD                                             zeros, so that what follows is aligned
     =======  ================  ===================  =====================================
 
 Only a last chunk has a REST, once, followed by one INLINE or REFER for each of its buffers.
@@ -39,7 +40,7 @@ import pickle
 import struct
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from . import auto, plain
 from .base import BufferKind, Snapshot, parse_head
@@ -50,6 +51,7 @@ from .parts import CUT_ITEMS_MIN, Cut, Part, Shared, last, place
 from .sink import PROTOCOL, Sink
 
 Piece: TypeAlias = bytes | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 REGION_BYTES_MIN: Final = 256 * 1024
 """Smaller buffers go with the last chunk, which takes them less time than being looked after."""
@@ -59,11 +61,32 @@ PARTS_MAX: Final = 1 << 20
 WALK_OBJECTS_MAX: Final = 20_000
 """Objects looked at for what can go ahead. An object graph with more of them outside of large
 containers is pickled whole in the end, and a trial of that would stop its server for as long."""
+SHARED_BYTES_MIN: Final = 1 << 20
+"""Regions from this size on are written into memory that the reader shares, if it can be had."""
+SHARED_BYTES_MAX: Final = 1 << 30
+"""Larger ones travel in chunks: a message of the link holds up to twice as much."""
 COPY_BYTES: Final = 1 << 20
 """Copied at a time while the object is in use."""
 
 _OP = struct.Struct("<BIQQ")
-_REGION, _FREE, _BYTES, _PART, _RECORDS, _LAYOUT, _DROP, _ROUND, _REST, _INLINE, _REFER = range(11)
+_REGION, _FREE, _BYTES, _PART, _RECORDS, _LAYOUT, _DROP, _ROUND, _REST, _INLINE, _REFER, _PAD = (
+    range(12)
+)
+
+
+class Store(Protocol):
+    """Memory that is written piece by piece, then sealed and sent without being copied."""
+
+    def write(self, data: bytes) -> None: ...
+    def seal(self) -> memoryview: ...
+
+
+class Memory(Protocol):
+    """Memory that the writer's process shares with its reader's: `rpc.shared_memory`."""
+
+    def has_room(self) -> bool: ...
+    def store(self) -> Store: ...
+    def travels(self, part: memoryview) -> bool: ...
 
 
 class _Buffer(ctypes.Structure):
@@ -131,11 +154,17 @@ class StreamWriter:
         is_open: Something can go ahead.
     """
 
-    def __init__(self, obj: object, engine: Literal["auto", "pages", "hash"] = "auto") -> None:
+    def __init__(
+        self,
+        obj: object,
+        engine: Literal["auto", "pages", "hash"] = "auto",
+        memory: Memory | None = None,
+    ) -> None:
         self.rounds = 0
         self.round_bytes = 0
         self.is_open = True
         self._obj = obj
+        self._memory = memory
         self._tracker = DirtyTracker(engine)
         self._regions: list[tuple[int, int, Region]] = []  # begin, end
         self._cuts: dict[int, Cut] = {}  # by the container's id
@@ -197,6 +226,9 @@ class StreamWriter:
         yield self._take_dropped()
         regions = [region for _, _, region in self._regions]
         for region, ranges in zip(regions, self._tracker.dirty(regions), strict=True):
+            if ranges == [(0, region.size)] and self._can_share(region):
+                yield from self._copy_shared(region)
+                continue
             for offset, size in ranges:
                 yield from self._copy(region, offset, size)
         for cut in list(self._cuts.values()):
@@ -214,12 +246,33 @@ class StreamWriter:
         for start in range(offset, offset + size, COPY_BYTES):
             data = self._tracker.take(region, start, min(COPY_BYTES, offset + size - start))
             if data is None:
-                # Its memory has been given back.
-                self._regions = [entry for entry in self._regions if entry[2] is not region]
-                self._tracker.untrack(region)
-                yield [_OP.pack(_FREE, region.number, 0, 0)]
+                yield from self._give_up(region)
                 return
             yield [_OP.pack(_BYTES, region.number, start, len(data)), data]
+
+    def _can_share(self, region: Region) -> bool:
+        memory = self._memory
+        fits = SHARED_BYTES_MIN <= region.size <= SHARED_BYTES_MAX
+        return memory is not None and fits and memory.has_room()
+
+    def _copy_shared(self, region: Region) -> Generator[list[Piece], None, None]:
+        """Copy all of a region to where its reader can use it in place."""
+        assert self._memory is not None
+        store = self._memory.store()
+        for start in range(0, region.size, COPY_BYTES):
+            data = self._tracker.take(region, start, min(COPY_BYTES, region.size - start))
+            if data is None:
+                yield from self._give_up(region)
+                return
+            store.write(data)
+            yield []
+        yield [_OP.pack(_BYTES, region.number, 0, region.size), store.seal()]
+
+    def _give_up(self, region: Region) -> Generator[list[Piece], None, None]:
+        """The region's memory has been given back."""
+        self._regions = [entry for entry in self._regions if entry[2] is not region]
+        self._tracker.untrack(region)
+        yield [_OP.pack(_FREE, region.number, 0, 0)]
 
     def _changed(self, cut: Cut, change: Any) -> list[Piece]:
         number = change.part.number
@@ -278,7 +331,9 @@ class StreamWriter:
             begin = address_of(view)
             end = begin + view.nbytes
             if any(begin < other_end and other < end for other, other_end, _ in self._regions):
-                continue  # Memory that is shared is sent once.
+                continue  # Memory that two buffers share is sent once.
+            if self._memory is not None and self._memory.travels(view):
+                continue  # Nothing of it needs to be copied.
             region = self._tracker.track(begin, view.nbytes)
             self._regions.append((begin, end, region))
             pieces += (_OP.pack(_REGION, region.number, region.size, 1), bytes((kind,)))
@@ -390,9 +445,25 @@ class StreamWriter:
                     # A view of a live one would forbid its owner to resize it.
                     view = memoryview(bytes(view))
                 table += (_OP.pack(_INLINE, 0, 0, size), view)
-        size = len(head) + len(body)
-        rest = _OP.pack(_REST, len(found), len(head), size)
-        return [*changed, rest, head, body, *table]
+        rest = _OP.pack(_REST, len(found), len(head), len(head) + len(body))
+        return _aligned([*changed, rest, head, body], table)
+
+
+def _aligned(before: list[Piece], table: Sequence[Piece]) -> list[Piece]:
+    """Put the entries of the table after what comes before, large buffers at multiples of 64."""
+    pieces = before
+    at = sum(map(len, before))
+    for entry, data in zip(table[::2], table[1::2], strict=True):
+        if len(data) > _ALIGNMENT:
+            padding = -(at + 2 * _OP.size) % _ALIGNMENT
+            pieces += (_OP.pack(_PAD, 0, 0, padding), bytes(padding))
+            at += _OP.size + padding
+        pieces += (entry, data)
+        at += len(entry) + len(data)
+    return pieces
+
+
+_ALIGNMENT: Final = 64
 
 
 def _within(ranges: Sequence[tuple[int, int]], offset: int, size: int) -> list[tuple[int, int]]:
@@ -484,12 +555,16 @@ class StreamReader:
     def __init__(self, limit_bytes: int) -> None:
         self.taken_bytes = 0
         self._limit_bytes = limit_bytes
-        self._regions: dict[int, bytearray | bytes] = {}
+        self._regions: dict[int, bytearray | bytes | memoryview] = {}
         self._kinds: dict[int, int] = {}
         self._cuts: dict[int, _CutRead] = {}
 
-    def take(self, chunk: bytes | bytearray | memoryview) -> None:
+    def take(self, chunk: Sequence[Buffer]) -> None:
         """Take a chunk of a round, and install what it brings.
+
+        Args:
+            chunk: Its bytes, cut anywhere. A part in writable memory may be kept, and must not be
+                used otherwise afterwards.
 
         Raises:
             LoadFailed: It is damaged, or too large; the stream is of no use any more.
@@ -497,11 +572,11 @@ class StreamReader:
         for kind, number, extra, data in self._operations(chunk):
             self._apply(kind, number, extra, data)
 
-    def last(self, chunk: bytes | bytearray | memoryview) -> object:
+    def last(self, chunk: Sequence[Buffer]) -> object:
         """Take the last chunk.
 
         Args:
-            chunk: If its memory is writable, arrays use it in place.
+            chunk: Its bytes, cut anywhere. Arrays use parts in writable memory in place.
 
         Returns:
             The object.
@@ -517,6 +592,8 @@ class StreamReader:
                 head, body, count = data[:extra], data[extra:], number
             elif kind == _INLINE and head is not None and len(buffers) < count:
                 buffers.append((data, None))
+            elif kind == _PAD:
+                pass
             elif kind == _REFER and head is not None and len(buffers) < count and len(data) == 8:
                 size = int.from_bytes(data, "little")
                 region = self._region(number)
@@ -533,21 +610,14 @@ class StreamReader:
         return self._load(bytes(head), body, buffers)
 
     def _operations(
-        self, chunk: bytes | bytearray | memoryview
+        self, chunk: Sequence[Buffer]
     ) -> Generator[tuple[int, int, int, memoryview], None, None]:
-        view = memoryview(chunk).cast("B")
-        at = 0
-        while at < len(view):
-            if len(view) - at < _OP.size:
-                raise LoadFailed("truncated: a chunk of the stream ends within an operation")
-            kind, number, extra, size = _OP.unpack_from(view, at)
-            at += _OP.size
-            if size > len(view) - at:
-                raise LoadFailed("truncated: a chunk of the stream ends within an operation")
-            yield kind, number, extra, view[at : at + size]
-            at += size
+        read = _Cursor(chunk)
+        while read.left:
+            kind, number, extra, size = _OP.unpack(read.take(_OP.size))
+            yield kind, number, extra, read.take(size)
 
-    def _region(self, number: int) -> bytearray | bytes:
+    def _region(self, number: int) -> bytearray | bytes | memoryview:
         region = self._regions.get(number)
         if region is None:
             raise LoadFailed("damaged: a region that was not announced")
@@ -574,6 +644,10 @@ class StreamReader:
             region = self._region(number)
             if extra + len(data) > len(region):
                 raise LoadFailed("damaged: bytes beyond their region")
+            whole = len(data) == len(region) and len(data) >= SHARED_BYTES_MIN
+            if whole and not data.readonly:
+                self._regions[number] = data
+                return
             if type(region) is bytes:
                 region = self._regions[number] = bytearray(region)
             region[extra : extra + len(data)] = data  # type: ignore[index]
@@ -611,7 +685,7 @@ class StreamReader:
             cut.build()
         for number, region in self._regions.items():
             # What is immutable in the end must be bytes, which takes a copy: better now.
-            if type(region) is bytearray and self._kinds[number] in _IMMUTABLE:
+            if type(region) is not bytes and self._kinds[number] in _IMMUTABLE:
                 self._regions[number] = bytes(region)
 
     def _load(
@@ -650,6 +724,50 @@ class StreamReader:
             return self._cut(name).build()
         number, part, position = name
         return self._cut(number).record(part, position)
+
+
+class _Cursor:
+    """Reads bytes that lie in several parts.
+
+    Attributes:
+        left: Bytes not read yet.
+    """
+
+    def __init__(self, parts: Sequence[Buffer]) -> None:
+        self._parts = [view for view in map(_bytes_of, parts) if len(view)]
+        self._parts.reverse()
+        self.left = sum(map(len, self._parts))
+
+    def take(self, size: int) -> memoryview:
+        """The next bytes; a view of them if they lie in one part.
+
+        Raises:
+            LoadFailed: There are not as many.
+        """
+        if size > self.left:
+            raise LoadFailed("truncated: a chunk of the stream ends within an operation")
+        self.left -= size
+        if not size:
+            return memoryview(b"")
+        part = self._parts.pop()
+        if len(part) < size:
+            found = bytearray(part)
+            while len(found) < size:
+                part = self._parts.pop()
+                missing = size - len(found)
+                found += part[:missing]
+                size_of_rest = len(part) - missing
+                part = part[missing:] if size_of_rest > 0 else part[:0]
+            view = memoryview(found)
+        else:
+            view, part = part[:size], part[size:]
+        if len(part):
+            self._parts.append(part)
+        return view
+
+
+def _bytes_of(part: Buffer) -> memoryview:
+    return memoryview(part).cast("B")
 
 
 _IMMUTABLE: Final = (BufferKind.BYTES, BufferKind.READ_ONLY)

@@ -153,7 +153,24 @@ def split(state: bytes | memoryview | Gathered) -> tuple[memoryview, memoryview 
         if len(state.parts) < 4:
             raise PeerError("the state stream is cut off")
         return state.parts[1], Snapshot.from_parts([*state.parts[2:4], *state.parts[5::2]])
-    view = memoryview(state)
+    return _split(memoryview(state))
+
+
+def split_last(state: bytes | memoryview | Gathered) -> tuple[memoryview, list[memoryview]]:
+    """As `split`, of a state whose object is the last chunk of a stream, in any parts.
+
+    Raises:
+        PeerError: It is something else.
+    """
+    if not isinstance(state, Gathered):
+        record, chunk = _split(memoryview(state))
+        return record, [chunk]
+    if len(state.parts) < 2:
+        raise PeerError("the state stream is cut off")
+    return state.parts[1], state.parts[2:]
+
+
+def _split(view: memoryview) -> tuple[memoryview, memoryview]:
     size = int.from_bytes(view[:_HEAD_BYTES], "big")
     if len(view) < _HEAD_BYTES + size:
         raise PeerError("the state stream is cut off")

@@ -117,7 +117,7 @@ from migrate.shell.host import Host, Hosted
 from migrate.shell.machine import boot_id
 from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
-from migrate.shell.precopy import Precopy
+from migrate.shell.precopy import Precopy, merged
 from migrate.shell.scope import Scope
 from rpc.frames import MESSAGE_BYTES_MAX, Gathered
 from serializers import attributes
@@ -908,7 +908,7 @@ class Driver:
         action: EncodeState,
     ) -> Encoded:
         if action.ahead:
-            pieces = self.precopy.last(transfer)
+            pieces = merged(self.precopy.last(transfer))
         else:
             if action.version != host.spec.version:
                 # The target has a newer class: it gets the state apart, for its `upgrade`.
@@ -1063,11 +1063,12 @@ class Driver:
         limit = self.options.state_bytes_max
         if len(state) > limit:
             raise UsageError(f"the state has {len(state)} bytes; state_bytes_max there is {limit}")
+        if action.ahead:
+            head, chunk = classes.split_last(state)
+            obj, size = self.precopy.load(transfer, chunk)
+            return obj, wire.decode_state(head), size
         head, body = classes.split(state)
         record = wire.decode_state(head)
-        if action.ahead:
-            obj, size = self.precopy.load(transfer, body)
-            return obj, record, size
         obj = wire.unpack_state(body, self)
         if isinstance(obj, classes.Apart | classes.Bare):
             target = self.core.moves_in.get(transfer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from migrate.core.actions import TakeChunk
@@ -19,6 +19,7 @@ from migrate.core.incarnation import Incarnation, Phase
 from migrate.ref import loading_runtime
 from migrate.shell import wire
 from migrate.shell.peers import BULK_BYTES
+from rpc import shared_memory
 from rpc.frames import Gathered
 from serializers.stream import Piece, StreamReader, StreamWriter, is_small
 
@@ -36,6 +37,23 @@ T = TypeVar("T")
 
 class _Over(Exception):
     """The move has ended meanwhile."""
+
+
+def merged(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same bytes with the small pieces joined, so that there are few."""
+    made: list[Piece] = []
+    small: list[Piece] = []
+    for piece in pieces:
+        if len(piece) < BULK_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            made.append(b"".join(small))
+            small = []
+        made.append(piece)
+    if small:
+        made.append(b"".join(small))
+    return made
 
 
 class Precopy:
@@ -81,7 +99,9 @@ class Precopy:
         pieces: list[Piece] = []
         writer = self._writers.get(transfer)
         if writer is None:
-            writer = StreamWriter(host.obj)
+            target = self._driver.core.moves_out[transfer].target
+            shares = self._driver.peers.links.shares(target)
+            writer = StreamWriter(host.obj, memory=shared_memory if shares else None)
             self._writers[transfer] = writer
             pieces += await self._when_quiet(transfer, inc, writer.look)
             if not writer.is_worth_it:
@@ -96,7 +116,7 @@ class Precopy:
             await asyncio.sleep(0)
         if size <= BULK_BYTES:
             return Copied(b"".join(pieces), ended)
-        return Copied(cast(bytes, Gathered(pieces)), ended)
+        return Copied(cast(bytes, Gathered(merged(pieces))), ended)
 
     def _step(self, transfer: TransferId) -> tuple[list[Piece], bool]:
         writer = self._writers.get(transfer)
@@ -155,20 +175,23 @@ class Precopy:
             return
         event: Taken | DecodeFailed = Taken()
         try:
-            await asyncio.to_thread(self._bound, reader.take, chunk.state)
+            state: Any = chunk.state
+            parts = state.parts if isinstance(state, Gathered) else [memoryview(state)]
+            await asyncio.to_thread(self._bound, reader.take, parts)
         except Exception as error:
             log.debug("chunk %d of %s failed", chunk.number, transfer, exc_info=error)
             event = DecodeFailed(f"{wire.exception_name(error)}: {error}")
         self._driver.move_event(transfer, True, event)
 
-    def load(self, transfer: TransferId, body: memoryview) -> tuple[Any, int]:
+    def load(self, transfer: TransferId, chunk: Sequence[memoryview]) -> tuple[Any, int]:
         """The object, from the last chunk of its stream, and the bytes that it took in all.
 
         Raises:
             LoadFailed: It is damaged, or something that it needs is missing here.
         """
         reader = self._readers[transfer]
-        return self._bound(reader.last, body), reader.taken_bytes + len(body)
+        obj = self._bound(reader.last, chunk)
+        return obj, reader.taken_bytes + sum(map(len, chunk))
 
     def _bound(self, read: Callable[[Any], T], data: Any) -> T:
         """Read with refs in it bound to this node."""

@@ -120,7 +120,7 @@ def _decode_parts(data: Gathered) -> list[Message]:
     head, *rest = data.parts
     messages = decode_messages(head)
     message = messages[0] if len(messages) == 1 else None
-    if isinstance(message, FinalMessage):
+    if isinstance(message, FinalMessage | Chunk):
         message.state = cast(bytes, Gathered(rest))
     elif isinstance(message, Envelope | Reply) and len(rest) == 1:
         message.payload = cast(bytes, rest[0])

@@ -195,6 +195,13 @@ def test_a_second_move_copies_nothing(monkeypatch: pytest.MonkeyPatch):
                 return write(pieces)
 
             monkeypatch.setattr(shared_memory, "_write", counted)
+            store = shared_memory.Store.write
+
+            def stored(self: shared_memory.Store, data: Any) -> None:
+                written.append(len(data))
+                store(self, data)
+
+            monkeypatch.setattr(shared_memory.Store, "write", stored)
             await a.migrate(ref, to="a")
             assert written == []
             await ref.write(SIZE // 2, 1)
