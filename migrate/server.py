@@ -408,6 +408,7 @@ def server(
     reentrant: bool = False,
     movable: bool = True,
     former_names: tuple[str, ...] = (),
+    shared_references: bool = False,
 ) -> _Server: ...
 def server(cls: Any = None, /, **options: Any) -> Any:
     """Declare a class to be a server; it stays an ordinary class.
@@ -423,6 +424,9 @@ def server(cls: Any = None, /, **options: Any) -> Any:
             empty): names that the class had before it was moved or renamed; servers and
             states written under them are found as this class wherever the former name
             leads to nothing. The module that declares them must be imported there.
+            `shared_references` (bool, False): calls from the same node hand over arguments
+            and results as they are, uncopied, while those from elsewhere are copied on
+            their way; for servers and callers that change neither.
 
     Returns:
         The class itself, or a decorator for it.
@@ -461,6 +465,7 @@ class _Options:
     reentrant: bool = False
     movable: bool = True
     former_names: tuple[str, ...] = ()
+    shared_references: bool = False
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> _Options:
@@ -557,6 +562,7 @@ class ServerSpec:
         mailbox: Envelopes that the mailbox holds.
         reentrant: Whether calls that come back along their own chain are admitted.
         movable: Whether it may leave its node.
+        shared_references: Whether calls on one node pass what they pass uncopied.
         methods: Every method that can be called remotely, by name.
         timers: Its timers, by name in order.
         hooks: Which of `HOOKS` it defines.
@@ -568,6 +574,7 @@ class ServerSpec:
     mailbox: int
     reentrant: bool
     movable: bool
+    shared_references: bool
     methods: Mapping[str, MethodSpec]
     timers: tuple[TimerSpec, ...]
     hooks: frozenset[str]
@@ -676,6 +683,7 @@ def _read_class(cls: type, options: _Options, *, is_declared: bool) -> ServerSpe
         mailbox=options.mailbox,
         reentrant=options.reentrant,
         movable=options.movable,
+        shared_references=options.shared_references,
         methods=methods,
         timers=tuple(timers),
         hooks=frozenset(HOOKS & found.keys()),

@@ -114,6 +114,7 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.host import Host, Hosted
+from migrate.shell.isolation import isolate, isolate_arguments
 from migrate.shell.machine import boot_id
 from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
@@ -400,10 +401,11 @@ class Driver:
         payload: bytes | None = None
         live: Any = None
         try:
-            if server in core.hosted:
+            hosted = core.hosted.get(server)
+            if hosted is not None:
                 live = (args, kwargs)
-                if not wire.is_plain(args, kwargs):
-                    live = wire.isolate(live, self)
+                if not wire.is_plain(args, kwargs) and not _shares(hosted):
+                    live = isolate_arguments(args, kwargs, self)
             else:
                 payload = wire.pack_args(args, kwargs)
                 if len(payload) > self.options.message_bytes_max:
@@ -449,8 +451,10 @@ class Driver:
             try:
                 if payload is not None:
                     value = wire.unpack(payload, self.runtime) if payload else None
-                elif type(value) not in wire.PLAIN:
-                    value = wire.isolate(value, self)
+                elif type(value) not in wire.PLAIN and not _shares(
+                    self.core.hosted.get(pending.server)
+                ):
+                    value = isolate(value, self)
             except SerializerError as error:
                 what = f"the result of {pending.method!r}"
                 pending.set_exception(wire.unpackable(what, error, Outcome.DONE))
@@ -1186,6 +1190,14 @@ class FailPoints:
             push()
         with contextlib.suppress(ProcessLookupError):  # It has ended without our help.
             os.kill(pid, number)
+
+
+def _shares(inc: Incarnation | None) -> bool:
+    """Whether a server takes and gives references on its node."""
+    if inc is None:
+        return False
+    host: Hosted = inc.host  # type: ignore[assignment]
+    return host.spec.shared_references
 
 
 def _too_large(size: int, options: NodeOptions, server: ServerId, method: str) -> UsageError:

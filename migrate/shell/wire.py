@@ -294,17 +294,6 @@ def unpack_state(state: memoryview | Snapshot, runtime: Runtime) -> Any:
         loading_runtime.reset(token)
 
 
-def isolate(value: Any, runtime: Runtime) -> Any:
-    """A private copy of a value, as if it had travelled; plain values as they are.
-
-    Raises:
-        SerializerError: Something in it cannot travel.
-    """
-    if type(value) in PLAIN:
-        return value
-    return unpack(serializers.dumps(value), runtime)
-
-
 def exception_name(error: BaseException) -> str:
     """`module.Qualname` of an exception's class; builtins without their module."""
     cls = type(error)
