@@ -23,6 +23,7 @@ found by the next scan, or both. What the kernel cannot promise is not asked of 
 
 NB: a device that writes to pinned pages (O_DIRECT, io_uring with registered buffers) does so
 without a fault. Transfers that are in flight across a scan are seen by the hash engine alone.
+So is memory that something else in the process registers in the same asynchronous way.
 
 *hash* remembers a digest of each piece that was taken, of the very bytes handed out, and compares
 memory with it. Memory is read only by system calls that fail where nothing is mapped.
@@ -716,7 +717,7 @@ class DirtyTracker:
         if size < 0 or address < 0:
             raise ValueError(f"not memory: {size} bytes at {address:#x}")
         region = Region(address, size)
-        with self._lock, _pages:
+        with self._held(), _pages:
             self._check_usable()
             if self.engine == "pages" and len(_pages.regions) < REGISTERED_MAX:
                 _pages.regions[region.number] = region
@@ -727,7 +728,7 @@ class DirtyTracker:
 
     def untrack(self, region: Region) -> None:
         """Track a region no longer; nothing happens if it is not tracked."""
-        with self._lock, _pages:
+        with self._held(), _pages:
             if self._regions.pop(region.number, None) is not None:
                 _pages.discard([region])
 
@@ -742,7 +743,7 @@ class DirtyTracker:
         Raises:
             ValueError: A region is not tracked here, or the tracker is closed.
         """
-        with self._lock:
+        with self._held():
             self._check_usable()
             for region in regions:
                 self._check_tracked(region)
@@ -762,7 +763,7 @@ class DirtyTracker:
         Raises:
             ValueError: The range is not in the region, or the region is not tracked here.
         """
-        with self._lock:
+        with self._held():
             self._check_range(region, offset, size)
             # Before copying: a scan for another tracker may find new writes meanwhile.
             self._sent(region, offset, size)
@@ -783,7 +784,7 @@ class DirtyTracker:
         Raises:
             ValueError: The range is not in the region, or the region is not tracked here.
         """
-        with self._lock:
+        with self._held():
             self._check_range(region, offset, size)
             self._sent(region, offset, size)
             end = offset + size
@@ -800,14 +801,18 @@ class DirtyTracker:
         """Track nothing any longer and release everything in the kernel; may be called again."""
         if os.getpid() != self._process:
             return
-        with self._lock, _pages:
+        with self._held(), _pages:
             _pages.discard(self._regions.values())
             self._regions.clear()
             self._finalizer.detach()
 
-    def _check_usable(self) -> None:
+    def _held(self) -> threading.Lock:
+        # Before locking: who held the lock when this process was forked is not here to release it.
         if os.getpid() != self._process:
             raise ValueError("this tracker belongs to the process that this one was forked from")
+        return self._lock
+
+    def _check_usable(self) -> None:
         if not self._finalizer.alive:
             raise ValueError("this tracker is closed")
 
@@ -858,8 +863,8 @@ class DirtyTracker:
                 same = [
                     (start, end, digest)
                     for start, end, digest in pieces
-                    if end - base <= len(now)
-                    and xxhash.xxh3_128_digest(now[start - base : end - base], self._seed) == digest
+                    # Of what cannot be read there is less, and its digest another one.
+                    if xxhash.xxh3_128_digest(now[start - base : end - base], self._seed) == digest
                 ]
                 if len(same) < len(pieces):
                     changed += [(start, end) for start, end, _ in set(pieces).difference(same)]

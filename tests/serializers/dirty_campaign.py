@@ -197,6 +197,7 @@ class Pattern:
         self.of_objects: dict[int, list[Follower]] = {}
         self.overwritten: list[tuple[int, bytes]] = []
         self.hooks = chance.choice((0.0, 0.0, 0.3))
+        self.span_bytes_max = chance.choice((4 * PAGE, dirty.SPAN_BYTES_MAX))
         self.in_hook = False
 
     def close(self) -> None:
@@ -273,7 +274,7 @@ class Pattern:
         try:
             self.counts["hook"] += 1
             self.operate(between=True, plain=True)
-            if others and self.random.random() < 0.3:
+            if others and self.random.random() < 0.7:
                 # Another tracker of the process scans while this one copies.
                 for tracker in self.trackers:
                     if not tracker._lock.locked():
@@ -384,6 +385,14 @@ class Pattern:
             slot.open_file()
             flags = self.random.choice((mmap.MAP_SHARED, mmap.MAP_PRIVATE))
             map_memory(size, address, flags=flags, file=slot.file)
+            if self.random.random() < 0.5:
+                # A new region meets it before the older ones do.
+                self.followers.append(Follower(self.random.choice(self.trackers), address, size))
+                self.ask(self.followers[-1:])
+                self.send()
+                self.ask(self.followers)
+                self.send()
+                self.alias()
 
     def move(self) -> None:
         """Move pages away, or others in; what stays behind is empty."""
@@ -765,7 +774,9 @@ def run_pattern(seed: int, engine: dirty.Engine) -> Counter[str]:
     """
     pattern = Pattern(seed, engine)
     try:
-        pattern.run()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dirty, "SPAN_BYTES_MAX", pattern.span_bytes_max)
+            pattern.run()
     finally:
         pattern.close()
     return pattern.counts

@@ -324,7 +324,14 @@ def test_memory_mapped_anew_is_dirty_though_nobody_wrote(engine: Any, mapped: Ma
         region = sent(tracker, address, 64 * PAGE)
         map_memory(PAGE, address + 33 * PAGE)
 
-        assert covers(tracker.dirty([region])[0], 33 * PAGE, PAGE)
+        [ranges] = tracker.dirty([region])
+        assert covers(ranges, 33 * PAGE, PAGE)
+        # It is registered and armed by the same call: once is enough.
+        for offset, size in ranges:
+            tracker.take(region, offset, size)
+        assert tracker.dirty([region]) == [[]]
+        write(address + 33 * PAGE, b"x")
+        assert covers(tracker.dirty([region])[0], 33 * PAGE)
 
 
 @both_engines
@@ -520,10 +527,12 @@ def test_memory_of_a_file_that_another_region_meets_first_is_noticed(flags: int,
         region = sent(tracker, address, 16 * PAGE)
         map_memory(8 * PAGE, address + 4 * PAGE, flags=flags, file=file)
         # The kernel is asked to track it for this one, which is then hashed.
-        late = tracker.track(address + 2 * PAGE, 8 * PAGE)
+        late = tracker.track(address + 2 * PAGE, 11 * PAGE)
         take_all(tracker, late)
         assert late.hashed
-        take_all(tracker, region)
+        # More than once: reading pages of a file maps others of it, which looks like writing.
+        for _ in range(3):
+            take_all(tracker, region)
 
         os.pwrite(file, b"x", 5 * PAGE)
 
@@ -599,7 +608,9 @@ address = map_memory(64 * PAGE)
 tracker = DirtyTracker(engine)
 region = sent(tracker, address, 64 * PAGE)
 reader, writer = os.pipe()
-child = os.fork()
+with tracker._lock:
+    # As if another thread used it; that thread is not in the child.
+    child = os.fork()
 if child == 0:
     os.close(writer)
     try:
@@ -709,11 +720,16 @@ def test_releasing_works_when_something_else_is_mapped_there(mapped: Mapped):
         with a_file(PAGE) as file:
             map_memory(PAGE, address + PAGE, flags=mmap.MAP_SHARED, file=file)
         map_memory(PAGE, address + 3 * PAGE, access=PROT_NONE)
+        map_memory(PAGE, address + 5 * PAGE)
+        foreign = dirty._Pages()
+        foreign.open()
+        foreign.register(address + 5 * PAGE, address + 6 * PAGE)
         # Keeps the descriptors open, so that closing them is not what releases.
         with DirtyTracker("pages") as other:
             sent(other, mapped(1), PAGE)
             tracker.close()
-            assert len(registered()) == 1
+            assert len(registered()) == 2
+        foreign.close()
 
 
 @needs_pages
@@ -741,6 +757,23 @@ def test_more_regions_than_the_kernel_shall_track_are_hashed(
         take_all(tracker, *regions)
         write(address, b"x" * 3 * PAGE)
         assert tracker.dirty(regions) == [[(0, PAGE)]] * 3
+
+
+def test_what_is_scanned_is_all_of_it_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dirty, "SPAN_BYTES_MAX", 4 * PAGE)
+    chance = random.Random(1)
+    for _ in range(300):
+        regions = [
+            Region(chance.randrange(40 * PAGE), chance.choice((0, 1, PAGE, 9 * PAGE)))
+            for _ in range(chance.randrange(8))
+        ]
+
+        spans = dirty._spans(regions)
+
+        assert all(start < end for start, end in spans)
+        assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
+        wanted = {page for each in regions if each.size for page in range(*each._pages(), PAGE)}
+        assert {page for span in spans for page in range(*span, PAGE)} == wanted
 
 
 # What is bounded
