@@ -28,7 +28,11 @@ So is memory that something else in the process registers in the same asynchrono
 *hash* remembers a digest of each piece that was taken, of the very bytes handed out, and compares
 memory with it. Memory is read only by system calls that fail where nothing is mapped.
 
-Measured with 200 MiB (Linux 6.18, two cores): see the constants below.
+Measured with 200 MiB (Linux 6.18, two cores): pages are registered in 0.7 ms and armed in 0.5;
+`dirty` takes 0.04 ms with nothing written, 0.4 with 1 % of the pages and 0.7 with all; to release
+them takes 0.9 ms. The first write to an armed page takes 1.1 us more, once per scan; after the
+first writes into huge pages, which splits them, one scan takes 2 to 4 ms. Hashing takes 36 ms
+whatever was written, and copying 27.
 """
 
 from __future__ import annotations
@@ -59,11 +63,20 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-CHUNK_BYTES = 64 << 10
-"""What one digest covers at most."""
+CHUNK_BYTES = 32 << 10
+"""What one digest covers at most.
+
+Source: measured over 200 MiB with 1 % of the pages written, anywhere. Chunks of 16, 32, 64 and 256
+KiB take 43, 37, 34 and 32 ms to compare, make 7.9, 15.6, 30 and 97 MiB dirty, and keep 4.2, 2.1,
+1.1 and 0.5 MiB. Sent at 1.4 GB/s, the first two come out even, and ahead of the others.
+"""
 
 GAP_BYTES_MAX = 8 << 10
-"""Clean bytes between two ranges that are sent rather than start another range."""
+"""Clean bytes between two ranges that are sent rather than start another range.
+
+Source: measured, a `take` is 5 us and 0.5 us for each page, and a page is 3 us on the wire at
+1.4 GB/s; what a range costs beyond that, to frame and to install, is about as much again.
+"""
 
 RANGES_MAX = 16_384
 """Ranges of one region; beyond that the smallest gaps are sent too."""
@@ -75,7 +88,7 @@ REGISTERED_MAX = 8_192
 """Regions that the kernel tracks for this process. Each can split mappings, of which a process
 has 65,530; regions beyond it are hashed."""
 
-_SCRATCH_BYTES = 4 * CHUNK_BYTES
+_SCRATCH_BYTES = 8 * CHUNK_BYTES
 """Read at a time for hashing: small enough to stay in the cache."""
 
 # Source: include/uapi/linux/userfaultfd.h and fs.h of Linux 6.7.
