@@ -49,7 +49,7 @@ import secrets
 import struct
 import threading
 import weakref
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal
@@ -127,6 +127,10 @@ _numbers = itertools.count(1)
 # Ranges
 
 
+def _start(span: tuple[int, int]) -> int:
+    return span[0]
+
+
 def _end(span: tuple[int, int]) -> int:
     return span[1]
 
@@ -134,17 +138,14 @@ def _end(span: tuple[int, int]) -> int:
 def _joined(ranges: Iterable[tuple[int, int]], gap: int = 0) -> _Ranges:
     """Join ranges, given in ascending order, that overlap or are at most `gap` bytes apart."""
     joined: _Ranges = []
-    first, last = 0, -1
-    for start, end in ranges:
-        if last < 0:
-            first, last = start, end
-        elif start - last <= gap:
-            if end > last:
+    rest = iter(ranges)
+    for first, last in rest:
+        for start, end in rest:
+            if start - last > gap:
+                joined.append((first, last))
+                first, last = start, end
+            elif end > last:
                 last = end
-        else:
-            joined.append((first, last))
-            first, last = start, end
-    if last >= 0:
         joined.append((first, last))
     return joined
 
@@ -164,7 +165,8 @@ def _union(ranges: _Ranges, more: _Ranges) -> _Ranges:
 
 def _remove(ranges: _Ranges, start: int, end: int) -> None:
     """Take [start, end) out of `ranges`, in place."""
-    low = bisect_right(ranges, start, key=_end)
+    # Mostly the first one, since they are taken in order.
+    low = 0 if ranges and start < ranges[0][1] else bisect_right(ranges, start, key=_end)
     high = low
     rest: _Ranges = []
     while high < len(ranges) and ranges[high][0] < end:
@@ -180,11 +182,11 @@ def _remove(ranges: _Ranges, start: int, end: int) -> None:
 def _clipped(ranges: _Ranges, start: int, end: int) -> _Ranges:
     """Return the parts of `ranges` in [start, end), counted from `start`."""
     low = bisect_right(ranges, start, key=_end)
-    clipped: _Ranges = []
-    while low < len(ranges) and ranges[low][0] < end:
-        left, right = ranges[low]
-        clipped.append((max(left, start) - start, min(right, end) - start))
-        low += 1
+    high = bisect_left(ranges, end, key=_start)
+    clipped = [(left - start, right - start) for left, right in ranges[low:high]]
+    if clipped:
+        clipped[0] = max(0, clipped[0][0]), clipped[0][1]
+        clipped[-1] = clipped[-1][0], min(end - start, clipped[-1][1])
     return clipped
 
 
@@ -223,7 +225,7 @@ class Region:
     def _all_pending(self) -> None:
         self._pending = [(0, self.size)] if self.size else []
 
-    def _pages(self) -> tuple[int, int]:
+    def _page_bounds(self) -> tuple[int, int]:
         """Return the start and the end of the pages that the region touches."""
         return self.address // _PAGE * _PAGE, -(-(self.address + self.size) // _PAGE) * _PAGE
 
@@ -231,7 +233,7 @@ class Region:
 def _spans(regions: Iterable[Region]) -> _Ranges:
     """Return what to scan: disjoint, and all pages of the regions; see SPAN_BYTES_MAX."""
     spans: _Ranges = []
-    for start, end in sorted(region._pages() for region in regions if region.size):
+    for start, end in sorted(region._page_bounds() for region in regions if region.size):
         if spans:
             first, last = spans[-1]
             if start <= last and max(end, last) - first <= SPAN_BYTES_MAX:
@@ -360,7 +362,7 @@ class _Pages:
         """Return the pages of [start, end) written since they were armed, and arm them again.
 
         Pages that were never armed, or that lost their contents (MADV_DONTNEED), count as
-        written. Ranges up to GAP_BYTES_MAX apart are joined.
+        written.
 
         Raises:
             OSError: Some of it is mapped but not tracked; any of it may have been armed.
@@ -392,7 +394,7 @@ class _Pages:
             if count:
                 flat = self._view[: 3 * count].tolist()
                 found += zip(flat[0::3], flat[1::3], strict=True)
-        return _joined(found, GAP_BYTES_MAX)
+        return found
 
     def scan(self, regions: Sequence[Region]) -> None:
         """Add what was written to the pending ranges of all regions there; arm all of `regions`.
@@ -424,7 +426,7 @@ class _Pages:
         else:
             for region in regions:
                 try:
-                    self.register(*region._pages())
+                    self.register(*region._page_bounds())
                 except OSError:
                     refused.append(region)
             # After registering, never before: see the theory above.
@@ -432,7 +434,7 @@ class _Pages:
             with contextlib.suppress(OSError):
                 trackable = _joined((start, end) for start, end, fits in _mappings() if fits)
             for region in regions:
-                start, end = region._pages()
+                start, end = region._page_bounds()
                 index = bisect_right(trackable, start, key=_end)
                 if index == len(trackable) or not (
                     trackable[index][0] <= start and end <= trackable[index][1]
@@ -452,7 +454,7 @@ class _Pages:
         It may have been mapped into theirs meanwhile, and must be an error to their next scan.
         """
         for region in refused:
-            rest = [region._pages()] if region.size else []
+            rest = [region._page_bounds()] if region.size else []
             for start, end in trackable:
                 _remove(rest, start, end)
             for start, end in rest:
@@ -477,8 +479,8 @@ class _Pages:
         if not gone:
             return
         if self._userfaultfd >= 0:
-            released = _joined(sorted(region._pages() for region in gone))
-            for start, end in sorted(region._pages() for region in self.regions.values()):
+            released = _joined(sorted(region._page_bounds() for region in gone))
+            for start, end in sorted(region._page_bounds() for region in self.regions.values()):
                 _remove(released, start, end)
             for start, end in released:
                 self.unregister(start, end)
@@ -543,31 +545,36 @@ def _try_out(trial: _Pages) -> str:
     if base in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "mmap")
     end = base + size
+
+    def written(start: int, end: int) -> _Ranges:
+        return _joined(trial.written(start, end))
+
     whole = [(base, end)]
     try:
         trial.register(base, end)
-        if trial.written(base, end) != whole or trial.written(base, end):
+        if written(base, end) != whole or written(base, end):
             return "this kernel does not report untouched pages"
         ctypes.memset(base + 3 * _PAGE, 1, 1)
         third = [(base + 3 * _PAGE, base + 4 * _PAGE)]
-        if trial.written(base, end) != third or trial.written(base, end):
+        if written(base, end) != third or written(base, end):
             return "this kernel does not report written pages"
         libc.madvise(ctypes.c_void_p(base), word(size), 4)  # MADV_DONTNEED
-        if trial.written(base, end) != whole:
+        if written(base, end) != whole:
             return "this kernel does not report emptied pages"
         try:
-            trial.written(base, end + _PAGE)
+            written(base, end + _PAGE)
         except OSError:
             pass
         else:
             return "this kernel does not tell what is not registered"
         ctypes.memset(base, 1, 2 * _PAGE)
-        trial.written(base, end)
-        moved = libc.mremap(ctypes.c_void_p(base), word(size), word(size), 3, ctypes.c_void_p(end))
+        written(base, end)
+        # MREMAP_MAYMOVE, FIXED and DONTUNMAP: no hole is left that another thread could fill.
+        moved = libc.mremap(ctypes.c_void_p(base), word(size), word(size), 7, ctypes.c_void_p(end))
         if moved != end:
             raise OSError(ctypes.get_errno(), "mremap")
         trial.register(end, end + size)
-        if trial.written(end, end + size) != [(end, end + size)]:
+        if written(end, end + size) != [(end, end + size)]:
             return "this kernel keeps marks of moved memory"
         return ""
     finally:

@@ -772,7 +772,9 @@ def test_what_is_scanned_is_all_of_it_once(monkeypatch: pytest.MonkeyPatch):
 
         assert all(start < end for start, end in spans)
         assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
-        wanted = {page for each in regions if each.size for page in range(*each._pages(), PAGE)}
+        wanted = {
+            page for each in regions if each.size for page in range(*each._page_bounds(), PAGE)
+        }
         assert {page for span in spans for page in range(*span, PAGE)} == wanted
 
 
