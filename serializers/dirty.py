@@ -165,6 +165,8 @@ def _union(ranges: _Ranges, more: _Ranges) -> _Ranges:
 
 def _remove(ranges: _Ranges, start: int, end: int) -> None:
     """Take [start, end) out of `ranges`, in place."""
+    if start == end:
+        return
     # Mostly the first one, since they are taken in order.
     low = 0 if ranges and start < ranges[0][1] else bisect_right(ranges, start, key=_end)
     high = low
@@ -181,6 +183,8 @@ def _remove(ranges: _Ranges, start: int, end: int) -> None:
 
 def _clipped(ranges: _Ranges, start: int, end: int) -> _Ranges:
     """Return the parts of `ranges` in [start, end), counted from `start`."""
+    if start == end:
+        return []
     low = bisect_right(ranges, start, key=_end)
     high = bisect_left(ranges, end, key=_start)
     clipped = [(left - start, right - start) for left, right in ranges[low:high]]

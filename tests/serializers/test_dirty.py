@@ -175,13 +175,16 @@ def test_a_page_that_regions_share_is_dirty_for_each_whoever_asks_first(
 def test_regions_of_nothing_and_ranges_of_nothing(engine: Any, mapped: Mapped):
     address = mapped(1)
     with DirtyTracker(engine) as tracker:
-        empty = tracker.track(address, 0)
+        empty, inner = tracker.track(address, 0), tracker.track(address + 5, 0)
         region = tracker.track(address, PAGE)
 
-        assert tracker.dirty([empty, region]) == [[], [(0, PAGE)]]
-        assert tracker.dirty([]) == []
-        assert tracker.take(empty, 0, 0) == b""
-        tracker.settle(region, PAGE, 0)
+        for _ in range(2):
+            assert tracker.dirty([empty, inner, region]) == [[], [], [(0, PAGE)]]
+            assert tracker.dirty([]) == []
+            assert tracker.take(empty, 0, 0) == b""
+            assert tracker.take(region, 5, 0) == b""
+            tracker.settle(region, PAGE, 0)
+            tracker.settle(region, 7, 0)
 
 
 @both_engines
@@ -776,6 +779,41 @@ def test_what_is_scanned_is_all_of_it_once(monkeypatch: pytest.MonkeyPatch):
             page for each in regions if each.size for page in range(*each._page_bounds(), PAGE)
         }
         assert {page for span in spans for page in range(*span, PAGE)} == wanted
+
+
+def test_arithmetic_of_ranges():
+    def bytes_of(ranges: list[tuple[int, int]]) -> set[int]:
+        return {byte for start, end in ranges for byte in range(start, end)}
+
+    def sound(ranges: list[tuple[int, int]]) -> bool:
+        return all(start < end for start, end in ranges) and all(
+            left[1] < right[0] for left, right in itertools.pairwise(ranges)
+        )
+
+    chance = random.Random(2)
+    for _ in range(3_000):
+        left, right = (
+            dirty._joined(
+                sorted(
+                    (start, start + chance.randint(1, 6))
+                    for start in (chance.randrange(40) for _ in range(chance.randrange(6)))
+                )
+            )
+            for _ in range(2)
+        )
+        start, end = sorted((chance.randrange(50), chance.randrange(50)))
+        removed = list(left)
+        dirty._remove(removed, start, end)
+        clipped = dirty._clipped(left, start, end)
+        union = dirty._union(left, right)
+
+        assert all(map(sound, (left, right, removed, clipped, union)))
+        assert bytes_of(removed) == bytes_of(left) - set(range(start, end))
+        assert bytes_of(clipped) == {i - start for i in bytes_of(left) if start <= i < end}
+        assert bytes_of(union) == bytes_of(left) | bytes_of(right)
+        wide = dirty._joined(left, 2)
+        assert bytes_of(wide) >= bytes_of(left)
+        assert all(a[1] + 2 < b[0] for a, b in itertools.pairwise(wide))
 
 
 # What is bounded
