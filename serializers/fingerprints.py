@@ -236,6 +236,65 @@ def _rows(kind: type, holders: tuple[Any, ...]) -> tuple[tuple[int, ...], list[t
     ]
 
 
+class Changes:
+    """What a comparison found.
+
+    Attributes:
+        records: Numbers of the records that are not what they were, ascending.
+        is_shallow: Nothing but immutable values were replaced by others, in their places; so what
+            belongs to whom is as it was.
+    """
+
+    __slots__ = ("_found", "_rows", "is_shallow", "records")
+
+    def __init__(self) -> None:
+        self.records: list[int] = []
+        self.is_shallow = True
+        self._found: set[int] = set()
+        # Rows in which immutable values were replaced: as they were, as they are, and where.
+        self._rows: list[tuple[_Flat, tuple[Any, ...], list[int]]] = []
+
+    def _replaced(self, flat: _Flat, items: tuple[Any, ...], places: list[int]) -> None:
+        if not self.is_shallow:
+            return
+        for at in places:
+            was_atom = all(mask is not None and not mask[at] for mask, _ in flat.children)
+            if not was_atom or not _is_atom(type(items[at])):
+                self.is_shallow = False
+                return
+        self._rows.append((flat, items, places))
+
+    def check(self) -> None:
+        """Look at the new values of a shallow change.
+
+        Raises:
+            NotPlain: They are not plain.
+        """
+        for _, items, places in self._rows:
+            new = tuple([items[at] for at in places])
+            _check_atoms(new, set(map(type, new)))
+
+    def apply(self) -> bool:
+        """Let the fingerprint be that of the records as they are now, if the change is shallow.
+
+        Returns:
+            False if it has to be taken anew.
+
+        Raises:
+            NotPlain: The new values are not.
+        """
+        if not self.is_shallow:
+            return False
+        self.check()
+        for flat, items, places in self._rows:
+            if len(flat.held) > 2 * len(items):
+                return False  # Too much is held that has been replaced.
+            flat.where = addresses(items)
+            more = tuple(items[at] for at in places)
+            flat.held = flat.held + more if flat.children else items
+        return True
+
+
 class Fingerprint:
     """The references within a range of plain records; see the module.
 
@@ -342,34 +401,42 @@ class Fingerprint:
         return found
 
     def changed(self, records: tuple[Any, ...]) -> list[int]:
-        """Numbers of the records that are not what they were, ascending.
+        """Numbers of the records that are not what they were, ascending; see `compare`."""
+        return self.compare(records).records
+
+    def compare(self, records: tuple[Any, ...]) -> Changes:
+        """Find out which records are not what they were.
 
         Args:
             records: As many as there were.
         """
-        found: set[int] = set()
+        changes = Changes()
         if not are_at(records, self._root.where):
-            found.update(_differences(self._root.where, addresses(records)))
-        self._compare_below(self._root, records, found)
-        return sorted(found)
+            places = _differences(self._root.where, addresses(records))
+            changes._found.update(places)
+            changes._replaced(self._root, records, places)
+        self._compare_below(self._root, records, changes)
+        changes.records = sorted(changes._found)
+        return changes
 
-    def _compare_below(self, flat: _Flat, items: tuple[Any, ...], found: set[int]) -> None:
+    def _compare_below(self, flat: _Flat, items: tuple[Any, ...], changes: Changes) -> None:
         """Compare what the objects of a row refer to.
 
         Args:
             flat: The row as it was.
-            items: The row as it is, the same but for those of records in `found`, in whose place
+            items: The row as it is, the same but for those of records found before, in whose place
                 may be anything.
-            found: Records known to have changed; grows.
+            changes: Grows.
         """
         for mask, node in flat.children:
             objects = items if mask is None else tuple(compress(items, mask))
-            self._compare(node, objects, found)
+            self._compare(node, objects, changes)
 
-    def _compare(self, node: _Node, objects: tuple[Any, ...], found: set[int]) -> None:
-        kind, owners = node.kind, node.owners
+    def _compare(self, node: _Node, objects: tuple[Any, ...], changes: Changes) -> None:
+        kind, owners, found = node.kind, node.owners, changes._found
         if set(map(type, objects)) - {kind}:
             # Those of records that are known to have changed, or an address that was used again.
+            changes.is_shallow = False
             patched = list(objects)
             for at, obj in enumerate(objects):
                 if type(obj) is not kind:
@@ -379,19 +446,22 @@ class Fingerprint:
         holders = _dicts_of(kind, objects)
         if holders is not objects:
             if not are_at(holders, node.dicts):
+                changes.is_shallow = False
                 unlike = _differences(node.dicts, addresses(holders))
                 found.update(owners[at] for at in unlike)
         sizes, rows = _rows(kind, holders)
         if sizes != node.sizes:
+            changes.is_shallow = False
             rows = self._align(node, sizes, rows, found)
         for flat, items in zip(node.flats, rows, strict=True):
             if not are_at(items, flat.where):
                 ends = node.ends
-                for at in _differences(flat.where, addresses(items)):
-                    found.add(owners[bisect_right(ends, at)])
+                places = _differences(flat.where, addresses(items))
+                found.update([owners[bisect_right(ends, at)] for at in places])
+                changes._replaced(flat, items, places)
         for flat, items in zip(node.flats, rows, strict=True):
             if flat.children:
-                self._compare_below(flat, items, found)
+                self._compare_below(flat, items, changes)
 
     def _align(
         self,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
 
-from .fingerprints import Fingerprint, NotPlain, addresses, are_at
+from .fingerprints import Changes, Fingerprint, NotPlain, addresses, are_at
 from .sink import PROTOCOL
 
 CUT_ITEMS_MIN: Final = 1024
@@ -30,8 +30,8 @@ PART_ITEMS_MAX: Final = 8192
 RIVALS_MAX: Final = 3
 """Times that two parts may claim one object before it is taken to be shared for good."""
 HOT_SHARE: Final = 4
-"""A container of which more than one in so many records changed since it was written is pickled
-whole in the end. Source: measured, noting what a record refers to takes 2 to 3 times its pickle."""
+"""A container of which more than one in so many records changed between two rounds is pickled
+whole. Source: measured, noting what a record refers to takes 2 to 3 times its pickle."""
 _WORD: Final = 8
 
 Cuttable = dict[Any, Any] | list[Any]
@@ -85,7 +85,6 @@ class Cut:
         container: The live dict or list.
         parts: Its parts, in order.
         has_moved: The reader has not been told the present order of the parts.
-        is_hot: In the last round so much of it had changed that it is better pickled whole.
 
     Raises:
         NotPlain: Its first records are not plain.
@@ -96,7 +95,6 @@ class Cut:
         self.container = container
         self.parts: list[Part] = []
         self.has_moved = True
-        self.is_hot = False
         self._owners = owners
         self._next = 0
         self._rivals = 0
@@ -174,7 +172,7 @@ class Cut:
         """
         self.align()
         looked: set[Part] = set()
-        changes = 0
+        changes = seen = 0
         is_first = all(part.values is None for part in self.parts)
         while True:
             # NB: an iterator of a dict goes on where it was, however the values changed.
@@ -190,13 +188,15 @@ class Cut:
                 looked.add(part)
                 change = self._look(part, keys, values)
                 del keys, values
+                seen += part.count
                 if change is not None:
                     changes += part.count if change.data is not None else len(change.records)
+                    if not is_first and changes * HOT_SHARE > len(self.container) + seen:
+                        raise NotPlain("most records change between two rounds")
                 yield change
             else:
                 break
             self.align()
-        self.is_hot = not is_first and changes * HOT_SHARE > len(self.container)
 
     def _reader(self) -> Callable[[int], tuple[tuple[Any, ...] | None, tuple[Any, ...]]]:
         """Gives keys (None for a list) and values of the next so many items at each call."""
@@ -231,21 +231,28 @@ class Cut:
     def _look(
         self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
     ) -> Change | None:
-        changed = self._changed(part, keys, values)
-        if changed == [] or not self._note(part, keys, values):
+        changes = self._compare(part, keys, values)
+        if changes is not None:
+            if not changes.records:
+                return None
+            if changes.apply():
+                if keys is None:
+                    part.anchors = addresses(values)
+                return self._change(part, keys, values, changes.records)
+        if not self._note(part, keys, values):
             return None
-        return self._change(part, keys, values, changed)
+        return self._change(part, keys, values, None if changes is None else changes.records)
 
-    def _changed(
+    def _compare(
         self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
-    ) -> list[int] | None:
-        """Positions of the records that changed since the part was written; None: all may have."""
+    ) -> Changes | None:
+        """What changed since the part was written; None: all may have."""
         if part.values is None:
             return None
         if keys is not None and part.keys is not None and part.keys.changed(keys):
             return None
-        changed = part.values.changed(values)
-        return changed if len(changed) * 4 <= part.count else None
+        changes = part.values.compare(values)
+        return changes if len(changes.records) * 4 <= part.count else None
 
     def _note(self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]) -> bool:
         """Take down what the part is now; False if another one claims an object of it."""
@@ -312,25 +319,28 @@ def last(cuts: list[Cut], owners: dict[int, Part]) -> dict[Cut, list[Change]]:
         Shared: A container cannot be cut any more; nothing was changed but that it is named.
     """
     pending: list[tuple[Cut, Part, Any, tuple[Any, ...], list[int] | None]] = []
+    found: dict[Cut, list[Change]] = {cut: [] for cut in cuts}
     for cut in cuts:
-        if cut.is_hot:
-            raise Shared(cut)
         cut.align()
-        changes = 0
+        total = 0
         for part, keys, values in cut.all_slices():
-            changed = cut._changed(part, keys, values)
+            changes = cut._compare(part, keys, values)
+            changed = None if changes is None else changes.records
             if changed == []:
                 continue
-            pending.append((cut, part, keys, values, changed))
-            changes += part.count if changed is None else len(changed)
-            if changes * HOT_SHARE > len(cut.container):
+            total += part.count if changed is None else len(changed)
+            if total * HOT_SHARE > len(cut.container):
                 raise Shared(cut)
+            if changes is not None and changes.is_shallow:
+                changes.check()
+                found[cut].append(cut._change(part, keys, values, changed))
+                continue
+            pending.append((cut, part, keys, values, changed))
             if part.values is not None:
                 for where, _ in part.values.owned(changed):
                     if owners.get(where) is part:
                         del owners[where]
     # Only now does `owners` have what is owned at this instant, and by whom.
-    found: dict[Cut, list[Change]] = {cut: [] for cut in cuts}
     for cut, part, keys, values, changed in pending:
         try:
             if changed is None and keys is not None:

@@ -20,7 +20,7 @@ followed by `size` bytes:
     FREE     region                                 (it is of no use any more)
     BYTES    region            offset in it         what stands there
     PART     cut               part                 pickle of its items, as a dict or list
-    RECORDS  cut               part                 pickle of {position: value}
+    RECORDS  cut                                    pickle of {part: {position: value}}
     LAYOUT   cut               0 dict, 1 list       numbers of its parts in order, 4 bytes each
     DROP     cut                                    (it is not cut any more)
     ROUND                                           (a round has ended)
@@ -47,7 +47,7 @@ from .base import BufferKind, Snapshot, parse_head
 from .dirty import DirtyTracker, Region
 from .errors import LoadFailed
 from .fingerprints import forget_classes
-from .parts import CUT_ITEMS_MIN, Cut, Part, Shared, last, place
+from .parts import CUT_ITEMS_MIN, Change, Cut, Part, Shared, last, place
 from .sink import PROTOCOL, Sink
 
 Piece: TypeAlias = bytes | memoryview
@@ -234,7 +234,7 @@ class StreamWriter:
         for cut in list(self._cuts.values()):
             try:
                 for change in cut.round():
-                    yield [] if change is None else self._changed(cut, change)
+                    yield [] if change is None else self._changed(cut, [change])
             except Exception:  # Not plain (any more); or what its classes define failed.
                 self._forget_cut(cut)
             yield self._take_dropped()
@@ -274,12 +274,19 @@ class StreamWriter:
         self._tracker.untrack(region)
         yield [_OP.pack(_FREE, region.number, 0, 0)]
 
-    def _changed(self, cut: Cut, change: Any) -> list[Piece]:
-        number = change.part.number
-        if change.data is not None:
-            return [_OP.pack(_PART, cut.number, number, len(change.data)), change.data]
-        data = pickle.dumps(change.records, PROTOCOL)
-        return [_OP.pack(_RECORDS, cut.number, number, len(data)), data]
+    def _changed(self, cut: Cut, changes: Sequence[Change]) -> list[Piece]:
+        pieces: list[Piece] = []
+        records: dict[int, dict[int, Any]] = {}
+        for change in changes:
+            number = change.part.number
+            if change.data is None:
+                records[number] = change.records
+            else:
+                pieces += (_OP.pack(_PART, cut.number, number, len(change.data)), change.data)
+        if records:
+            data = pickle.dumps(records, PROTOCOL)
+            pieces += (_OP.pack(_RECORDS, cut.number, 0, len(data)), data)
+        return pieces
 
     def _layout(self, cut: Cut) -> list[Piece]:
         cut.has_moved = False
@@ -347,7 +354,10 @@ class StreamWriter:
     def _forget_cut(self, cut: Cut) -> None:
         which = id(cut.container)
         if self._cuts.pop(which, None) is not None:
-            cut.disown_all()
+            if self._cuts:
+                cut.disown_all()
+            else:
+                self._owners.clear()
             self._uncut[which] = cut.container
             self._dropped.append(cut.number)
 
@@ -394,8 +404,7 @@ class StreamWriter:
         pieces = self._take_dropped()
         for cut, found in changes.items():
             if cut in pickler.met:
-                for change in found:
-                    pieces += self._changed(cut, change)
+                pieces += self._changed(cut, found)
                 if cut.has_moved:
                     pieces += self._layout(cut)
         return pieces + self._rest(sink, pickler.code_by_value)
@@ -656,7 +665,11 @@ class StreamReader:
             self._count(len(data) - cut.sizes.get(extra, 0))
             cut.put(extra, len(data), plain.load(bytes(data), ()))
         elif kind == _RECORDS:
-            self._cut(number).patch(extra, plain.load(bytes(data), ()))
+            found = plain.load(bytes(data), ())
+            if type(found) is not dict:
+                raise LoadFailed("damaged: records in a form that no writer gives them")
+            for part, records in found.items():
+                self._cut(number).patch(part, records)
         elif kind == _LAYOUT:
             if extra > 1 or len(data) % 4:
                 raise LoadFailed("damaged: an order of parts that no writer gives")

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import migrate
+from migrate.tools import bench_moves
 from migrate.tools.bench_servers import Blob, Counter
 
 WIDTH: Final = 256
@@ -323,7 +324,14 @@ def show(figures: Sequence[Figure], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the measurements; the exit status is 0 once they are done."""
-    parser = argparse.ArgumentParser(prog="migrate bench", description=__doc__)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["moves"]:
+        return bench_moves.main(given[1:])
+    parser = argparse.ArgumentParser(
+        prog="migrate bench",
+        description=__doc__,
+        epilog="`migrate bench moves` measures moves by size and write rate; see its --help.",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--scale", type=float, default=1.0, help="length of the runs (default 1)")
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
