@@ -275,6 +275,20 @@ def _make_buffered_stream(kind: Any, inner: Any, position: int) -> Any:
     return file
 
 
+def _reduce_memory_stream(stream: Any) -> Reduced:
+    if not stream.closed:
+        return NotImplemented
+    return _make_closed_stream, (type(stream),), getattr(stream, "__dict__", None) or None
+
+
+def _make_closed_stream(kind: Any) -> Any:
+    stream = kind.__new__(kind)
+    base = io.StringIO if issubclass(kind, io.StringIO) else io.BytesIO
+    base.__init__(stream)
+    base.close(stream)
+    return stream
+
+
 _WRITES = "it is being written: whoever closes one of two copies ends the file for both"
 _WRITES_REMEDY = "close it in on_depart, and open it to append in on_arrive"
 
@@ -536,6 +550,8 @@ def _register_all() -> None:
     ):
         REDUCERS[kind] = _reduce_file
     others: dict[type, Any] = {
+        io.BytesIO: _reduce_memory_stream,
+        io.StringIO: _reduce_memory_stream,
         gzip.GzipFile: _reduce_gzip,
         bz2.BZ2File: _reduce_compressed,
         lzma.LZMAFile: _reduce_compressed,

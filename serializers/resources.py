@@ -21,6 +21,8 @@ import lzma
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
+import multiprocessing.shared_memory
+import os
 import queue
 import random
 import re
@@ -345,6 +347,16 @@ def _fill_simple_queue(simple: queue.SimpleQueue[Any], state: tuple[list[Any]]) 
         simple.put(item)
 
 
+def _reduce_concurrent_future(future: concurrent.futures.Future[Any]) -> Reduced:
+    if future.running():
+        refuse(
+            future,
+            "what it stands for is running in another thread or process",
+            "wait for it before the state is captured",
+        )
+    return NotImplemented
+
+
 # --- executors -----------------------------------------------------------------------------------
 
 
@@ -357,7 +369,7 @@ def _reduce_thread_pool(executor: Any) -> Reduced:
     _refuse_work(executor, queued, running)
     initializer, initargs = _initializer_of(executor)
     lossy("it is made anew with the same size: what its threads hold is left behind")
-    return _make_thread_pool, (
+    args = (
         type(executor),
         executor._max_workers,
         executor._thread_name_prefix,
@@ -365,6 +377,16 @@ def _reduce_thread_pool(executor: Any) -> Reduced:
         initargs,
         executor._shutdown,
     )
+    return _make_thread_pool, args, _own_attributes(executor, _THREAD_POOL), None, None, set_state
+
+
+_THREAD_POOL = frozenset(vars(concurrent.futures.ThreadPoolExecutor(1)))
+_PROCESS_POOL = frozenset(vars(concurrent.futures.ProcessPoolExecutor(1)))
+
+
+def _own_attributes(obj: Any, known: frozenset[str]) -> dict[str, Any] | None:
+    """The attributes that a subclass has added to those of its base."""
+    return {name: value for name, value in vars(obj).items() if name not in known} or None
 
 
 def _works(thread: threading.Thread) -> bool:
@@ -408,7 +430,10 @@ def _initializer_of(executor: Any) -> tuple[Any, Any]:
 def _make_thread_pool(
     cls: Any, max_workers: int, prefix: str, initializer: Any, initargs: Any, shut_down: bool
 ) -> Any:
-    executor = cls(max_workers, prefix, initializer, initargs)
+    # NB: not by calling the class, which a subclass may want done in another way.
+    executor = cls.__new__(cls)
+    base = concurrent.futures.ThreadPoolExecutor
+    base.__init__(executor, max_workers, prefix, initializer, initargs)
     if shut_down:
         executor.shutdown(wait=False)
     return executor
@@ -417,7 +442,7 @@ def _make_thread_pool(
 def _reduce_process_pool(executor: Any) -> Reduced:
     _refuse_work(executor, len(executor._pending_work_items or ()), 0)
     lossy("it is made anew with the same size: what its processes hold is left behind")
-    return _make_process_pool, (
+    args = (
         type(executor),
         executor._max_workers,
         executor._mp_context.get_start_method(),
@@ -426,6 +451,7 @@ def _reduce_process_pool(executor: Any) -> Reduced:
         executor._max_tasks_per_child,
         executor._shutdown_thread,
     )
+    return _make_process_pool, args, _own_attributes(executor, _PROCESS_POOL), None, None, set_state
 
 
 def _make_process_pool(
@@ -437,7 +463,9 @@ def _make_process_pool(
     max_tasks_per_child: int | None,
     shut_down: bool,
 ) -> Any:
-    executor = cls(
+    executor = cls.__new__(cls)
+    concurrent.futures.ProcessPoolExecutor.__init__(
+        executor,
         max_workers,
         multiprocessing.get_context(start_method),
         initializer,
@@ -574,20 +602,41 @@ def _make_dead_proxy() -> Any:
 
 
 def _reduce_weak_mapping(mapping: Any) -> Reduced:
-    return type(mapping), (), None, None, iter(list(mapping.items()))
+    base = _weak_base(type(mapping))
+    own = _own_attributes(mapping, frozenset(vars(base())))
+    state = (list(base.items(mapping)), own)
+    return _new_weak, (type(mapping),), state, None, None, _fill_weak_mapping
+
+
+def _weak_base(cls: Any) -> Any:
+    return next(base for base in cls.__mro__ if base.__module__ in ("weakref", "_weakrefset"))
+
+
+def _new_weak(cls: Any) -> Any:
+    made = cls.__new__(cls)
+    _weak_base(cls).__init__(made)
+    return made
+
+
+def _fill_weak_mapping(mapping: Any, state: tuple[list[tuple[Any, Any]], Any]) -> None:
+    items, own = state
+    vars(mapping).update(own or {})
+    base = _weak_base(type(mapping))
+    for key, value in items:
+        base.__setitem__(mapping, key, value)
 
 
 def _reduce_weak_set(weak: weakref.WeakSet[Any]) -> Reduced:
-    return _new_weak_set, (type(weak),), (list(weak),), None, None, _fill_weak_set
+    own = _own_attributes(weak, frozenset(vars(weakref.WeakSet())))
+    state = (list(weakref.WeakSet.__iter__(weak)), own)
+    return _new_weak, (type(weak),), state, None, None, _fill_weak_set
 
 
-def _new_weak_set(cls: Any) -> Any:
-    return cls()
-
-
-def _fill_weak_set(weak: weakref.WeakSet[Any], state: tuple[list[Any]]) -> None:
-    for item in state[0]:
-        weak.add(item)
+def _fill_weak_set(weak: weakref.WeakSet[Any], state: tuple[list[Any], Any]) -> None:
+    items, own = state
+    vars(weak).update(own or {})
+    for item in items:
+        weakref.WeakSet.add(weak, item)
 
 
 def _underlying(view: Any) -> Any:
@@ -649,10 +698,10 @@ def address_of(obj: Any) -> int:
 
 def _reduce_memoryview(view: memoryview) -> Reduced:
     try:
-        owner = view.obj
+        owner: Any = view.obj
     except ValueError:
         refuse(view, "it was released", "drop it")
-    if owner is None:
+    if owner is None or type(owner).__name__ == "_BytesIOBuffer":
         refuse(view, "it looks into memory that no object owns", "keep a copy of the bytes")
     if view.ndim != 1 and not view.c_contiguous:
         refuse(view, "it is a strided view of several dimensions", "view contiguous memory")
@@ -666,10 +715,28 @@ def _reduce_memoryview(view: memoryview) -> Reduced:
             refuse(view, "its stride is not a multiple of its items", "view contiguous memory")
         step = stride // view.itemsize
         low = min(0, (count - 1) * stride)
+    if not _can_be_cast(view.format):
+        whole = memoryview(owner)
+        if (whole.format, whole.nbytes) != (view.format, view.nbytes):
+            refuse(view, f"it is a part of items of the form {view.format!r}", "view bytes instead")
+        return _make_whole_view, (owner, view.readonly)
     offset = (address_of(view) + low - address_of(owner)) if view.nbytes else 0
     if view.ndim == 1:
         shape = None
     return _make_memoryview, (owner, offset, count, step, view.format, shape, view.readonly)
+
+
+def _can_be_cast(form: str) -> bool:
+    try:
+        memoryview(b"").cast(form)  # type: ignore[call-overload]
+    except ValueError:
+        return False
+    return True
+
+
+def _make_whole_view(owner: Any, read_only: bool) -> memoryview:
+    view = memoryview(owner)
+    return view.toreadonly() if read_only else view
 
 
 def _make_memoryview(
@@ -692,36 +759,6 @@ def _make_memoryview(
         view = view[::step]
     made: memoryview = view.toreadonly() if read_only else view
     return made
-
-
-def reduce_ndarray(array: Any) -> Reduced:
-    """Carry a view of an array as a view, so that writes through either go on being seen."""
-    base = array.base
-    while type(getattr(base, "base", None)) is type(array):
-        base = base.base
-    if type(base) is not type(array) or array.dtype.hasobject:
-        return NotImplemented
-    if not (base.flags.c_contiguous or base.flags.f_contiguous) or base.dtype.hasobject:
-        return NotImplemented
-    offset = array.ctypes.data - base.ctypes.data if array.size else 0
-    return _make_ndarray_view, (
-        base,
-        offset,
-        array.shape,
-        array.strides,
-        array.dtype,
-        array.flags.writeable,
-    )
-
-
-def _make_ndarray_view(
-    base: Any, offset: int, shape: Any, strides: Any, dtype: Any, writeable: bool
-) -> Any:
-    flat = base.reshape(-1, order="F" if base.flags.f_contiguous else "C")
-    view = flat.__class__(shape, dtype, buffer=flat.view("u1"), offset=offset, strides=strides)
-    if not writeable:
-        view.flags.writeable = False
-    return view
 
 
 # --- context variables ---------------------------------------------------------------------------
@@ -870,7 +907,7 @@ def _reduce_socket(sock: socket.socket) -> Reduced:
     if sock.fileno() == -1:
         return _make_socket, (*kind, None, (), False, None)
     try:
-        peer = f"connected to {sock.getpeername()}"
+        peer = f"connected to {sock.getpeername() or 'a socket without a name'}"
     except OSError:
         peer = ""
     internet = sock.family in (socket.AF_INET, socket.AF_INET6)
@@ -923,19 +960,58 @@ def _reduce_selector(selector: Any) -> Reduced:
 
 def _reduce_hash(digest: Any) -> Reduced:
     # Its inner state cannot be had. But one that is still empty shows that by its digest.
+    name = digest.name
+    shake = name.startswith("shake")
     try:
-        empty: Any = hashlib.new(digest.name)
-        shake = digest.digest_size == 0
+        named = {"digest_size": digest.digest_size} if name.startswith("blake") else {}
+        empty: Any = hashlib.new(name, **named)
         same = digest.digest(32) == empty.digest(32) if shake else digest.digest() == empty.digest()
     except (ValueError, TypeError):
         same = False
     if not same:
         refuse(
             digest,
-            f"{digest.name} does not give away what it has taken in",
+            f"{name} does not give away what it has taken in",
             "keep the data, or the digests of finished parts, instead",
         )
-    return hashlib.new, (digest.name,)
+    return (_make_hash, (name, named)) if named else (hashlib.new, (name,))
+
+
+def _make_hash(name: str, named: dict[str, Any]) -> Any:
+    return hashlib.new(name, **named)
+
+
+def _reduce_environment(environment: Any) -> Reduced:
+    for name in ("environ", "environb"):
+        if environment is getattr(os, name, None):
+            lossy("it is the environment of the process at the other end")
+            return getattr, (os, name)
+    return NotImplemented
+
+
+def _reduce_process(process: Any) -> Reduced:
+    if process._popen is not None:
+        code = process._popen.poll()
+        refuse(
+            process,
+            "it is a child of this process"
+            if code is None
+            else f"it was a child of this process, and ended with {code}",
+            "start another one in on_arrive" if code is None else "keep its exit code",
+        )
+    state = {k: v for k, v in vars(process).items() if k not in _PROCESS_PLACE}
+    state["_config"] = {k: v for k, v in process._config.items() if k != "authkey"}
+    return new_instance, (type(process),), state, None, None, _fill_process
+
+
+_PROCESS_PLACE = ("_identity", "_parent_pid", "_parent_name", "_popen", "_closed")
+
+
+def _fill_process(process: Any, state: dict[str, Any]) -> None:
+    multiprocessing.process.BaseProcess.__init__(process)
+    config = {**process._config, **state["_config"]}
+    vars(process).update(state)
+    process._config = config
 
 
 def _reduce_handler(handler: logging.Handler) -> Reduced:
@@ -973,6 +1049,25 @@ def _reduce_struct(form: struct.Struct) -> Reduced:
     return struct.Struct, (form.format,)
 
 
+def _reduce_random(source: random.Random) -> Reduced:
+    if type(source) is random.Random:
+        return NotImplemented
+    # Its own way calls the class, and forgets the attributes that a subclass adds.
+    state = (dict(vars(source)), source.getstate())
+    return _make_random, (type(source),), state, None, None, _fill_random
+
+
+def _make_random(cls: Any) -> Any:
+    solid = next(base for base in cls.__mro__ if base.__module__ == "_random")
+    return solid.__new__(cls)
+
+
+def _fill_random(source: Any, state: tuple[dict[str, Any], Any]) -> None:
+    attributes, position = state
+    vars(source).update(attributes)
+    source.setstate(position)
+
+
 def _reduce_system_random(source: Any) -> Reduced:
     # It has no state of its own: each system's is as good as another's.
     return new_instance, (type(source),), dict(vars(source)), None, None, set_state
@@ -992,6 +1087,31 @@ def reduce_ctypes_class(cls: Any) -> Reduced | None:
 
 def _make_array_class(item: Any, length: int) -> Any:
     return item * length
+
+
+def _reduce_ctypes(value: Any) -> Reduced:
+    """Reduce an instance of ctypes: one that lies inside of other memory is left there."""
+    if isinstance(value, ctypes._Pointer):
+        return NotImplemented
+    owner = value._b_base_
+    if owner is not None:
+        while owner._b_base_ is not None:
+            owner = owner._b_base_
+        return _make_overlay, (
+            type(value),
+            owner,
+            ctypes.addressof(value) - ctypes.addressof(owner),
+        )
+    held = value._objects
+    views = list(held.values()) if isinstance(held, dict) else [held]
+    if value._b_needsfree_ or len(views) != 1 or not isinstance(views[0], memoryview):
+        return NotImplemented
+    owner = views[0].obj
+    return _make_overlay, (type(value), owner, ctypes.addressof(value) - address_of(owner))
+
+
+def _make_overlay(kind: Any, owner: Any, offset: int) -> Any:
+    return kind.from_buffer(owner, offset)
 
 
 def _reduce_super(obj: Any) -> Reduced:
@@ -1028,6 +1148,7 @@ def _register_all() -> None:
         (threading.Thread, _reduce_thread),
         (queue.Queue, _reduce_queue),
         (queue.SimpleQueue, _reduce_simple_queue),
+        (concurrent.futures.Future, _reduce_concurrent_future),
         (concurrent.futures.ThreadPoolExecutor, _reduce_thread_pool),
         (concurrent.futures.ProcessPoolExecutor, _reduce_process_pool),
         (asyncio.Lock, _reduce_asyncio),
@@ -1068,9 +1189,14 @@ def _register_all() -> None:
         *((kind, _reduce_hash) for kind in _hash_kinds()),
         *((kind, refuses(_NO_EXPORT, _KEEP_DATA)) for kind in _compressor_kinds()),
         (subprocess.Popen, _reduce_popen),
+        (multiprocessing.process.BaseProcess, _reduce_process),
         (
-            multiprocessing.process.BaseProcess,
-            refuses("it is a child of this process", "start another one in on_arrive"),
+            multiprocessing.shared_memory.SharedMemory,
+            refuses(
+                "it is memory that other processes of this host may share, and whoever is the "
+                "first to end removes it for all",
+                "keep a copy of the bytes",
+            ),
         ),
         (
             multiprocessing.connection._ConnectionBase,
@@ -1080,9 +1206,12 @@ def _register_all() -> None:
             multiprocessing.connection.Listener,
             refuses("it listens on a pipe or socket, which belongs to its process", REOPEN),
         ),
+        (type(os.environ), _reduce_environment),
         (struct.Struct, _reduce_struct),
+        (random.Random, _reduce_random),
         (random.SystemRandom, _reduce_system_random),
         (super, _reduce_super),
+        (ctypes.c_int.__mro__[2], _reduce_ctypes),
     )
     REDUCERS.update(pairs)
 
@@ -1092,6 +1221,7 @@ _register_all()
 _FORMER_NAMES = {
     "_new": "resources.new_instance",
     "_set_state": "resources.set_state",
+    "_make_ndarray_view": "arrays.make_ndarray_view",
     "_make_file": "files._make_file",
     "_make_closed_file": "files._make_closed_file",
 }

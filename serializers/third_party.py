@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import mmap
 import sys
 from typing import Any
 
+from .arrays import reduce_array, reduce_memmap
 from .base import lossy
-from .resources import Reduced, Reducer, reduce_ndarray, refuse, set_state
+from .resources import Reduced, Reducer, refuse
 
 
 def third_party_reducer(kind: type) -> Reducer | None:
@@ -160,51 +160,6 @@ def _fill_http_pool(pool: Any, state: dict[str, Any]) -> None:
     vars(pool).update(state)
 
 
-# --- arrays --------------------------------------------------------------------------------------
-
-
-def _reduce_array_subclass(array: Any) -> Reduced:
-    # Its own way forgets the attributes that a subclass adds.
-    kind = type(array)
-    attributes = getattr(array, "__dict__", None)
-    if kind.__module__.partition(".")[0] == "numpy" or not attributes:
-        return NotImplemented
-    plain = next(base for base in kind.__mro__ if base.__module__ == "numpy")
-    if "__reduce__" not in vars(plain) or kind.__reduce__ is not plain.__reduce__:
-        return NotImplemented
-    return _make_array_subclass, (kind, array.view(plain)), attributes, None, None, set_state
-
-
-def _reduce_array(array: Any) -> Reduced:
-    exact = type(array).__module__ == "numpy" and type(array).__name__ == "ndarray"
-    return reduce_ndarray(array) if exact else _reduce_array_subclass(array)
-
-
-def _make_array_subclass(kind: Any, array: Any) -> Any:
-    return array.view(kind)
-
-
-# --- arrays in files -----------------------------------------------------------------------------
-
-
-def _reduce_memmap(array: Any) -> Reduced:
-    if not isinstance(array.base, mmap.mmap) or array.filename is None:
-        return NotImplemented
-    if array.mode == "c":
-        return NotImplemented  # It differs from its file, so it travels as an array.
-    if array.mode != "r":
-        array.flush()
-    lossy("its file is mapped again by its path: the same one must be there at the other end")
-    mode = "r" if array.mode == "r" else "r+"
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    args = (str(array.filename), array.dtype, mode, array.offset, array.shape, order)
-    return _make_memmap, (type(array), args)
-
-
-def _make_memmap(kind: Any, args: tuple[Any, ...]) -> Any:
-    return kind(*args)
-
-
 # --- torch ---------------------------------------------------------------------------------------
 
 
@@ -276,8 +231,8 @@ _REDUCERS: dict[tuple[str, str], Reducer] = {
     ("redis.asyncio.connection", "ConnectionPool"): _reduce_redis_pool,
     ("httpcore._sync.connection_pool", "ConnectionPool"): _reduce_http_pool,
     ("httpcore._async.connection_pool", "AsyncConnectionPool"): _reduce_http_pool,
-    ("numpy", "memmap"): _reduce_memmap,
-    ("numpy", "ndarray"): _reduce_array,
+    ("numpy", "memmap"): reduce_memmap,
+    ("numpy", "ndarray"): reduce_array,
     ("torch", "Tensor"): _reduce_tensor,
     ("torch.storage", "UntypedStorage"): _reduce_storage,
 }
