@@ -38,7 +38,13 @@ from .by_value import (
 )
 from .deep import DeepPickler
 from .errors import CheckReport
-from .objects import is_ordinary, is_still_ordinary, object_reducer, ordinary_reducer
+from .objects import (
+    beside_reducer,
+    is_ordinary,
+    is_still_ordinary,
+    object_reducer,
+    ordinary_reducer,
+)
 from .resources import (
     REDUCERS,
     Places,
@@ -193,7 +199,7 @@ def _choose(kind: type) -> _Action:
     if kind in Places.kinds:
         return lambda obj, pickler: reduce_by_place(obj, pickler.places)
     own = object_reducer(kind)
-    reducer = singleton_reducer(kind, own) or own
+    reducer = beside_reducer(kind, singleton_reducer(kind, own) or own)
     if is_ordinary(kind):
         return _Ordinary(reducer or ordinary_reducer(kind), is_pickles_own=reducer is None)
     return _as_pickle_does if reducer is None else _without_pickler(reducer)

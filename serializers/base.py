@@ -314,6 +314,24 @@ def gathering() -> Iterator[list[str]]:
         _notes.reset(token)
 
 
+_comparing: ContextVar[bool] = ContextVar("serializers.comparing", default=False)
+
+
+def is_comparing() -> bool:
+    """Tell a reducer whether states are compared: then what is no part of one must not count."""
+    return _comparing.get()
+
+
+@contextmanager
+def comparing() -> Iterator[None]:
+    """Let reducers know, meanwhile, that what they give is compared and not written."""
+    token = _comparing.set(True)
+    try:
+        yield
+    finally:
+        _comparing.reset(token)
+
+
 class Serializer(Protocol):
     """Turns live objects into snapshots and back."""
 

@@ -485,7 +485,7 @@ def _is_method(value: Any) -> bool:
 
 def _set_methods(cls: type, methods: dict[str, Any]) -> None:
     with _fill_lock:
-        if any(unfilled is cls for unfilled in _unfilled.values()):
+        if is_being_made(cls):
             for name, value in methods.items():
                 _set_attribute(cls, name, value)
 
@@ -526,9 +526,16 @@ def reduce_class(cls: type, namespaces: Namespaces) -> Reduced:
         )
         skip.update(name for name, value in own.items() if type(value) is _CField)
         skip.update(head)
-    custom_dict = own.get("__dict__")
-    if isinstance(custom_dict, property):
-        head["__dict__"] = custom_dict
+    # What stands for an attribute that every class has must be there when the class is made: later,
+    # to set it would be to change the class itself. So it is made empty, and filled later.
+    stand_ins = {n: own[n] for n in ("__dict__", "__class__") if type(own.get(n)) is property}
+    if stand_ins:
+        head.update((name, _EmptyProperty()) for name in stand_ins)
+        state["properties"] = {
+            name: (found.fget, found.fset, found.fdel, found.__doc__)
+            for name, found in stand_ins.items()
+        }
+        skip.update(stand_ins)
     state["attributes"] = {name: value for name, value in own.items() if name not in skip}
     # Generic classes are made from what they were written with, unless that makes another class,
     # as NamedTuple and TypedDict do.
@@ -536,6 +543,16 @@ def reduce_class(cls: type, namespaces: Namespaces) -> Reduced:
     bases = written if types.resolve_bases(written) == cls.__bases__ else cls.__bases__
     args = (type(cls), cls.__name__, bases, head, tracker_id)
     return _begin_class, args, state, None, None, _fill_class
+
+
+class _EmptyProperty:
+    def __reduce__(self) -> Reduced:
+        return property, ()
+
+
+def is_being_made(cls: type) -> bool:
+    """Tell whether a class by value has not yet got all its attributes, while it is loaded."""
+    return any(unfilled is cls for unfilled in _unfilled.values())
 
 
 def _begin_class(
@@ -555,19 +572,25 @@ def _begin_class(
 
 
 def _new_class(metaclass: Any, name: str, bases: tuple[Any, ...], head: dict[str, Any]) -> type:
+    made: type
     try:
-        return types.new_class(name, bases, {"metaclass": metaclass}, lambda ns: ns.update(head))
-    except TypeError:
-        # The keywords of its class statement are not kept, and some `__init_subclass__`, or the
-        # metaclass, asks for them. What these did is among the attributes.
-        resolved = types.resolve_bases(bases)
-        if resolved is not bases:
-            head = {**head, "__orig_bases__": bases}
-        stand_ins = tuple(_without_init_subclass(base) for base in resolved)
-        made: type = type.__new__(metaclass, name, stand_ins, dict(head))
-        if stand_ins != resolved:
-            made.__bases__ = resolved
-        return made
+        made = types.new_class(name, bases, {"metaclass": metaclass}, lambda ns: ns.update(head))
+    except Exception:
+        pass
+    else:
+        if vars(made).get("__slots__") == head.get("__slots__"):
+            return made
+    # The keywords of its class statement are not kept, nor is its body, and some
+    # `__init_subclass__`, or the metaclass, asks for them: it fails, or makes another class of it.
+    # What these did is among the attributes.
+    resolved = types.resolve_bases(bases)
+    if resolved is not bases:
+        head = {**head, "__orig_bases__": bases}
+    stand_ins = tuple(_without_init_subclass(base) for base in resolved)
+    made = type.__new__(metaclass, name, stand_ins, dict(head))
+    if stand_ins != resolved:
+        made.__bases__ = resolved
+    return made
 
 
 def _without_init_subclass(base: type) -> type:
@@ -604,6 +627,8 @@ def _fill_class(cls: type, state: dict[str, Any]) -> None:
             return
         for name, value in state["attributes"].items():
             _set_attribute(cls, name, value)
+        for name, parts in state.get("properties", {}).items():
+            property.__init__(vars(cls)[name], *parts)
         if "__firstlineno__" in state["attributes"]:
             # Setting other attributes makes Python 3.13 and later drop it.
             _set_attribute(cls, "__firstlineno__", state["attributes"]["__firstlineno__"])

@@ -39,6 +39,7 @@ from typing import Any
 
 from cloudpickle import cloudpickle as machinery
 
+from .base import comparing
 from .errors import NotSerializable
 from .resources import refuse
 
@@ -384,7 +385,8 @@ def digest_of(root: Any, reduce: _Reduce) -> str:
 
     digester = _Digester(reduce)
     try:
-        token = digester.run(root)
+        with comparing():
+            token = digester.run(root)
     except MemoryError:
         raise
     except NotSerializable as exc:

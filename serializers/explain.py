@@ -20,6 +20,7 @@ object.
 from __future__ import annotations
 
 import asyncio
+import collections
 import collections.abc
 import copyreg
 import dataclasses
@@ -356,6 +357,10 @@ def _argument_children(obj: Any, function: Any, args: Any) -> Iterator[_Child]:
     if not isinstance(args, tuple):
         raise pickle.PicklingError("the second item of its __reduce__ must be a tuple")
     own = {id(value): name for name, value in _attributes(obj)}
+    if issubclass(type(obj), tuple):
+        names = getattr(type(obj), "_fields", ())
+        for position, item in enumerate(tuple.__iter__(obj)):
+            yield (f".{names[position]}" if position < len(names) else f"[{position}]"), item
     for index, arg in enumerate(args):
         # An argument that the object also has as an attribute is better known by that name.
         name = own.get(id(arg))
@@ -397,12 +402,19 @@ def _state_children(obj: Any, state: Any, setter: Any) -> Iterator[_Child]:
                 for name, value in (part or {}).items():
                     yield f".{name}", value
             return
-    own = {id(value) for _, value in _attributes(obj)}
+    own = {id(value): name for name, value in _attributes(obj)}
+    if isinstance(state, tuple):
+        yield from _parts_children(obj, state, own, ".__getstate__()")
+        return
+    if isinstance(state, list) and issubclass(type(obj), dict):
+        yield from _parts_children(obj, (state,), own, ".__getstate__()")
+        return
     custom = getattr(type(obj), "__getstate__", None) is not getattr(object, "__getstate__", None)
     if not isinstance(state, dict):
-        if isinstance(state, tuple | list):
+        if isinstance(state, list):
             for index, value in enumerate(state):
-                yield f".__getstate__()[{index}]", value
+                named = type(value) not in _ATOMS and id(value) in own
+                yield (f".{own[id(value)]}" if named else f".__getstate__()[{index}]"), value
         else:
             yield ".__getstate__()", state
         return
@@ -411,6 +423,44 @@ def _state_children(obj: Any, state: Any, setter: Any) -> Iterator[_Child]:
             yield f".{key}", value
         else:
             yield f".__getstate__()[{_key(key)}]", value
+
+
+def _parts_children(
+    obj: Any, parts: tuple[Any, ...], own: dict[int, str], step: str
+) -> Iterator[_Child]:
+    """The parts of a state; those that are its attributes, slots or items are known by name."""
+    for index, part in enumerate(parts):
+        if type(part) is dict and all(type(n) is str and id(part[n]) in own for n in part):
+            for name, value in list(part.items()):
+                yield f".{name}", value
+        elif type(part) is list and part and all(_is_slot(entry) for entry in part):
+            for _, name, value in part:
+                yield f".{name}", value
+        elif type(part) is list and issubclass(type(obj), dict) and all(_is_pair(e) for e in part):
+            for key, value in part:
+                if type(key) not in _ATOMS:
+                    yield f"<key {_key(key)}>", key
+                yield f"[{_key(key)}]", value
+        elif type(part) is list and issubclass(type(obj), _SEQUENCES):
+            for position, value in enumerate(part):
+                yield f"[{position}]", value
+        elif type(part) is tuple and part and type(part[0]) in (dict, type(None), list):
+            yield from _parts_children(obj, part, own, f"{step}[{index}]")
+        elif type(part) not in _ATOMS and id(part) in own:
+            yield f".{own[id(part)]}", part
+        else:
+            yield f"{step}[{index}]", part
+
+
+_SEQUENCES = (list, collections.deque, set)
+
+
+def _is_slot(entry: Any) -> bool:
+    return type(entry) is tuple and len(entry) == 3 and isinstance(entry[0], type)
+
+
+def _is_pair(entry: Any) -> bool:
+    return type(entry) is tuple and len(entry) == 2
 
 
 def _join(steps: list[str]) -> str:

@@ -20,10 +20,15 @@ import inspect
 import operator
 import struct
 import types
+import weakref
 from collections.abc import Callable
+from sys import getrefcount
 from typing import Any
 
+from .base import is_comparing
+from .by_value import is_being_made, is_importable
 from .resources import Reduced, Reducer
+from .sink import PROTOCOL
 
 _HEAP_TYPE = 1 << 9
 """`Py_TPFLAGS_HEAPTYPE`. Source: CPython's Include/object.h."""
@@ -35,7 +40,9 @@ _SAYS_HOW = (
     "__getnewargs_ex__",
     "__getstate__",
     "__setstate__",
+    "__getinitargs__",
 )
+_SAYS_STATE = ("__getstate__", "__setstate__")
 
 
 def _datetime_arguments(obj: Any) -> tuple[Any, ...]:
@@ -59,6 +66,7 @@ _BASES: dict[type, _Split] = {
     datetime.date: lambda obj: (_datetime_arguments(obj), None),
     datetime.time: lambda obj: (_datetime_arguments(obj), None),
     datetime.timedelta: lambda obj: (_datetime_arguments(obj), None),
+    datetime.tzinfo: lambda obj: ((), None),
     set: lambda obj: ((), list(set.__iter__(obj))),
     list: lambda obj: ((), list(list.__iter__(obj))),
     collections.Counter: lambda obj: ((), list(dict.items(obj))),
@@ -113,17 +121,16 @@ def object_reducer(kind: type) -> Reducer | None:
     above = tuple(cls for cls in above if cls is not object)
     if base is not None:
         return _base_reducer(kind, base, above)
-    if (
-        any(getattr(kind, name) is not getattr(object, name) for name in _SAYS_HOW[:2])
-        or hasattr(kind, "__getnewargs__")
-        or hasattr(kind, "__getnewargs_ex__")
-        or _has_fields_in_c(kind)
-    ):
+    if any(
+        getattr(kind, name) is not getattr(object, name) for name in _SAYS_HOW[:2]
+    ) or _has_fields_in_c(kind):
         return None
     solid = next(cls for cls in kind.__mro__ if not cls.__flags__ & _HEAP_TYPE)
     if solid is not object:
         return None
-    own_state = any(name in vars(cls) for cls in above for name in _SAYS_HOW[4:])
+    if hasattr(kind, "__getnewargs__") or hasattr(kind, "__getnewargs_ex__"):
+        return None if is_importable(kind) else _reduce_by_new
+    own_state = any(name in vars(cls) for cls in above for name in _SAYS_STATE)
     if not own_state and any(_class_dicts(cls) for cls in above):
         hazard = _hazard_of(kind, above, own_state)
         return lambda obj: _reduce_sharing(obj, hazard)
@@ -175,6 +182,10 @@ def ordinary_reducer(kind: type) -> Reducer:
 
     def reduce(obj: Any) -> Reduced:
         attributes = obj.__dict__
+        if (getrefcount(attributes) > _ALONE and not is_comparing()) or (
+            type(attributes) is not dict
+        ):
+            return _new_object, arguments, attributes, None, None, _set_dict
         if "__reduce_ex__" in attributes or "__getstate__" in attributes:
             return NotImplemented  # Pickle would take these from the instance itself.
         return _new_object, arguments, attributes or None
@@ -183,6 +194,25 @@ def ordinary_reducer(kind: type) -> Reducer:
 
 
 _new_object: Any = copyreg.__newobj__  # type: ignore[attr-defined]
+
+
+def _references(obj: Any) -> int:
+    attributes = obj.__dict__
+    return getrefcount(attributes)
+
+
+class _Alone:
+    pass
+
+
+_ALONE = _references(_Alone())
+"""References that a `__dict__` shows, to functions like that one, if its instance alone holds it.
+With more than that something else holds it too, and must go on seeing it: a closure over
+`vars(self)`, another instance. Or it does so for the moment, and then nothing is lost."""
+
+
+def _set_dict(obj: Any, attributes: dict[str, Any]) -> None:
+    object.__setattr__(obj, "__dict__", attributes)
 
 
 def _hazard_of(kind: type, above: tuple[type, ...], own_state: bool) -> Reducer | None:
@@ -198,6 +228,8 @@ def _hazard_of(kind: type, above: tuple[type, ...], own_state: bool) -> Reducer 
     hashed = next(cls for cls in kind.__mro__ if "__hash__" in vars(cls))
     if hashed.__flags__ & _HEAP_TYPE and isinstance(kind.__hash__, types.FunctionType):
         return _hashed_reducer(kind) if is_ordinary(kind) else _reduce_hashed
+    if kind.__dictoffset__ and any(vars(cls).get("__slots__") for cls in above):
+        return _reduce_mixed
     return None
 
 
@@ -267,7 +299,12 @@ def _base_reducer(kind: type, base: type, above: tuple[type, ...]) -> Reducer | 
         if any(name in vars(cls) for cls in says[:-1] for name in _SAYS_HOW):
             return None
     used = _FILLED_BY_PICKLE.get(base)
-    if used is not None and not _overrides(above, *used):
+    by_pickle = used is not None and not _overrides(above, *used)
+    if by_pickle and not kind.__dictoffset__:
+        return None
+    if issubclass(base, dict):
+        return lambda obj: _reduce_mapping(obj, base, by_pickle)
+    if by_pickle:
         return None
 
     def reduce(obj: Any) -> Reduced:
@@ -275,6 +312,22 @@ def _base_reducer(kind: type, base: type, above: tuple[type, ...]) -> Reducer | 
         return _make_raw, (kind, base, arguments), (content, _state_of(obj)), None, None, _fill_base
 
     return reduce
+
+
+def _reduce_mapping(obj: Any, base: type, by_pickle: bool) -> Reduced:
+    kind = type(obj)
+    if getattr(obj, "__dict__", None) is obj:
+        # Its items are its attributes, and the other way round.
+        return _make_raw, (kind, base, ()), _BASES[base](obj)[1], None, None, _fill_own_dict
+    if by_pickle:
+        return NotImplemented
+    arguments, content = _BASES[base](obj)
+    return _make_raw, (kind, base, arguments), (content, _state_of(obj)), None, None, _fill_base
+
+
+def _fill_own_dict(obj: Any, content: Any) -> None:
+    object.__setattr__(obj, "__dict__", obj)
+    _fill_base(obj, (content, None))
 
 
 def _fill_base(obj: Any, state: tuple[Any, Any]) -> None:
@@ -292,10 +345,14 @@ def _fill_base(obj: Any, state: tuple[Any, Any]) -> None:
 def _state_of(obj: Any) -> Any:
     """(attributes, slots) as they are, whatever the class's accessors say; None if there are none.
 
-    Slots are told apart by their class, since a private name may exist in several.
+    Slots are told apart by their class, since a private name may exist in several. A third item,
+    True, says that something else holds the very dict of the attributes too.
     """
+    held = False
     try:
-        attributes = object.__getattribute__(obj, "__dict__") or None
+        attributes = object.__getattribute__(obj, "__dict__")
+        held = getrefcount(attributes) > _ALONE and not is_comparing()
+        held = held or type(attributes) is not dict
     except AttributeError:
         attributes = None
     slots = []
@@ -307,20 +364,22 @@ def _state_of(obj: Any) -> Any:
                         slots.append((base, name, descriptor.__get__(obj)))
                     except AttributeError:
                         continue  # Never set.
-    if attributes is None and not slots:
+    if held:
+        return attributes, slots or None, True
+    if not attributes and not slots:
         return None
-    return attributes, slots or None
+    return attributes or None, slots or None
 
 
 def _make_raw(kind: type, base: type, arguments: tuple[Any, ...]) -> Any:
     return base.__new__(kind, *arguments)
 
 
-def _fill_raw(
-    obj: Any, state: tuple[dict[str, Any] | None, list[tuple[Any, str, Any]] | None]
-) -> None:
-    attributes, slots = state
-    if attributes:
+def _fill_raw(obj: Any, state: tuple[Any, ...]) -> None:
+    attributes, slots, *held = state
+    if held:
+        _set_dict(obj, attributes)
+    elif attributes:
         object.__getattribute__(obj, "__dict__").update(attributes)
     for base, name, value in slots or ():
         vars(base)[name].__set__(obj, value)
@@ -330,10 +389,33 @@ def _reduce_raw(obj: Any) -> Reduced:
     return _make_raw, (type(obj), object, ()), _state_of(obj), None, None, _fill_raw
 
 
+def _reduce_mixed(obj: Any) -> Reduced:
+    """Reduce an instance with slots and a `__dict__`, which something else may hold too."""
+    state = _state_of(obj)
+    return _reduce_raw(obj) if state is not None and len(state) == 3 else NotImplemented
+
+
 def _reduce_with_own_state(obj: Any) -> Reduced:
     kind: Any = type(obj)
     state = kind.__getstate__(obj)
     return _make_raw, (type(obj), object, ()), state, None, None, _set_own_state
+
+
+def _reduce_by_new(obj: Any) -> Reduced:
+    """Make an instance of a class by value by its `__new__`, as pickle does; with one exception.
+
+    If the class itself holds the instance, as a cache of its instances does, neither can be first.
+    """
+    reduced = obj.__reduce_ex__(PROTOCOL)
+    if reduced[0] is _new_object:
+        return _make_by_new, (reduced[1][0], reduced[1][1:], {}), *reduced[2:]
+    if reduced[0] is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
+        return _make_by_new, reduced[1], *reduced[2:]
+    return reduced
+
+
+def _make_by_new(cls: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return object.__new__(cls) if is_being_made(cls) else cls.__new__(cls, *args, **named)
 
 
 def _set_own_state(obj: Any, state: Any) -> None:
@@ -346,6 +428,92 @@ def _set_own_state(obj: Any, state: Any) -> None:
         object.__getattribute__(obj, "__dict__").update(attributes)
     for name, value in (slots or {}).items():
         object.__setattr__(obj, name, value)
+
+
+# --- what a class keeps beside its instances -----------------------------------------------------
+
+_Table = tuple[type, str, str]
+
+
+def _tables_of(kind: type) -> list[_Table]:
+    """Weak tables and sets of importable classes in which these keep something of each instance.
+
+    Such as descriptors do: (class, its attribute, what holds the table in that, or nothing).
+    """
+    found: list[_Table] = []
+    for cls in kind.__mro__:
+        if not cls.__flags__ & _HEAP_TYPE or not is_importable(cls):
+            continue  # A class by value brings its attributes along.
+        for name, value in list(vars(cls).items()):
+            if type(value) in _WEAK:
+                found.append((cls, name, ""))
+            elif type(type(value)) is type and type(value).__flags__ & _HEAP_TYPE:
+                inside = _dict_of(value)
+                found += [(cls, name, k) for k, v in inside.items() if type(v) in _WEAK]
+    return found
+
+
+_WEAK = (weakref.WeakKeyDictionary, weakref.WeakSet)
+
+
+def _dict_of(obj: object) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        return {}
+    return found
+
+
+def _table_at(place: _Table) -> Any:
+    cls, name, inner = place
+    held = vars(cls).get(name)
+    return _dict_of(held).get(inner) if inner else held
+
+
+def _is_in(obj: Any, table: Any) -> bool:
+    try:
+        return isinstance(table, _WEAK) and obj in table
+    except TypeError:
+        return False  # It has no hash.
+
+
+def beside_reducer(kind: type, reducer: Reducer | None) -> Reducer | None:
+    """`reducer`, and what the class keeps of an instance elsewhere; just that if it does not."""
+    tables = _tables_of(kind)
+    if not tables:
+        return reducer
+
+    def reduce(obj: Any) -> Reduced:
+        entries = [
+            (place, table[obj] if isinstance(table, weakref.WeakKeyDictionary) else None)
+            for place in tables
+            if _is_in(obj, table := _table_at(place))
+        ]
+        reduced = NotImplemented if reducer is None else reducer(obj)
+        if not entries:
+            return reduced
+        if reduced is NotImplemented:
+            reduced = obj.__reduce_ex__(PROTOCOL)
+        if isinstance(reduced, str):
+            return reduced
+        function, args, state, items, pairs, setter = (*reduced, *(None,) * 4)[:6]
+        return function, args, (state, setter, entries), items, pairs, _fill_with_beside
+
+    return reduce
+
+
+def _fill_with_beside(obj: Any, whole: tuple[Any, Any, list[tuple[_Table, Any]]]) -> None:
+    state, setter, entries = whole
+    if setter is not None:
+        setter(obj, state)
+    elif state is not None:
+        _set_own_state(obj, state)
+    for place, value in entries:
+        table = _table_at(place)
+        if isinstance(table, weakref.WeakSet):
+            table.add(obj)
+        elif isinstance(table, weakref.WeakKeyDictionary):
+            table[obj] = value
 
 
 # --- instances that share their attributes -------------------------------------------------------
@@ -362,6 +530,7 @@ def _reduce_sharing(obj: Any, otherwise: Reducer | None) -> Reduced:
         for name, value in _class_dicts(cls):
             if value is attributes:
                 return _make_raw, (kind, object, ()), (cls, name, value), None, None, _share
+    del attributes  # Lest it seem to be held by something else.
     return NotImplemented if otherwise is None else otherwise(obj)
 
 
@@ -397,7 +566,7 @@ def _is_leaf(value: Any, depth: int = 0) -> bool:
     hashed = kind.__hash__
     if not isinstance(hashed, types.FunctionType):
         return False
-    attributes, slots = _state_of(value) or (None, None)
+    attributes, slots, *_ = _state_of(value) or (None, None)
     return all(_is_leaf(item, depth + 1) for item in (attributes or {}).values()) and all(
         _is_leaf(item, depth + 1) for _, _, item in slots or ()
     )
@@ -410,12 +579,19 @@ def _hashed_reducer(kind: type) -> Reducer:
     def reduce(obj: Any) -> Reduced:
         # NB: this is `ordinary_reducer` over again, since one more call is felt.
         attributes = obj.__dict__
+        if (getrefcount(attributes) > _ALONE and not is_comparing()) or (
+            type(attributes) is not dict
+        ):
+            return _reduce_raw(obj)
         for value in attributes.values():
             if type(value) not in _LEAVES:
-                return _reduce_hashed(obj)
-        if "__reduce_ex__" in attributes or "__getstate__" in attributes:
-            return NotImplemented
-        return _new_object, arguments, attributes or None
+                break
+        else:
+            if "__reduce_ex__" in attributes or "__getstate__" in attributes:
+                return NotImplemented
+            return _new_object, arguments, attributes or None
+        del attributes  # Lest it seem to be held by something else.
+        return _reduce_hashed(obj)
 
     return reduce
 
@@ -428,7 +604,9 @@ def _reduce_hashed(obj: Any) -> Reduced:
     state = _state_of(obj)
     if state is None:
         return NotImplemented
-    attributes, slots = state
+    attributes, slots, *held = state
+    if held:
+        return _reduce_raw(obj)
     attributes = attributes or {}
     slots = slots or []
     early = {name: value for name, value in attributes.items() if _is_leaf(value)}
@@ -474,4 +652,10 @@ def _make_member(cls: Any, name: str) -> enum.Enum:
     return found
 
 
-__all__ = ["is_ordinary", "is_still_ordinary", "object_reducer", "ordinary_reducer"]
+__all__ = [
+    "beside_reducer",
+    "is_ordinary",
+    "is_still_ordinary",
+    "object_reducer",
+    "ordinary_reducer",
+]

@@ -238,3 +238,56 @@ def test_any_change_changes_the_digest(items: list[Any], data: st.DataObject) ->
 
     assert (digest(changed) == before) == same
     assert digest([*items, None]) != before
+
+
+class Keyed:
+    def __init__(self) -> None:
+        self.rest = ["a"]
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class Forwarding:
+    def __init__(self) -> None:
+        self.rest = ["a"]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+class Mixed:
+    __slots__ = ("__dict__", "left")
+
+    def __init__(self) -> None:
+        self.left, self.right = 1, ["a"]
+
+
+class Table(dict[str, int]):
+    def __init__(self) -> None:
+        self.rest = ["a"]
+
+    def __setitem__(self, key: str, value: int) -> None:
+        super().__setitem__(key, value)
+
+
+@pytest.mark.parametrize("kind", [Node, Keyed, Forwarding, Mixed, Table])
+def test_what_holds_an_objects_attributes_elsewhere_is_no_part_of_its_state(kind: Any) -> None:
+    obj = kind()
+    alone = digest(obj)
+    held = vars(obj)
+
+    assert digest(obj) == alone == digest(serializers.loads(serializers.dumps(obj)))
+    assert held is vars(obj)
+
+
+def test_who_shares_an_objects_attributes_counts() -> None:
+    one, other = Node([1]), Node([1])
+    apart = digest([one, other])
+    other.__dict__ = one.__dict__
+
+    assert digest([one, other]) != apart
+    assert digest(serializers.loads(serializers.dumps([one, other]))) == digest([one, other])
