@@ -1067,3 +1067,351 @@ def containers_that_check_what_is_put_in():
         window.clear()
         window.total = 0
         window.append(3)
+
+
+@case
+def values_kept_by_descriptors_in_weak_tables():
+    import weakref
+
+    class Typed:
+        def __init__(self, kind, default=None):
+            self.kind, self.default = kind, default
+            self.values = weakref.WeakKeyDictionary()
+
+        def __set_name__(self, owner, name):
+            self.name = name
+
+        def __get__(self, obj, owner=None):
+            if obj is None:
+                return self
+            return self.values.get(obj, self.default)
+
+        def __set__(self, obj, value):
+            if not isinstance(value, self.kind):
+                raise TypeError(self.name)
+            self.values[obj] = value
+
+    class Point:
+        x = Typed(int, 0)
+        y = Typed(int, 0)
+
+    def build():
+        p = Point()
+        p.x = 5
+        q = Point()
+        q.y = 7
+        return [p, q]
+
+    def check(s):
+        p, q = s
+        assert (p.x, p.y, q.x, q.y) == (5, 0, 0, 7)
+        p.y = 3
+        assert q.y == 7
+        try:
+            p.x = "no"
+        except TypeError as e:
+            assert str(e) == "x"
+        else:
+            raise AssertionError
+
+
+@case
+def proxy_that_claims_its_targets_class():
+    class Proxy:
+        def __init__(self, target):
+            object.__setattr__(self, "_t", target)
+
+        def __getattr__(self, name):
+            return getattr(object.__getattribute__(self, "_t"), name)
+
+        def __setattr__(self, name, value):
+            setattr(object.__getattribute__(self, "_t"), name, value)
+
+        @property
+        def __class__(self):
+            return type(object.__getattribute__(self, "_t"))
+
+    class Real:
+        def __init__(self):
+            self.v = 1
+
+        def up(self):
+            self.v += 1
+            return self.v
+
+    def build():
+        r = Real()
+        return {"p": Proxy(r), "r": r}
+
+    def check(s):
+        p, r = s["p"], s["r"]
+        assert type(p) is not type(r) and isinstance(p, type(r))
+        assert p.up() == 2 and r.v == 2
+        p.v = 10
+        assert r.v == 10
+
+
+@case
+def one_instance_for_each_key():
+    import weakref
+
+    class Node:
+        cache = weakref.WeakValueDictionary()
+
+        def __new__(cls, key):
+            found = cls.cache.get(key)
+            if found is None:
+                found = super().__new__(cls)
+                found.key = key
+                cls.cache[key] = found
+            return found
+
+        def __getnewargs__(self):
+            return (self.key,)
+
+    def build():
+        return {"a": Node("a"), "again": Node("a"), "b": Node("b")}
+
+    def check(s):
+        assert s["a"] is s["again"] and s["a"] is not s["b"]
+        assert type(s["a"])("a") is s["a"]
+        assert type(s["b"])("b") is s["b"]
+
+
+@case
+def attributes_in_a_dict_of_ones_own():
+    class Obs(dict):
+        def __setitem__(self, k, v):
+            self.log = getattr(self, "log", [])
+            self.log.append(k)
+            super().__setitem__(k, v)
+
+    class Model:
+        def __init__(self):
+            self.__dict__ = Obs()
+            self.__dict__["a"] = 1
+            self.b = 2
+
+    def build():
+        return Model()
+
+    def check(m):
+        assert m.a == 1 and m.b == 2
+        assert type(m.__dict__).__name__ == "Obs" and m.__dict__.log == ["a"]
+
+
+@case
+def two_objects_with_the_same_attributes():
+    class A:
+        pass
+
+    def build():
+        a, b = A(), A()
+        b.__dict__ = a.__dict__
+        a.x = 1
+        return [a, b]
+
+    def check(s):
+        a, b = s
+        assert b.x == 1
+        a.y = 5
+        assert b.y == 5
+        del a.y
+
+
+@case
+def closure_over_an_objects_attributes():
+    class Reactive:
+        def __init__(self):
+            d = vars(self)
+            self.get = lambda k: d.get(k)
+            self.v = 1
+
+    def build():
+        return Reactive()
+
+    def check(r):
+        r.v = 2
+        assert r.get("v") == 2
+        r.v = 1
+
+
+@case
+def objects_that_hold_their_own_attributes():
+    class P:
+        def __init__(self, t):
+            self.__dict__["t"] = t
+            self.__dict__["cache"] = self.__dict__
+
+        def __getattr__(self, n):
+            return getattr(self.__dict__["t"], n)
+
+    class M:
+        __slots__ = ("a", "__dict__")
+
+        def __init__(self):
+            self.a = self.__dict__
+
+    def build():
+        m = M()
+        m.x = 1
+        return [P("text"), m]
+
+    def check(s):
+        p, m = s
+        p.cache["new"] = 5
+        assert p.new == 5 and p.upper() == "TEXT"
+        m.a["y"] = 2
+        assert m.y == 2
+        del p.cache["new"], m.a["y"]
+
+
+@case
+def dict_whose_items_are_its_attributes():
+    import collections
+
+    class AttrDict(dict):
+        def __init__(self, *a, **k):
+            super().__init__(*a, **k)
+            self.__dict__ = self
+
+    class ODict(collections.OrderedDict):
+        def __init__(self, *a):
+            super().__init__(*a)
+            self.__dict__ = self
+
+    def build():
+        a = AttrDict(x=1)
+        a.y = [a]
+        return [a, AttrDict(n=a)]
+
+    def check(s):
+        a, b = s
+        a.z = 3
+        assert a["z"] == 3 and a["y"][0] is a
+        a["q"] = 4
+        assert a.q == 4 and b.n is a
+        del a["q"], a["z"]
+
+
+@case
+def class_that_knows_its_instances():
+    import weakref
+
+    class Listener:
+        everyone = weakref.WeakSet()
+
+        def __init__(self, n):
+            self.n = n
+            self.everyone.add(self)
+
+        @classmethod
+        def total(cls):
+            return sum(one.n for one in cls.everyone)
+
+    def build():
+        return [Listener(1), Listener(2)]
+
+    def check(s):
+        assert type(s[0]).total() >= 3 and s[0] in type(s[0]).everyone
+
+
+@case
+def slots_that_a_metaclass_makes():
+    class Meta(type):
+        def __new__(m, n, b, ns):
+            fields = [k for k, v in ns.items() if isinstance(v, Field)]
+            ns["_fields"] = fields
+            ns["__slots__"] = tuple("_" + f for f in fields)
+            return super().__new__(m, n, b, ns)
+
+    class Field:
+        def __init__(self, default):
+            self.default = default
+
+        def __set_name__(self, o, n):
+            self.n = "_" + n
+
+        def __get__(self, o, t=None):
+            return self if o is None else getattr(o, self.n, self.default)
+
+        def __set__(self, o, v):
+            setattr(o, self.n, v)
+
+    class Rec(metaclass=Meta):
+        a = Field(1)
+        b = Field([])
+
+    def build():
+        r = Rec()
+        r.b = [r]
+        return r
+
+    def check(r):
+        assert (
+            r.a == 1
+            and r.b[0] is r
+            and type(r)._fields == ["a", "b"]
+            and not hasattr(r, "__dict__")
+        )
+
+
+@case
+def objects_that_answer_no_question():
+    class V:
+        def __init__(self, x):
+            self.x = x
+
+        def __eq__(self, o):
+            raise RuntimeError("no compare")
+
+        __hash__ = object.__hash__
+
+        def __bool__(self):
+            raise RuntimeError("no bool")
+
+        def __len__(self):
+            raise RuntimeError("no len")
+
+        def __iter__(self):
+            raise RuntimeError("no iter")
+
+        def __repr__(self):
+            raise RuntimeError("no repr")
+
+    def build():
+        v = V(1)
+        return {"v": v, "l": [v, v], "k": {v: 1}}
+
+    def check(d):
+        assert d["v"].x == 1 and d["l"][0] is d["v"] and next(iter(d["k"])) is d["v"]
+
+
+@case
+def plugins_that_register_by_key():
+    import types
+
+    class Plugin:
+        hooks = types.MappingProxyType({"a": 1})
+        registry = {}
+
+        def __init_subclass__(cls, /, key, **kw):
+            super().__init_subclass__(**kw)
+            Plugin.registry[key] = cls
+
+    class P1(Plugin, key="one"):
+        pass
+
+    class P2(P1, key="two"):
+        pass
+
+    def build():
+        return {"p": P2(), "R": Plugin}
+
+    def check(d):
+        R = d["R"]
+        assert (
+            R.registry["two"] is type(d["p"])
+            and set(R.registry) == {"one", "two"}
+            and R.hooks["a"] == 1
+        )

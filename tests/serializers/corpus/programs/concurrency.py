@@ -505,3 +505,137 @@ def producer_and_consumer_with_a_condition():
         assert [channel.get(), channel.get()] == ["a", "b"]
         thread.join()
         channel.put("a")
+
+
+@case
+def pool_with_attributes():
+    import concurrent.futures
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, n, tag):
+            super().__init__(n, tag)
+            self.tag, self.count = tag, 0
+
+        def submit(self, fn, *a, **k):
+            self.count += 1
+            return super().submit(fn, *a, **k)
+
+    def build():
+        p = Pool(2, "t")
+        p.submit(pow, 2, 2).result()
+        return p
+
+    def check(p):
+        assert p.tag == "t" and p.count >= 1
+        assert p.submit(pow, 2, 3).result(5) == 8
+
+
+@case
+def process_not_started():
+    import multiprocessing
+
+    class P:
+        def __init__(self):
+            self.proc = multiprocessing.Process(target=print, args=(1,), name="p", daemon=True)
+
+    def build():
+        return P()
+
+    def check(p):
+        assert p.proc.name == "p" and p.proc.daemon
+
+
+@case
+def asyncio_lock_that_is_held():
+    import asyncio
+
+    class S:
+        def __init__(self):
+            self.lock = asyncio.Lock()
+            self.q = asyncio.LifoQueue(2)
+            asyncio.run(self.take())
+
+        async def take(self):
+            await self.lock.acquire()
+            await self.q.put(1)
+            await self.q.put(2)
+
+    def build():
+        return S()
+
+    def check(s):
+        import asyncio
+
+        async def main():
+            assert s.lock.locked() and s.q.full()
+            s.lock.release()
+            async with s.lock:
+                assert await s.q.get() == 2
+                await s.q.put(2)
+            await s.lock.acquire()
+
+        asyncio.run(main())
+
+
+@case
+def locks_in_slots_in_a_defaultdict_in_a_closure():
+    import collections
+    import dataclasses
+    import threading
+
+    @dataclasses.dataclass(slots=True)
+    class Cell:
+        lock: object = dataclasses.field(default_factory=threading.RLock)
+        hits: int = 0
+
+    def make():
+        table = collections.defaultdict(Cell)
+        guard = threading.Lock()
+
+        def hit(key):
+            with guard, table[key].lock:
+                table[key].hits += 1
+                return table[key].hits
+
+        return hit, table, guard
+
+    def build():
+        hit, table, guard = make()
+        hit("a")
+        hit("a")
+        hit("b")
+        return {"hit": hit, "table": table, "guard": guard}
+
+    def check(s):
+        assert s["hit"]("a") == 3 and s["table"]["a"].hits == 3
+        assert s["hit"]("new") == 1 and "new" in s["table"]
+        assert s["guard"].acquire(blocking=False)
+        s["guard"].release()
+        assert not hasattr(s["table"]["a"], "__dict__")
+        assert s["table"].default_factory is type(s["table"]["a"])
+
+
+@case
+def stream_reader_with_lines_left():
+    import asyncio
+
+    class S:
+        def __init__(self):
+            async def main():
+                r = asyncio.StreamReader(limit=100)
+                r.feed_data(b"line1\nline2\n")
+                await r.readline()
+                return r
+
+            self.r = asyncio.run(main())
+
+    def build():
+        return S()
+
+    def check(s):
+        import asyncio
+
+        async def main():
+            assert await s.r.readline() == b"line2\n"
+
+        asyncio.run(main())

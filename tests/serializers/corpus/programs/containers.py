@@ -584,3 +584,124 @@ def sorted_collections_by_a_key_function():
     def check(ranking):
         ranking.add(2)
         assert ranking.items == [3, 2, 1]
+
+
+@case
+def weak_containers_with_attributes():
+    import weakref
+
+    class Thing:
+        pass
+
+    class Cache(weakref.WeakValueDictionary):
+        def __init__(self, limit):
+            super().__init__()
+            self.limit, self.hits = limit, 0
+
+        def __getitem__(self, k):
+            self.hits += 1
+            return super().__getitem__(k)
+
+    class Names(weakref.WeakKeyDictionary):
+        label = "x"
+
+        def __init__(self, label="d"):
+            super().__init__()
+            self.label = label
+
+    class Members(weakref.WeakSet):
+        def __init__(self, owner):
+            super().__init__()
+            self.owner = owner
+
+    def build():
+        o = Thing()
+        c = Cache(5)
+        c["o"] = o
+        c["o"]
+        n = Names("mine")
+        n[o] = 1
+        m = Members("me")
+        m.add(o)
+        return [o, c, n, m]
+
+    def check(s):
+        o, c, n, m = s
+        assert c.limit == 5 and c.hits >= 1 and c["o"] is o
+        assert n.label == "mine" and n[o] == 1 and m.owner == "me" and o in m
+
+
+@case
+def defaultdicts_that_call_their_owner():
+    import collections
+
+    class S:
+        def __init__(self):
+            self.made = 0
+            self.d = collections.defaultdict(self.make)
+            self.nested = collections.defaultdict(lambda: collections.defaultdict(int))
+            self.d["a"]
+            self.nested["x"]["y"] += 1
+
+        def make(self):
+            self.made += 1
+            return self.made
+
+    def build():
+        return S()
+
+    def check(s):
+        assert (
+            s.d["a"] == 1
+            and s.d["b"] == s.made
+            and s.nested["q"]["z"] == 0
+            and s.nested["x"]["y"] == 1
+        )
+        del s.d["b"]
+
+
+@case
+def graph_by_identity():
+    class Node:
+        def __init__(self, n):
+            self.n = n
+            self.edges = set()
+
+    def build():
+        a, b = Node(1), Node(2)
+        a.edges |= {a, b}
+        b.edges.add(a)
+        return {"graph": {a: b, b: a}, "order": [a, b], "frozen": frozenset([a, b])}
+
+    def check(d):
+        a, b = d["order"]
+        assert d["graph"][a] is b and d["graph"][b] is a and a in a.edges and b in a.edges
+        assert d["frozen"] == {a, b}
+
+
+@case
+def one_object_in_everything_that_it_holds():
+    import collections
+    import types
+
+    class N:
+        pass
+
+    def build():
+        n = N()
+        n.t = (n, [n])
+        n.d = collections.OrderedDict(me=n)
+        n.dd = collections.defaultdict(list, {1: [n]})
+        n.dq = collections.deque([n])
+        n.s = {n}
+        n.ns = types.SimpleNamespace(n=n)
+        n.f = lambda: n
+        n.m = n.__init__
+        n.own = []
+        n.own.append((n.own,))
+        return n
+
+    def check(n):
+        assert n.t[0] is n and n.t[1][0] is n and n.d["me"] is n and n.dd[1][0] is n
+        assert n.dq[0] is n and n in n.s and n.ns.n is n and n.f() is n and n.m.__self__ is n
+        assert n.own[0][0] is n.own

@@ -461,3 +461,70 @@ def config_parsers_and_shelves():
         assert settings.config.getint("a", "y") == 12 and settings.config["a"].getint("w") == 5
         assert settings.config.getlist("a", "z") == ["p", "q"]
         assert settings.shelf["k"] == [1, 2]
+
+
+@case
+def memory_streams_closed_and_sparse():
+    import io
+
+    def build():
+        c = io.StringIO("x")
+        c.close()
+        b = io.BytesIO(b"abc")
+        b.close()
+        z = io.BytesIO()
+        z.write(b"12345")
+        z.seek(10)
+        return [c, b, z]
+
+    def check(s):
+        assert s[0].closed and s[1].closed
+        s[2].write(b"x")
+        assert s[2].getvalue() == b"12345\0\0\0\0\0x"
+
+
+@case
+def environment_of_the_process():
+    import os
+
+    class E:
+        def __init__(self):
+            self.env = os.environ
+
+    def build():
+        return E()
+
+    def check(e):
+        assert e.env["PATH"]
+
+
+@case
+def temporary_files_of_each_kind():
+    import tempfile
+
+    def build():
+        s = tempfile.SpooledTemporaryFile(max_size=20, mode="w+")
+        s.write("hello\nworld")
+        s.seek(6)
+        b = tempfile.SpooledTemporaryFile(max_size=5, mode="w+b")
+        b.write(b"0123456789")
+        b.seek(3)
+        n = tempfile.NamedTemporaryFile("w+", suffix=".txt", encoding="latin-1")
+        n.write("é1\né2\n")
+        n.seek(0)
+        n.readline()
+        t = tempfile.TemporaryFile("w+b")
+        t.write(b"abc")
+        t.seek(1)
+        return dict(s=s, b=b, n=n, t=t)
+
+    def check(d):
+        import os
+
+        assert d["s"].read() == "world"
+        assert d["b"].read() == b"3456789"
+        assert d["n"].readline() == "é2\n" and os.path.exists(d["n"].name)
+        assert d["t"].read() == b"bc"
+        d["t"].write(b"Z")
+        d["t"].seek(0)
+        assert d["t"].read() == b"abcZ"

@@ -527,3 +527,97 @@ def constants_that_are_instances():
 
     def check(parser):
         assert parser.kinds() == [True, False]
+
+
+@case
+def decorators_with_state():
+    import functools
+
+    def counted(fn):
+        @functools.wraps(fn)
+        def wrapper(*a, **k):
+            wrapper.calls += 1
+            return fn(*a, **k)
+
+        wrapper.calls = 0
+        return wrapper
+
+    class memo:
+        def __init__(self, fn):
+            self.fn, self.cache = fn, {}
+            functools.update_wrapper(self, fn)
+
+        def __get__(self, obj, owner=None):
+            return functools.partial(self, obj) if obj is not None else self
+
+        def __call__(self, obj, n):
+            if n not in self.cache:
+                self.cache[n] = self.fn(obj, n)
+            return self.cache[n]
+
+    class S:
+        @counted
+        def hit(self):
+            return 1
+
+        @memo
+        def square(self, n):
+            self.computed = getattr(self, "computed", 0) + 1
+            return n * n
+
+    def build():
+        s = S()
+        s.square(3)
+        s.callback = s.square
+        s.hitter = s.hit
+        return s
+
+    def check(s):
+        assert s.callback(4) == 16 and s.square(4) == 16
+        c = s.computed
+        s.square(4)
+        assert s.computed == c
+        assert s.hitter() == 1
+
+
+@case
+def closures_that_undo():
+    def outer():
+        total = 0
+        history = []
+
+        def add(n):
+            nonlocal total
+
+            def commit():
+                nonlocal total
+                total += n
+                history.append(total)
+                return undo
+
+            def undo():
+                nonlocal total
+                total -= n
+                return total
+
+            return commit
+
+        def read():
+            return total, history
+
+        return add, read
+
+    def build():
+        add, read = outer()
+        undo = add(5)()
+        pending = add(7)
+        return {"add": add, "read": read, "undo": undo, "pending": pending}
+
+    def check(s):
+        assert s["read"]() == (5, [5])
+        s["pending"]()
+        assert s["read"]() == (12, [5, 12])
+        s["undo"]()
+        assert s["read"]()[0] == 7
+        s["add"](1)()
+        assert s["read"]() == (8, [5, 12, 8])

@@ -345,3 +345,115 @@ def unpackers_and_scanners():
     def check(decoder):
         assert list(decoder.records) == [(1027, 5), (1798, 8)]
         assert decoder.header.size == 3 and decoder.scanner.scan("12 3")[0] == [12, 3]
+
+
+@case
+def iterators_that_share_a_source():
+    import itertools
+
+    def build():
+        src = iter(range(100))
+        a = itertools.chain(["x"], src)
+        b = zip(src, src)
+        c = map(str, itertools.islice(src, 10))
+        next(a)
+        next(b)
+        next(c)
+        return [src, a, b, c]
+
+    def check(s):
+        src, a, b, c = s
+        assert next(a) == 3
+        assert next(b) == (4, 5)
+        assert next(c) == "6"
+        assert next(src) == 7
+        assert next(a) == 8
+
+
+@case
+def chains_over_each_other():
+    import itertools
+
+    def build():
+        one = itertools.chain([1, 2, 3], "ab")
+        two = itertools.chain.from_iterable([one, [9], one])
+        three = itertools.zip_longest(two, itertools.count(5, 5), fillvalue=None)
+        next(three)
+        next(three)
+        return {"one": one, "two": two, "three": three}
+
+    def check(s):
+        assert next(s["one"]) == 3
+        assert next(s["three"]) == ("a", 15)
+        assert next(s["two"]) == "b"
+        assert next(s["two"]) == 9
+        assert next(s["three"]) == (None, 20)
+
+
+@case
+def iterators_that_are_used_up():
+    import itertools
+
+    class S:
+        def __init__(self):
+            self.l = [1]
+            self.it = iter(self.l)
+            list(self.it)
+            self.sl = itertools.islice(iter([1, 2, 3, 4]), 2)
+            list(self.sl)
+            self.src = iter([1, 2, 3, 4])
+            self.sl2 = itertools.islice(self.src, 2)
+            list(self.sl2)
+            self.rev = reversed([1])
+            list(self.rev)
+            self.en = enumerate([])
+            list(self.en)
+            self.d = {1: 1}
+            self.di = iter(self.d)
+            list(self.di)
+            self.z = zip([1], [2])
+            list(self.z)
+            self.call = iter(lambda: 0, 0)
+            list(self.call)
+            self.s = {1}
+            self.si = iter(self.s)
+            list(self.si)
+            self.rng = iter(range(2))
+            list(self.rng)
+
+    def build():
+        return S()
+
+    def check(s):
+        s.l.append(2)
+        assert list(s.it) == [] and list(s.sl) == [] and list(s.sl2) == [] and list(s.src) == [3, 4]
+        assert (
+            list(s.rev) == []
+            and list(s.en) == []
+            and list(s.di) == []
+            and list(s.z) == []
+            and list(s.call) == []
+        )
+        assert list(s.si) == [] and list(s.rng) == []
+        s.l.pop()
+        s.src = iter([3, 4])
+
+
+@case
+def pipeline_over_lines():
+    import io
+    import itertools
+
+    class S:
+        def __init__(self):
+            self.lines = iter(io.StringIO("a\nb\nc\n"))
+            next(self.lines)
+            self.stripped = map(str.strip, self.lines)
+            self.windowed = itertools.pairwise(self.stripped)
+            self.chunk = itertools.islice(self.stripped, 1)
+
+    def build():
+        return S()
+
+    def check(s):
+        assert list(s.chunk) == ["b"] and next(s.lines) == "c\n"

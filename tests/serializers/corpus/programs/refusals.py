@@ -416,3 +416,196 @@ def decoder_in_the_middle_of_a_character():
         return Input()
 
     def check(found): ...
+
+
+@case(refused="conn", reason="connected")
+def field_of_a_frozen_dataclass():
+    import dataclasses
+    import socket
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class F:
+        name: str
+        conn: object
+
+    def build():
+        return [F("n", socket.socketpair()[0])]
+
+    def check(o): ...
+
+
+@case(refused="gen", reason="suspended")
+def field_of_a_named_tuple():
+    import collections
+
+    P = collections.namedtuple("P", "a gen")
+
+    def g():
+        yield 1
+        yield 2
+
+    def build():
+        x = g()
+        next(x)
+        return {("k", 1): [P(1, x)]}
+
+    def check(o): ...
+
+
+@case(refused="['conn']", reason="connected")
+def item_that_is_an_attribute():
+    import socket
+
+    class A(dict):
+        def __init__(self):
+            self.__dict__ = self
+
+    def build():
+        a = A()
+        a.conn = socket.socketpair()[0]
+        return a
+
+    def check(o): ...
+
+
+@case(refused="conn", reason="connected")
+def attribute_of_a_proxy():
+    import socket
+
+    class P:
+        def __init__(self):
+            self.__dict__["conn"] = socket.socketpair()[0]
+
+        def __getattr__(self, n):
+            raise AttributeError(n)
+
+    def build():
+        return P()
+
+    def check(o): ...
+
+
+@case(refused="conn", reason="connected")
+def slot_behind_a_partial():
+    import functools
+    import socket
+
+    class Inner:
+        __slots__ = ("conn", "peer")
+
+        def __init__(self):
+            self.conn, self.peer = socket.socketpair()
+
+    class Outer:
+        def __init__(self):
+            i = Inner()
+            self.cb = functools.partial(lambda a, b: None, b=i)
+
+    def build():
+        return Outer()
+
+    def check(o): ...
+
+
+@case(refused="shm", reason="removes it for all")
+def shared_memory():
+    from multiprocessing import shared_memory
+
+    class P:
+        def __init__(self):
+            self.shm = shared_memory.SharedMemory(create=True, size=10)
+            self.shm.unlink()
+
+    def build():
+        return P()
+
+    def check(p): ...
+
+
+@case(refused="fut", reason="running in another")
+def future_of_running_work():
+    import concurrent.futures
+
+    class S:
+        def __init__(self):
+            self.fut = concurrent.futures.Future()
+            self.fut.set_running_or_notify_cancel()
+
+    def build():
+        return S()
+
+    def check(o): ...
+
+
+@case(refused="tail", reason="pointers")
+def structure_with_a_pointer():
+    import ctypes
+
+    class Node(ctypes.Structure):
+        pass
+
+    Node._fields_ = [("v", ctypes.c_int), ("next", ctypes.POINTER(Node))]
+
+    class List:
+        def __init__(self):
+            self.tail = Node(2)
+            self.head = Node(1, ctypes.pointer(self.tail))
+
+    def build():
+        return List()
+
+    def check(chain): ...
+
+
+@case(refused="buf", reason="no object owns")
+def view_into_a_memory_stream():
+    import io
+
+    class S:
+        def __init__(self):
+            self.f = io.BytesIO(b"abc")
+            self.buf = self.f.getbuffer()
+
+    def build():
+        return S()
+
+    def check(s): ...
+
+
+@case(refused="scan")
+def listing_of_a_folder():
+    import os
+
+    class S:
+        def __init__(self):
+            self.scan = os.scandir("/")
+            next(self.scan)
+
+    def build():
+        return S()
+
+    def check(o): ...
+
+
+@case(refused="cond", reason="wait")
+def condition_with_a_waiter():
+    import threading
+    import time
+
+    class S:
+        def __init__(self):
+            self.cond = threading.Condition()
+
+    def build():
+        s = S()
+
+        def wait():
+            with s.cond:
+                s.cond.wait(60)
+
+        threading.Thread(target=wait, daemon=True).start()
+        while not s.cond._waiters:
+            time.sleep(0.001)
+        return s
+
+    def check(s): ...

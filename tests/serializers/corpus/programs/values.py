@@ -744,3 +744,219 @@ def order_book():
         book.buy("3", 4)
         assert book.trades == [(2, 2), (2, 3), (1, 1)]
         assert book.sell("1", 1).number == 3
+
+
+@case
+def time_zones_of_ones_own():
+    import datetime
+
+    class Fixed(datetime.tzinfo):
+        def __init__(self, minutes, name):
+            self.minutes, self.name = minutes, name
+
+        def utcoffset(self, dt):
+            return datetime.timedelta(minutes=self.minutes)
+
+        def tzname(self, dt):
+            return self.name
+
+        def dst(self, dt):
+            return datetime.timedelta(0)
+
+    class Stamp(datetime.datetime):
+        label = "x"
+
+    def build():
+        tz = Fixed(90, "T")
+        a = datetime.datetime(2024, 1, 1, tzinfo=tz)
+        b = datetime.time(1, 2, tzinfo=tz, fold=1)
+        c = Stamp(2020, 2, 3, tzinfo=datetime.UTC)
+        return dict(tz=tz, a=a, b=b, c=c)
+
+    def check(d):
+        assert d["a"].tzinfo is d["tz"] and d["b"].tzinfo is d["tz"]
+        assert d["a"].tzname() == "T" and d["b"].fold == 1
+        assert type(d["c"]).label == "x" and d["c"].year == 2020
+        assert d["tz"].name == "T"
+
+
+@case
+def generator_of_random_numbers_with_attributes():
+    import random
+
+    class R(random.Random):
+        def __init__(self, seed, label):
+            self.label = label
+            self.n = 0
+            super().__init__(seed)
+
+        def random(self):
+            self.n += 1
+            return super().random()
+
+        def __new__(cls, seed, label):
+            return super().__new__(cls, seed)
+
+    def build():
+        r = R(3, "l")
+        r.random()
+        import random as q
+
+        p = q.Random(3)
+        p.random()
+        r.want = p.random()
+        return r
+
+    def check(r):
+        assert r.random() == r.want and r.label == "l" and r.n == 2
+
+
+@case
+def ctypes_inside_of_other_memory():
+    import ctypes
+
+    class P(ctypes.Structure):
+        _fields_ = [("x", ctypes.c_int), ("y", ctypes.c_int)]
+
+    class L(ctypes.Structure):
+        _fields_ = [("a", P), ("b", P * 2)]
+
+    class H:
+        def __init__(self):
+            self.l = L()
+            self.inner = self.l.a
+            self.el = self.l.b[1]
+            self.raw = bytearray(16)
+            self.over = (ctypes.c_uint16 * 4).from_buffer(self.raw, 4)
+            self.one = ctypes.c_uint32.from_buffer(self.raw)
+            self.mv = memoryview(self.l)
+
+    def build():
+        h = H()
+        h.inner.x = 5
+        h.over[0] = 0x0201
+        return h
+
+    def check(h):
+        assert h.l.a.x == 5 and h.raw[4:6] == b"\x01\x02"
+        h.inner.y = 9
+        assert h.l.a.y == 9
+        h.el.x = 7
+        assert h.l.b[1].x == 7
+        h.raw[6] = 0xAA
+        assert h.over[1] & 0xFF == 0xAA
+        h.one.value = 1
+        assert h.raw[0] == 1
+        h.raw[6] = 0
+        h.one.value = 0
+        h.el.x = 0
+        h.inner.y = 0
+
+
+@case
+def hashes_not_yet_used():
+    import hashlib
+
+    class B:
+        def __init__(self):
+            self.h = hashlib.blake2s(digest_size=8)
+            self.shake = hashlib.shake_128()
+            self.sha = hashlib.sha3_256()
+
+    def build():
+        return B()
+
+    def check(s):
+        import hashlib
+
+        s.h.update(b"a")
+        s.shake.update(b"b")
+        s.sha.update(b"c")
+        assert s.h.hexdigest() == hashlib.blake2s(b"a", digest_size=8).hexdigest()
+        assert s.shake.hexdigest(5) == hashlib.shake_128(b"b").hexdigest(5)
+        assert s.sha.hexdigest() == hashlib.sha3_256(b"c").hexdigest()
+
+
+@case
+def exceptions_of_every_kind():
+    class E(Exception):
+        def __init__(self, a, b):
+            super().__init__(a)
+            self.b = b
+
+        def __reduce__(self):
+            return type(self), (self.args[0], self.b)
+
+    class K(KeyError):
+        code = 5
+
+        def __init__(self, *, name):
+            self.name = name
+
+        def __str__(self):
+            return self.name
+
+    def build():
+        try:
+            raise E(1, 2)
+        except E as e:
+            x = e
+        try:
+            raise K(name="n")
+        except K as e:
+            k = e
+        try:
+            "x".nope
+        except AttributeError as e:
+            a = e
+        try:
+            __import__("nonexistent_mod_q")
+        except ImportError as e:
+            i = e
+        s = StopIteration(5)
+        u = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")
+        se = SyntaxError("m", ("f", 1, 2, "text"))
+        return [x, k, a, i, s, u, se, SystemExit(3), BaseExceptionGroup("g", [KeyboardInterrupt()])]
+
+    def check(found):
+        x, k, a, i, s, u, se, sx, g = found
+        assert (x.args, x.b) == ((1,), 2) and str(k) == "n" and k.code == 5
+        assert a.name == "nope" and i.name == "nonexistent_mod_q" and s.value == 5
+        assert (
+            u.start == 0
+            and u.object == b"\xff"
+            and se.lineno == 1
+            and se.text == "text"
+            and sx.code == 3
+        )
+        assert type(g.exceptions[0]) is KeyboardInterrupt
+
+
+@case
+def memory_in_and_out_of_the_stream():
+    class S:
+        def __init__(self):
+            self.big = bytes(range(256)) * 1000
+            self.ba = bytearray(b"x" * 200_000)
+            self.text = "é" * 100_000
+            self.same = self.big
+            self.alias = self.ba
+            self.l = [
+                self.big,
+                self.ba,
+                b"B\x00\x00\x01\x00" * 20000,
+                bytearray(70000),
+                b"",
+                bytearray(),
+            ]
+            self.ints = list(range(100000))
+
+    def build():
+        return S()
+
+    def check(s):
+        assert s.same is s.big is s.l[0] and s.alias is s.ba is s.l[1] and len(s.text) == 100_000
+        assert s.l[2] == b"B\x00\x00\x01\x00" * 20000 and s.l[3] == bytearray(70000)
+        s.ba.append(1)
+        assert len(s.alias) == 200_001 and s.ints[-1] == 99999
+        s.ba.pop()
