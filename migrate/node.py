@@ -676,9 +676,29 @@ class Node(Peer):
             await self._membership._list()
             if target not in self._membership.nodes:
                 raise NodeNotFound(f"node {node_name(target)} is gone", node=node_name(target))
-            if server in core.leaving or core.hosted.get(server) is not inc:
-                raise Elsewhere(f"server {server} has moved meanwhile", server=server)
+            self._check_unmoved(inc)
+        if not self._directory.one_machine:
+            # A commit that cannot be asked for would hold the server for as long, quiesced.
+            try:
+                await self._directory.get(SERVER_KEY + server)
+            except DirectoryError as error:
+                raise MoveError(
+                    f"server {server} stays on node {source}: {error}",
+                    server=server,
+                    node=source,
+                    cause=str(error),
+                    source=source,
+                    target=node_name(target),
+                    outcome=Outcome.NOT_DONE,
+                ) from error
+            self._check_unmoved(inc)
         return await self._driver.move(server, target)
+
+    def _check_unmoved(self, inc: Incarnation) -> None:
+        """Raise Elsewhere if a server was moved, or a move of it began, while one waited."""
+        core = self._driver.core
+        if inc.id in core.leaving or core.hosted.get(inc.id) is not inc:
+            raise Elsewhere(f"server {inc.id} has moved meanwhile", server=inc.id)
 
     async def _drain_here(self) -> list[MoveReport]:
         others = [row.id for row in self._membership.nodes.values() if row.id != self._id]

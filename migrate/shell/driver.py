@@ -109,7 +109,6 @@ from migrate.shell.directories.base import (
     Compare,
     Directory,
     DirectoryError,
-    DirectoryUnavailable,
     OutcomeUnknown,
     Put,
 )
@@ -178,10 +177,9 @@ class DirectoryRows:
             txn = await self.directory.txn([Compare(key, rev)], [put], [], durable=False)
         except OutcomeUnknown as error:
             return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
-        except DirectoryUnavailable as error:
-            return SwapResult(SwapOutcome.NOT_DONE, None, 0, str(error))
         except DirectoryError as error:
-            return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
+            # Whatever else it is, it says that nothing was done.
+            return SwapResult(SwapOutcome.NOT_DONE, None, 0, str(error))
         if txn.ok:
             return SwapResult(SwapOutcome.DONE, row, txn.rev)
         entry = txn.entries.get(key)

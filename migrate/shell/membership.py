@@ -53,6 +53,10 @@ SERVER_KEY: Final = "server/"
 NAME_KEY: Final = "name/"
 
 RETRY_S: Final = 0.2
+RELIST_S: Final = 60.0
+"""How often what is known is compared with a fresh list. The watch alone should do; but watches of
+past releases of etcd have lost events."""
+
 POLL_S: Final = 0.5
 """How often a process is looked at where the system has no pidfd."""
 
@@ -214,6 +218,7 @@ class Membership:
                 await self._take_over_name(wire.decode_id(taken.value))
         await self._list()
         self._run(self._follow(), "membership")
+        self._run(self._compare(), "nodes")
         self._run(self._stay_alive(), "lease")
 
     async def _take_over_name(self, holder: NodeId) -> None:
@@ -265,22 +270,29 @@ class Membership:
             await self.directory.txn([Compare(name_key, entry.rev)], [], [*deletes, name_key])
 
     async def _stay_alive(self) -> None:
+        wait_s = self._lease_s / 3
         while True:
-            await asyncio.sleep(self._lease_s / 3)
+            await asyncio.sleep(wait_s)
             try:
                 if not await self.directory.keepalive(self._lease):
-                    # We were paused for longer than the lease: others thought us unreachable.
-                    self._lease = await self.directory.lease(self._lease_s)
-                    await self.directory.txn(
-                        [], [Put(ALIVE_KEY + self.me.id, b"", self._lease)], []
-                    )
+                    # We were paused for longer than the lease, or the directory was away: others
+                    # thought us unreachable.
+                    lease = await self.directory.lease(self._lease_s)
+                    await self.directory.txn([], [Put(ALIVE_KEY + self.me.id, b"", lease)], [])
+                    self._lease = lease
+                wait_s = self._lease_s / 3
             except DirectoryError as error:
                 log.debug("lease of node %s: %s", self.me.name, error)
+                # There may be just time for another one.
+                wait_s = min(RETRY_S, self._lease_s / 3)
 
     # -- following the others
 
     async def _list(self) -> None:
-        entries, rev = await self.directory.list(NODE_KEY)
+        while True:
+            entries, rev = await self.directory.list(NODE_KEY)
+            if rev >= self.rev:
+                break  # Else the watch has come further meanwhile.
         present = {}
         for entry in entries:
             row = _readable(decode_node, entry.key, entry.value)
@@ -297,8 +309,10 @@ class Membership:
         while True:
             try:
                 async for changes in self.directory.watch(NODE_KEY, self.rev + 1):
+                    if changes[-1].rev <= self.rev:
+                        continue  # A list has told of it.
+                    self.rev = changes[-1].rev
                     for change in changes:
-                        self.rev = change.rev
                         if change.value is None:
                             self._left(change.key.removeprefix(NODE_KEY))
                         elif row := _readable(decode_node, change.key, change.value):
@@ -309,6 +323,12 @@ class Membership:
             except DirectoryError as error:
                 log.debug("watching the nodes: %s", error)
                 await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(DirectoryError):
+                await self._list()
+
+    async def _compare(self) -> None:
+        while True:
+            await asyncio.sleep(RELIST_S)
             with contextlib.suppress(DirectoryError):
                 await self._list()
 

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from migrate.shell import driver
 from migrate.shell.directories import (
     Change,
     Changes,
@@ -497,6 +498,24 @@ def test_a_burst_of_transactions_is_decided_one_by_one(home: Home) -> None:
                 for number, answer in enumerate(answers)
                 if answer.isdigit()
             }
+
+    run(main)
+
+
+def test_a_transaction_may_be_begun_before_it_has_a_task(home: Home) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with home.open() as directory:
+            begun: asyncio.Future[Any] = loop.create_future()
+            swapping = directory.txn([Compare("k", 0)], [Put("k", b"1")], [])
+
+            def begin() -> None:
+                assert asyncio.current_task() is None
+                begun.set_result(swapping.send(None))
+
+            loop.call_soon(begin)
+            await driver._go_on(swapping, await begun)  # type: ignore[arg-type]
+            assert await directory.get("k") == Entry("k", b"1", 1)
 
     run(main)
 

@@ -797,6 +797,8 @@ class EtcdDirectory(Directory):
         loop = self._check_open()
         if self._waiting >= REQUESTS_MAX:
             raise self._unavailable(f"{self._waiting} requests wait already")
+        # NB: a coroutine may be begun before it has a task, which time-outs and gRPC ask for.
+        await asyncio.sleep(0)
         trouble = _Trouble(self)
         self._waiting += 1
         try:
