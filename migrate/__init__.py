@@ -124,6 +124,7 @@ from migrate.ref import Ref  # noqa: E402
 from migrate.reports import (  # noqa: E402
     CheckpointInfo,
     Event,
+    LinkInfo,
     MoveReport,
     NodeInfo,
     ServerInfo,
@@ -150,6 +151,7 @@ __all__ = [
     "Fenced",
     "HandlerFailed",
     "InternalError",
+    "LinkInfo",
     "LocalCluster",
     "MailboxFull",
     "MigrateError",

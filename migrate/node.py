@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import secrets
@@ -30,7 +31,7 @@ from migrate.errors import (
 from migrate.options import NodeOptions
 from migrate.peer import Elsewhere, Peer
 from migrate.ref import RefObject
-from migrate.reports import MoveReport, NodeInfo, ServerInfo
+from migrate.reports import LinkInfo, MoveReport, NodeInfo, ServerInfo
 from migrate.server import spec_of
 from migrate.shell import classes, wire
 from migrate.shell.checkpoint_verbs import CheckpointVerbs
@@ -435,7 +436,16 @@ class Node(Peer):
             load=round(self._meter.cpu, 3),
             cordoned=self._cordoned or self._draining,
             draining=self._draining,
+            links=self._link_infos(),
         )
+
+    def _link_infos(self) -> tuple[LinkInfo, ...]:
+        found = []
+        for peer in self._links.peers() if self._links is not None else ():
+            cost = self._links.cost(peer.id) if self._links is not None else None
+            if cost is not None:
+                found.append(LinkInfo(peer.name, **dataclasses.asdict(cost)))
+        return tuple(found)
 
     def _cordon_here(self, on: bool) -> None:
         self._cordoned = on

@@ -9,9 +9,39 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypeAlias
 
-__all__ = ["CheckpointInfo", "Event", "EventKind", "MoveReport", "NodeInfo", "ServerInfo"]
+__all__ = [
+    "CheckpointInfo",
+    "Event",
+    "EventKind",
+    "LinkInfo",
+    "MoveReport",
+    "NodeInfo",
+    "ServerInfo",
+]
 
 EventKind: TypeAlias = Literal["moved", "promoted", "restored", "stopped", "lost"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """One link of a node, and what it costs by its real traffic so far.
+
+    Attributes:
+        peer: Name of the node or client at the other end.
+        kind: "unix" between processes of one host and user, "grpc" otherwise, "memory" in tests.
+        rtt_s: Moving average of a round trip, in seconds; None before the first.
+        bytes_per_s: Moving average of the rate while more waited than could leave; None while
+            nothing ever had to wait.
+        bytes_sent: Bytes of messages that left.
+        bytes_received: Bytes of messages that came.
+    """
+
+    peer: str
+    kind: str
+    rtt_s: float | None
+    bytes_per_s: float | None
+    bytes_sent: int
+    bytes_received: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,6 +57,7 @@ class NodeInfo:
         load: 0.0 for idle, 1.0 for a loop that is always busy; may exceed 1.
         cordoned: It admits neither spawns nor moves.
         draining: It is being emptied; implies `cordoned`.
+        links: Its links with other nodes and clients, and what they cost.
     """
 
     name: str
@@ -37,6 +68,7 @@ class NodeInfo:
     load: float
     cordoned: bool
     draining: bool
+    links: tuple[LinkInfo, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -260,6 +260,7 @@ class Outbox:
         "_message_bytes_max",
         "_ordinary",
         "_sequence",
+        "pushed_bytes",
         "queued_bytes",
     )
 
@@ -293,6 +294,8 @@ class Outbox:
         self._control: dict[int, bytes] = {}
         self.queued_bytes = 0
         """Bytes of messages that have not left in a frame."""
+        self.pushed_bytes = 0
+        """Bytes of messages since the beginning."""
 
     def __bool__(self) -> bool:
         """Tell whether anything waits."""
@@ -329,6 +332,7 @@ class Outbox:
             )
         (self._bulk if bulk else self._ordinary).queue.append(item)
         self.queued_bytes += size
+        self.pushed_bytes += size
 
     @property
     def shared_bytes_max(self) -> int:
@@ -339,6 +343,7 @@ class Outbox:
         """Queue what describes a message in shared memory, at most `shared_bytes_max`."""
         (self._bulk if bulk else self._ordinary).queue.append(_Shared(data))
         self.queued_bytes += len(data)
+        self.pushed_bytes += len(data)
 
     def push_control(self, kind: int, payload: bytes = b"") -> None:
         """Queue a control word; it leaves in the next frame, once, before messages.
@@ -458,7 +463,14 @@ class Inbox:
     After a FrameError the inbox is of no further use: the connection must end.
     """
 
-    __slots__ = ("_assemblies", "_frame_bytes_max", "_key", "_message_bytes_max", "_sequence")
+    __slots__ = (
+        "_assemblies",
+        "_frame_bytes_max",
+        "_key",
+        "_message_bytes_max",
+        "_sequence",
+        "fed_bytes",
+    )
 
     def __init__(
         self,
@@ -479,6 +491,8 @@ class Inbox:
         self._message_bytes_max = message_bytes_max
         self._sequence = 0
         self._assemblies: list[_Assembly | None] = [None, None]
+        self.fed_bytes = 0
+        """Bytes of frames since the beginning."""
 
     def feed(self, frame: Data) -> list[Received]:
         """Open one frame.
@@ -510,6 +524,7 @@ class Inbox:
                 f"frame {sequence} where {self._sequence} was due: repeated, reordered or lost"
             )
         self._sequence = sequence + 1
+        self.fed_bytes += size
         at = _BODY_AT
         if size >= _SINGLE_AT and view[at] == DATA:
             # The commonest frame, one message, takes the shortest way.

@@ -58,6 +58,38 @@ class LinkOptions:
     same_host: bool = True
 
 
+@dataclass(frozen=True)
+class LinkCost:
+    """What a link costs, as seen in its real traffic so far.
+
+    Attributes:
+        kind: "grpc", "unix" or "memory".
+        rtt_s: Moving average of the seconds from a question to its answer, with what waits before
+            both in the same sockets; None before the first.
+        bytes_per_s: Moving average of the rate while more waited than could leave; None while
+            nothing ever had to wait.
+        bytes_sent: Bytes of messages that left.
+        bytes_received: Bytes of messages that came.
+    """
+
+    kind: str
+    rtt_s: float | None
+    bytes_per_s: float | None
+    bytes_sent: int
+    bytes_received: int
+
+
+_WEIGHT: Final = 0.25
+"""Of a new sample in a moving average: the last four make up two thirds of it."""
+
+_RATE_BYTES_MIN: Final = 64 << 10
+"""Smaller frames tell more of turns of the loop than of the link."""
+
+
+def _average(before: float | None, sample: float) -> float:
+    return sample if before is None else before + (sample - before) * _WEIGHT
+
+
 class LinkHandler(Protocol):
     """What `Links` tells the layer above: plain functions, called in the event loop.
 
@@ -112,6 +144,7 @@ class Link:
     """One link that is up, or was."""
 
     __slots__ = (
+        "_asked_s",
         "_broken",
         "_channel",
         "_finishing",
@@ -122,12 +155,16 @@ class Link:
         "_options",
         "_outbox",
         "_pumping",
+        "_rate",
+        "_rtt_s",
         "_shared_bytes",
         "_silent_ticks",
         "_taken_bytes",
         "_timer",
         "_tokens",
         "_untaken_bytes",
+        "_waiting_bytes",
+        "_waiting_s",
         "_write",
         "_write_waits_for",
         "_written",
@@ -175,6 +212,13 @@ class Link:
         self._silent_ticks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tokens = 0
+        # When the question was sent that is not yet answered, and what is known of the cost.
+        self._asked_s: float | None = None
+        self._rtt_s: float | None = None
+        self._rate: float | None = None
+        # Of the frame that has to wait: its bytes, and since when.
+        self._waiting_bytes = 0
+        self._waiting_s = 0.0
         # Of messages in shared memory: sent; sent and not yet taken there; taken here.
         self._shared_bytes = 0
         self._untaken_bytes = 0
@@ -184,6 +228,26 @@ class Link:
         self._pumping = True
         self._loop.call_soon(self._pump)
         self._timer = self._loop.call_later(self._options.ping_interval_s, self._tick)
+        # After that, as the welcome of an accepted link has to come before all else.
+        self._loop.call_soon(self._ask)
+
+    @property
+    def cost(self) -> LinkCost:
+        """See `LinkCost`."""
+        return LinkCost(
+            self._channel.kind,
+            self._rtt_s,
+            self._rate,
+            self._outbox.pushed_bytes - self._outbox.queued_bytes + self._shared_bytes,
+            self._inbox.fed_bytes + self._taken_bytes,
+        )
+
+    def _ask(self) -> None:
+        if self.down:
+            return
+        if self._asked_s is None:
+            self._asked_s = self._loop.time()
+        self._control(frames.PING)
 
     def send(self, data: frames.Data | frames.Gathered, bulk: bool) -> bool:
         outbox = self._outbox
@@ -254,6 +318,8 @@ class Link:
                 break
             self._write = self._channel.write(parts)
             if not self._step():
+                self._waiting_bytes = sum(map(len, parts))
+                self._waiting_s = self._loop.time()
                 return
         if (self._finishing or self._broken) and not self._written.done():
             self._written.set_result(None)
@@ -290,6 +356,9 @@ class Link:
     def _resume(self, _future: object = None) -> None:
         self._write_waits_for = None
         if self._step():
+            took_s = self._loop.time() - self._waiting_s
+            if self._waiting_bytes >= _RATE_BYTES_MIN and took_s > 0:
+                self._rate = _average(self._rate, self._waiting_bytes / took_s)
             self._pump()
 
     @property
@@ -343,13 +412,17 @@ class Link:
                     self._links.report(error, "received")
             elif kind == frames.PING:
                 self._control(frames.PONG)
+            elif kind == frames.PONG:
+                if self._asked_s is not None:
+                    self._rtt_s = _average(self._rtt_s, self._loop.time() - self._asked_s)
+                    self._asked_s = None
             elif kind == frames.TAKEN:
                 self._take_note(data)
             elif kind == frames.GOODBYE:
                 self.goodbye = bytes(data) or CLOSING
                 reason = "hung up" if self.goodbye == HANG_UP else "closed"
                 self.go_down(f"{self.peer.name or self.peer.id} {reason}")
-            elif kind != frames.PONG:
+            else:
                 raise FrameError(f"a handshake message of kind {kind} on a link that is up")
         self._pumping = False
         if self._outbox or self._finishing:
@@ -393,7 +466,7 @@ class Link:
                 )
                 self._channel.abort()
                 return
-            self._control(frames.PING)
+        self._ask()
         self._timer = self._loop.call_later(interval_s, self._tick)
 
     def go_down(self, cause: str) -> None:

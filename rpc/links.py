@@ -39,12 +39,21 @@ from rpc.errors import (
 )
 from rpc.grpc_channel import GrpcTransport, split_address
 from rpc.handshake import PeerInfo
-from rpc.link import CLOSING, HANG_UP, Link, LinkHandler, LinkOptions, drain
+from rpc.link import CLOSING, HANG_UP, Link, LinkCost, LinkHandler, LinkOptions, drain
 from rpc.memory_channel import MemoryTransport
 from rpc.tls import ROLE_NAMES, Tls
 from rpc.unix_channel import UnixTransport
 
-__all__ = ["LinkHandler", "LinkOptions", "Links", "PeerInfo", "Verdict", "ask", "incoming_verdict"]
+__all__ = [
+    "LinkCost",
+    "LinkHandler",
+    "LinkOptions",
+    "Links",
+    "PeerInfo",
+    "Verdict",
+    "ask",
+    "incoming_verdict",
+]
 
 
 class Verdict(enum.Enum):
@@ -366,6 +375,11 @@ class Links:
         """Tell by which kind of channel a peer is reached: "grpc", "unix" or "memory"."""
         link = self._up.get(peer_id)
         return None if link is None else link.channel_kind
+
+    def cost(self, peer_id: str) -> LinkCost | None:
+        """Tell what the link with a peer costs; None without a link."""
+        link = self._up.get(peer_id)
+        return None if link is None else link.cost
 
     def shares(self, peer_id: str) -> bool:
         """Tell whether large messages reach a peer by shared memory."""

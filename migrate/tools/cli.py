@@ -511,8 +511,9 @@ def _import_from_here() -> None:
 
 
 @cli.command()
+@click.option("-v", "--verbose", is_flag=True, help="Show also what each link costs.")
 @_of_cluster
-def status(cluster: str | None, secret_file: str | None, as_json: bool) -> None:
+def status(verbose: bool, cluster: str | None, secret_file: str | None, as_json: bool) -> None:
     """Show the nodes of a cluster and how they are."""
 
     async def verb(client: Client, place: Place) -> tuple[str, list[Any], list[str]]:
@@ -531,6 +532,18 @@ def status(cluster: str | None, secret_file: str | None, as_json: bool) -> None:
         (i.name, i.address, i.pid, i.host, i.servers, i.load, _node_state(i)) for i in infos
     ] + [(name, None, None, None, None, None, "silent") for name in silent]
     output.table(["NODE", "ADDRESS", "PID", "HOST", "SERVERS", "LOAD", "STATUS"], rows)
+    if verbose:
+        output.table(
+            ["NODE", "PEER", "LINK", "ROUND TRIP", "RATE", "SENT", "RECEIVED"],
+            [_link_row(info.name, link) for info in infos for link in info.links],
+        )
+
+
+def _link_row(node: str, link: Any) -> tuple[Any, ...]:
+    trip = "" if link.rtt_s is None else f"{link.rtt_s * 1e6:,.0f} us"
+    rate = "" if link.bytes_per_s is None else f"{link.bytes_per_s / 1e6:,.0f} MB/s"
+    sent, received = f"{link.bytes_sent:,} B", f"{link.bytes_received:,} B"
+    return node, link.peer, link.kind, trip, rate, sent, received
 
 
 def _node_state(info: Any) -> str:

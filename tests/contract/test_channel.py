@@ -637,6 +637,27 @@ def test_queued_bytes_rise_with_what_waits_and_fall_to_nothing(address: str) -> 
     run(scenario())
 
 
+def test_a_link_tells_what_it_costs(address: str) -> None:
+    async def scenario() -> None:
+        async with connected(address, INLINE) as (a, b):
+            assert a.links.cost("nobody") is None
+            for _ in range(3):
+                a.links.send("b", bytes(3_000_000), bulk=True)
+            await b.recorder.count("received", 3)
+            cost = a.links.cost("b")
+            while cost is not None and cost.rtt_s is None:
+                await asyncio.sleep(0)
+                cost = a.links.cost("b")
+            there = b.links.cost("a")
+            assert cost is not None and there is not None
+            assert cost.kind == a.links.channel_kind("b") and 0 < cost.rtt_s < PATIENCE_S
+            assert cost.bytes_sent == 9_000_000 <= there.bytes_received
+            assert cost.bytes_per_s is not None and cost.bytes_per_s > 0
+            assert there.bytes_per_s is None, "nothing had to wait there"
+
+    run(scenario())
+
+
 def test_a_full_queue_takes_no_more_until_it_has_emptied(address: str) -> None:
     async def scenario() -> None:
         async with connected(address, LinkOptions(queue_bytes_max=1_000_000)) as (a, b):

@@ -629,6 +629,9 @@ def test_people_get_tables_and_the_bare_reply(verb: Callable[..., Any]):
 
     assert run("ls").stdout.splitlines()[1].split()[:4] == ["hits", server, "things:Counter", "n1"]
     assert run("status").stdout.splitlines()[0].split()[0] == "NODE"
+    text = run("status", "-v").stdout
+    links = text[text.index("ROUND TRIP") :].splitlines()[1:]
+    assert {line.split()[0] for line in links} == {"n1", "n2"} and "unix" in links[0]
     assert run("call", "hits", "incr").stdout == "1\n"
     assert run("call", "hits", "say", "hello you").stdout == "hello you\n"
     assert run("call", "hits", "echo", "1", '"1"', "x", "--kw", "a=null").stdout == (

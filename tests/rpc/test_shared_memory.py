@@ -431,7 +431,7 @@ def test_a_reader_that_takes_nothing_is_sent_a_bounded_amount() -> None:
             sent = 0
             while a.links.send("b", noise(2 * MIB)):
                 sent += 1
-            assert 5 <= sent <= 6 and a.links.queued_bytes("b") == 2 * MIB * sent
+            assert 5 <= sent <= 6 and 0 <= a.links.queued_bytes("b") - 2 * MIB * sent < 4096
             await b.recorder.count("received", sent)
             while a.links.queued_bytes("b"):  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0)
