@@ -420,6 +420,7 @@ class Node(Peer):
             epoch=row.epoch,
             version=row.version,
             mailbox=len(inc.mailbox),
+            moving=self._driver.progress(row.server),
         )
 
     def _node_info(self) -> NodeInfo:

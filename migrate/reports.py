@@ -14,6 +14,7 @@ __all__ = [
     "Event",
     "EventKind",
     "LinkInfo",
+    "MoveProgress",
     "MoveReport",
     "NodeInfo",
     "ServerInfo",
@@ -86,6 +87,7 @@ class ServerInfo:
         standbys: Names of the nodes that follow it.
         mode: How they follow; None without standbys.
         durable: Whether a journal is kept on disk.
+        moving: The move that is under way; None if there is none.
     """
 
     id: str
@@ -98,6 +100,27 @@ class ServerInfo:
     standbys: tuple[str, ...] = ()
     mode: Literal["sync", "async"] | None = None
     durable: bool = False
+    moving: MoveProgress | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MoveProgress:
+    """A move that is under way.
+
+    Attributes:
+        target: Name of the node that the server goes to.
+        step: "waiting" for its turn, "preparing", "copying" its state ahead while it serves,
+            "quiescing", then "moving": from there on it does not serve until it has moved.
+        rounds: Rounds of pre-copy that have ended.
+        bytes_sent: Bytes of state that have been sent ahead.
+        seconds: Since the move began.
+    """
+
+    target: str
+    step: Literal["waiting", "preparing", "copying", "quiescing", "moving"]
+    rounds: int
+    bytes_sent: int
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import get_ident
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
 import serializers
 from migrate.core import incarnation
@@ -80,7 +80,7 @@ from migrate.core.messages import (
     Message,
     ReleasedAt,
 )
-from migrate.core.move import MoveTimes
+from migrate.core.move import MoveTimes, SourcePhase
 from migrate.core.node import Core, CoreOptions
 from migrate.errors import (
     CallCycle,
@@ -102,7 +102,7 @@ from migrate.errors import (
 )
 from migrate.options import NodeOptions
 from migrate.ref import RefObject, Runtime, current_runtime
-from migrate.reports import MoveReport
+from migrate.reports import MoveProgress, MoveReport
 from migrate.server import ServerSpec, spec_of
 from migrate.shell import classes, wire
 from migrate.shell.directories.base import (
@@ -802,6 +802,21 @@ class Driver:
             case _:
                 pass  # DropCopy: the object goes with its last reference
 
+    def progress(self, server: ServerId) -> MoveProgress | None:
+        """How far a server hosted here is on its way to another node; None if it stays."""
+        transfer = self.core.leaving.get(server)
+        watch = self._moves.get(transfer) if transfer is not None else None
+        if watch is None:
+            return None
+        source = self.core.moves_out.get(cast(str, transfer))
+        return MoveProgress(
+            target=node_name(watch.target),
+            step="waiting" if source is None else _STEPS.get(source.phase, "moving"),
+            rounds=0 if source is None else source.rounds,
+            bytes_sent=0 if source is None else source.copied_bytes,
+            seconds=time.monotonic() - watch.started_s,
+        )
+
     def _take_release(self, message: Message) -> bool:
         """Note when a target let out what it held back, if it shares this machine's clock."""
         if not isinstance(message, ReleasedAt):
@@ -1132,6 +1147,13 @@ class Driver:
         """A step of a move or of delivery was reached; tests may end or stop a process here."""
         if self.failpoints is not None:
             self.failpoints.reach(point.value, self.peers.push)
+
+
+_STEPS: Final[dict[SourcePhase, Literal["preparing", "copying", "quiescing"]]] = {
+    SourcePhase.PREPARING: "preparing",
+    SourcePhase.COPYING: "copying",
+    SourcePhase.QUIESCING: "quiescing",
+}
 
 
 class FailPoints:

@@ -114,6 +114,9 @@ class Precopy:
             pieces += more
             size += sum(map(len, more))
             await asyncio.sleep(0)
+        if ended:
+            round_bytes = writer.round_bytes
+            log.info("pre-copy of %s: round %d sent %d bytes", inc.id, writer.rounds, round_bytes)
         if size <= BULK_BYTES:
             return Copied(b"".join(pieces), ended)
         return Copied(cast(bytes, Gathered(merged(pieces))), ended)

@@ -19,7 +19,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -771,7 +771,8 @@ def mv(
         await client._node_named(node)
 
         async def one(who: str) -> Any:
-            return await client.migrate(await _ref(client, who), to=node)
+            ref = await _ref(client, who)
+            return await _telling(client, who, ref, client.migrate(ref, to=node), as_json)
 
         return await asyncio.gather(*map(one, servers), return_exceptions=True)
 
@@ -794,6 +795,33 @@ def mv(
         _exit(codes[0])
 
 
+PROGRESS_S: Final = 0.5
+"""A move that takes longer is told about, step by step."""
+
+
+async def _telling(
+    client: Client, who: str, ref: Any, move: Coroutine[Any, Any, Any], as_json: bool
+) -> Any:
+    """Wait for a move; on stderr, tell how far it is."""
+    moving = asyncio.ensure_future(move)
+    told = ""
+    while not (await asyncio.wait([moving], timeout=PROGRESS_S))[0]:
+        try:
+            progress = (await client.info(ref)).moving
+        except MigrateError:
+            continue  # On its way just now; the move itself will tell.
+        if progress is None or as_json:
+            continue
+        text = f"{who}: {progress.step}"
+        if progress.bytes_sent:
+            mib = progress.bytes_sent / (1 << 20)
+            text += f", {mib:.1f} MiB sent ahead, {progress.rounds} rounds ended"
+        if text != told:
+            click.echo(text, err=True)
+            told = text
+    return await moving
+
+
 def _report(report: Any) -> dict[str, Any]:
     return dataclasses.asdict(report)
 
@@ -807,10 +835,11 @@ def _print_reports(reports: Sequence[tuple[str, Any]]) -> None:
             f"{r.downtime_s * 1000:.1f} ms",
             f"{r.total_s * 1000:.1f} ms",
             f"{r.bytes_sent:,}",
+            r.rounds,
         )
         for who, r in reports
     ]
-    output.table(["SERVER", "MOVE", "EPOCH", "DOWNTIME", "TOTAL", "BYTES"], rows)
+    output.table(["SERVER", "MOVE", "EPOCH", "DOWNTIME", "TOTAL", "BYTES", "ROUNDS"], rows)
 
 
 @cli.command()

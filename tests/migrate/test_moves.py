@@ -134,6 +134,28 @@ def test_a_handler_that_outlasts_the_quiesce_rolls_the_move_back_and_is_not_dist
     run(body())
 
 
+def test_a_server_tells_how_far_it_is_on_its_way():
+    async def body() -> None:
+        async with nodes("a", "b") as (a, b):
+            Gate.events["way"] = asyncio.Event()
+            ref = await a.spawn(Gate, "way")
+            assert (await a.info(ref)).moving is None
+            passing = asyncio.ensure_future(ref.pass_through())
+            await until(lambda: next(iter(a._driver.core.hosted.values())).running)
+            moving = asyncio.ensure_future(a.migrate(ref, to="b"))
+            while (progress := (await b.info(ref)).moving) is None or progress.step == "preparing":
+                await asyncio.sleep(0.001)
+            assert (progress.target, progress.step) == ("b", "quiescing")
+            assert (progress.rounds, progress.bytes_sent) == (0, 0) and progress.seconds > 0
+            Gate.events["way"].set()
+            await moving
+            await passing
+            info = await a.info(ref)
+            assert (info.node, info.moving) == ("b", None)
+
+    run(body())
+
+
 def test_s39_a_second_move_while_one_is_under_way_is_refused_and_the_first_goes_on():
     async def body() -> None:
         async with nodes("a", "b", "c") as (a, b, _):
