@@ -1,0 +1,172 @@
+"""Several hosts, made of namespaces: what partitions, deaths and strangers can do, and cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import migrate
+from migrate.tools import certs
+from tests.cluster.etcd_servers import needs_etcd
+from tests.cluster.histories import options_of
+from tests.cluster.workloads import Counter
+from tests.hosts.cluster import FAULTS, HostsCluster, hosts_cluster, plan_of, recorded_on_hosts
+from tests.hosts.network import Wire, missing
+from tests.hosts.servers import Timed
+from tests.migrate.clusters import run
+
+pytest.importorskip("cryptography", reason="certificates are made with cryptography")
+
+_why_not = missing()
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    needs_etcd,
+    pytest.mark.skipif(bool(_why_not), reason=_why_not),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUND_S = 300.0
+
+
+def test_histories_under_partitions_deaths_and_slow_wires_are_linearizable(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = run(recorded_on_hosts(plan_of(5, seconds=10.0)), bound_s=BOUND_S)
+
+    with capsys.disabled():
+        print(f"\n{report.line()}")
+    assert report.violations == [], "\n".join(report.history())
+    for what in ("operations", "moves", *(f"fault: {kind}" for kind in FAULTS)):
+        assert report.counts[what], f"no {what}"
+
+
+def test_s27_a_partition_during_and_after_moves_leaves_one_owner_and_no_effect_of_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    faults = ("cut", "cut one way", "isolate")
+    # Cuts are longer than a step of a move may take, and moves are under way all the time.
+    plan = plan_of(27, seconds=10.0, faults=faults, movers=6)
+    report = run(recorded_on_hosts(plan), bound_s=BOUND_S)
+
+    with capsys.disabled():
+        print(f"\n{report.line()}")
+    assert report.violations == [], "\n".join(report.history())
+    assert report.counts["servers lost"] == 0
+    torn = [report.counts[f"moves: {it}"] for it in ("MoveRolledBack", "MoveInDoubt")]
+    assert report.counts["moves"] and sum(torn), "no move was torn by a cut"
+
+
+def test_a_host_that_nobody_can_see_is_unreachable_until_a_node_of_it_says_what_died() -> None:
+    async def main() -> None:
+        options = options_of(plan_of(0, 1.0)).replace(lease_s=1.0)
+        async with hosts_cluster(options, {"a": 0, "b": 1}, ("h1", "h2"), (0,)) as cluster:
+            client = cluster.client
+            ref: Any = await client.spawn(
+                Counter, options=migrate.SpawnOptions(name="hits", on="b")
+            )
+            assert (await ref.increment("one"))[0] == 1
+            former = cluster.nodes[1]
+            former.kill()
+            await former.wait()
+            # Longer than its lease: it is silent, and that is all that is known.
+            with pytest.raises(migrate.CallTimeout):
+                await ref.increment.with_options(timeout=3.0)("two")
+            assert sorted(row.name for row in await client._node_rows()) == ["a", "b"]
+            with pytest.raises(migrate.NameTaken):
+                await client.spawn(Counter, options=migrate.SpawnOptions(name="hits", on="a"))
+            # Of the same name and the same address, and yet not its former self.
+            await cluster.add_node("b")
+            with pytest.raises(migrate.ServerLost, match="node b died"):
+                await ref.increment.with_options(timeout=60.0)("three")
+            fresh: Any = await client.spawn(
+                Counter, options=migrate.SpawnOptions(name="hits", on="b")
+            )
+            assert (await fresh.increment("four"))[0] == 1
+
+    run(main(), bound_s=BOUND_S)
+
+
+def test_a_stranger_on_another_host_can_neither_join_nor_call_nor_read(tmp_path: Path) -> None:
+    """It knows the cluster secret, the token and every address; it has no certificate."""
+
+    async def tried(cluster: HostsCluster, home: Path, *words: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            *cluster.net.hosts[2].within,
+            *(sys.executable, "-m", "migrate", *words),
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "LIVEMIGRATE_SECRET_FILE": str(home / "cluster.secret"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        out, _ = await process.communicate()
+        return process.returncode, out.decode()
+
+    async def main() -> None:
+        options = options_of(plan_of(0, 1.0))
+        hosts = ("h1", "h2", "h3")
+        async with hosts_cluster(options, {"a": 0, "b": 1}, hosts, (0,)) as cluster:
+            at = cluster.nodes[0].address
+            friend = cluster.secret_file.parent
+            assert (await tried(cluster, friend, "ls", "--cluster", at))[0] == 0
+            foreign = tmp_path / "foreign"
+            certs.init(foreign / "tls", [], 30, renew=False)
+            for home in (tmp_path / "bare", foreign):
+                home.mkdir(exist_ok=True)
+                shutil.copy(cluster.secret_file, home)
+                shutil.copy(cluster.secret_file.with_suffix(".token"), home)
+                status, text = await tried(cluster, home, "ls", "--cluster", at)
+                assert status == 4 and "hits" not in text, text
+                bare = cluster.directory.partition("?")[0] + "?timeout=0.5&patience=0.5"
+                for directory in (bare, f"{bare}&tls={foreign / 'tls'}"):
+                    status, text = await tried(cluster, home, "node", "--directory", directory)
+                    assert status == 1 and "directory cannot be opened" in text, text
+            assert len(await cluster.client.nodes()) == 2
+
+    run(main(), bound_s=BOUND_S)
+
+
+@pytest.mark.bench
+def test_a_move_between_hosts_stops_a_small_server_for_three_round_trips_at_most(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trip_s = 0.04
+    live_s: dict[str, list[float]] = {"a": [], "b": []}
+    released_s: dict[str, list[float]] = {"a": [], "b": []}
+
+    async def main() -> None:
+        options = options_of(plan_of(0, 1.0)).replace(move_step_timeout_s=10.0, lease_s=10.0)
+        async with hosts_cluster(options, {"a": 0, "b": 1}, ("h1", "h2"), (0,)) as cluster:
+            client, hosts = cluster.client, cluster.net.hosts
+            ref: Any = await client.spawn(Timed, options=migrate.SpawnOptions(on="a"))
+            await client.migrate(ref, to="b")
+            cluster.net.both_ways(hosts, hosts, Wire(delay_s=trip_s / 2))
+            for turn in range(14):
+                report = await client.migrate(ref, to="ab"[turn % 2])
+                left_s, arrived_s = await ref.times()
+                live_s[report.source].append(arrived_s - left_s)
+                released_s[report.source].append(report.downtime_s)
+
+    run(main(), bound_s=BOUND_S)
+    with capsys.disabled():
+        for source, etcd in (("a", "its own host"), ("b", "the other host")):
+            live, released = (statistics.median(it[source]) / trip_s for it in (live_s, released_s))
+            print(f"\nsource {source}, etcd on {etcd}: live after {live:.2f} round trips, ", end="")
+            print(f"replies after {released:.2f}", end="")
+        print()
+    # State there and word back, commit, word there. What the server answers is held for one more
+    # round trip, until the source has said that it dropped its copy.
+    for source in "ab":
+        assert statistics.median(live_s[source]) <= 3 * trip_s + 0.010, live_s
+        assert statistics.median(released_s[source]) <= 4 * trip_s + 0.010, released_s
