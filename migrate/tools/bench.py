@@ -11,26 +11,30 @@ import argparse
 import asyncio
 import json
 import os
+import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-import grpc
 import grpc.aio
 import psutil
 from rich.console import Console
 from rich.table import Table
 
 import migrate
-from migrate.tools import bench_moves
+from migrate.errors import UsageError
+from migrate.tools import bench_moves, loops
 from migrate.tools.bench_servers import Blob, Counter
+from migrate.tools.echo import ECHO, Echo
+from migrate.tools.hops import HopFigure, size_text
+from migrate.tools.hops import run as run_hops
+from migrate.tools.plots import draw
 
 WIDTH: Final = 256
 SIZES: Final = {"1 KiB": 1 << 10, "1 MiB": 1 << 20, "50 MiB": 50 << 20}
-ECHO: Final = "/bench.Echo/Unary"
 
 
 @dataclass(frozen=True)
@@ -121,33 +125,22 @@ class Bench:
 
     async def run(self) -> list[Figure]:
         """Measure everything."""
-        echo = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "migrate.tools.bench", "--echo"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        if echo.stdout is None:
-            raise migrate.InternalError("the echo process has no output")
-        port = int(await echo.stdout.readline())
-        try:
-            async with (
-                grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-                migrate.LocalCluster(nodes=2) as self.cluster,
-                migrate.Node(
-                    "bench",
-                    directory=self.cluster.directory,
-                    secret_file=self.cluster.secret_file,
-                ) as self.node,
-            ):
-                call: Any = channel.unary_unary(ECHO)  # type: ignore[call-arg]
-                self.unary = lambda: call(b"0123456789abcdef")
-                await round_trips(self.unary, 200)
-                for step in (self.calls, self.rates, self.spawns, self.moves, self.many):
-                    self.say(step.__doc__ or "")
-                    await step()
-        finally:
-            echo.terminate()
-            await echo.wait()
+        async with (
+            Echo() as echo,
+            grpc.aio.insecure_channel(echo.address) as channel,
+            migrate.LocalCluster(nodes=2) as self.cluster,
+            migrate.Node(
+                "bench",
+                directory=self.cluster.directory,
+                secret_file=self.cluster.secret_file,
+            ) as self.node,
+        ):
+            call: Any = channel.unary_unary(ECHO)  # type: ignore[call-arg]
+            self.unary = lambda: call(b"0123456789abcdef")
+            await round_trips(self.unary, 200)
+            for step in (self.calls, self.rates, self.spawns, self.moves, self.many):
+                self.say(step.__doc__ or "")
+                await step()
         return self.figures
 
     async def calls(self) -> None:
@@ -282,48 +275,80 @@ class Bench:
         )
 
 
-async def serve_echo() -> None:
-    """The other end of the raw gRPC figures; ends with its standard input."""
-
-    async def echo(request: bytes, context: Any) -> bytes:
-        return request
-
-    service, method = ECHO.strip("/").split("/")
-    handler = grpc.method_handlers_generic_handler(
-        service, {method: grpc.unary_unary_rpc_method_handler(echo)}
-    )
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((handler,))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await server.stop(None)
-
-
-def show(figures: Sequence[Figure], console: Console) -> None:
-    """Print the figures as a table."""
+def show(figures: Sequence[Figure], before: Mapping[str, float], console: Console) -> None:
+    """Print the figures as a table, beside those of an earlier run."""
     table = Table(
         title=f"livemigrate {migrate.__version__}, Python {sys.version.split()[0]}, "
         f"{os.cpu_count()} cores"
     )
-    for column, justify in (
-        ("", "left"),
-        ("median", "right"),
-        ("p99", "right"),
-        ("", "left"),
-        ("beside", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    _columns(table, "", "median:", "p99:", "", "beside:", *(["to before:"] if before else []))
     for f in figures:
         beside = f"{f.ratio:.2f} x {f.beside}" if f.ratio is not None else ""
         p99 = f"{f.p99:,.1f}" if f.p99 is not None else ""
-        table.add_row(f.name, f"{f.value:,.1f}", p99, f.unit, beside)
+        row = [f.name, f"{f.value:,.1f}", p99, f.unit, beside]
+        table.add_row(*row, *([_ratio(f.value, before.get(f.name))] if before else []))
     console.print(table)
 
 
+def show_hops(
+    figures: Sequence[HopFigure], before: Mapping[tuple[str, int], float], console: Console
+) -> None:
+    """Print what each kind of hop costs by size, beside an earlier run's p50."""
+    table = Table(title="one message there and its answer, by kind of hop and size")
+    names = ("hop", "size:", "p50 us:", "p99 us:", "p99.9 us:", "messages/s:", "MB/s:", "CPU us:")
+    _columns(table, *names, *(["p50 to before:"] if before else []))
+    for f in figures:
+        row = [f.hop, size_text(f.size)]
+        values = (f.p50_us, f.p99_us, f.p999_us, f.per_s, f.mb_per_s, f.cpu_us)
+        row += ["" if v is None else f"{v:,.1f}" if v < 100 else f"{v:,.0f}" for v in values]
+        if before:
+            row.append(_ratio(f.p50_us, before.get((f.hop, f.size))))
+        table.add_row(*row, end_section=f.hop == figures[-1].hop)
+    console.print(table)
+
+
+def _wide() -> Console:
+    """Standard output, as wide as the tables where nobody says how wide it is."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _columns(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name.removesuffix(":"), justify="right" if name[-1:] == ":" else "left")
+
+
+def _ratio(now: float, before: float | None) -> str:
+    return "" if not before else f"{now / before:.2f}"
+
+
+Earlier: TypeAlias = tuple[dict[str, float], dict[tuple[str, int], float]]
+
+
+def earlier(path: str) -> Earlier:
+    """What an earlier run wrote: its figures by name, and p50 of its hops by name and size.
+
+    Raises:
+        UsageError: The file is not there, or is something else.
+    """
+    try:
+        told = json.loads(pathlib.Path(path).read_text())
+        return (
+            {figure["name"]: float(figure["value"]) for figure in told["figures"]},
+            {(hop["hop"], int(hop["size"])): float(hop["p50_us"]) for hop in told["hops"]},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} holds no earlier run; make one by `migrate bench --out {path}`",
+            cause=str(error),
+        ) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the measurements; the exit status is 0 once they are done."""
+    """Run the measurements; the exit status is 0 once they are done.
+
+    Raises:
+        MigrateError: A file cannot be read or written, or a peer not be reached.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["moves"]:
         return bench_moves.main(given[1:])
@@ -334,18 +359,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--scale", type=float, default=1.0, help="length of the runs (default 1)")
-    parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("hops", "figures"), help="measure only these")
+    parser.add_argument("--peer", metavar="HOST:PORT", help="a node to measure hops to as well")
+    parser.add_argument("--secret-file", metavar="FILE", help="the secret of that node's cluster")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON object to a file too")
+    parser.add_argument("--compare", metavar="FILE", help="show ratios to a run that --out wrote")
+    parser.add_argument("--plot", metavar="FILE", help="draw the hops as .svg or .png")
     options = parser.parse_args(arguments)
-    if options.echo:
-        asyncio.run(serve_echo())
-        return 0
+    before: Earlier = ({}, {}) if options.compare is None else earlier(options.compare)
+    if options.plot is not None:
+        # Before the minutes that it takes to measure.
+        draw([], options.plot)
     err = Console(stderr=True)
-    bench = Bench(options.scale, lambda text: err.print(f"measuring {text} ..."))
-    figures = asyncio.run(bench.run())
+
+    def say(text: str) -> None:
+        err.print(f"measuring {text} ...")
+
+    figures: list[Figure] = []
+    hops: list[HopFigure] = []
+    if options.only != "hops":
+        figures = loops.run(Bench(options.scale, say).run())
+    if options.only != "figures":
+        hops = loops.run(run_hops(options.scale, options.peer, options.secret_file, say))
+    result = {
+        "version": migrate.__version__,
+        "python": sys.version.split()[0],
+        "cores": os.cpu_count(),
+        "loop": "asyncio" if loops.loop_factory() is None else "uvloop",
+        "figures": [asdict(figure) for figure in figures],
+        "hops": [asdict(hop) for hop in hops],
+    }
+    if options.out is not None:
+        try:
+            pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise UsageError(f"{options.out} cannot be written", cause=str(error)) from error
+    if options.plot is not None:
+        draw(hops, options.plot)
     if options.json:
-        print(json.dumps({"figures": [asdict(figure) for figure in figures]}))
-    else:
-        show(figures, Console())
+        print(json.dumps(result))
+        return 0
+    if figures:
+        show(figures, before[0], _wide())
+    if hops:
+        show_hops(hops, before[1], _wide())
     return 0
 
 

@@ -15,7 +15,6 @@ import statistics
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import migrate
+from migrate.tools import plots
 from migrate.tools.bench_servers import Written
 
 MIB: Final = 1 << 20
@@ -193,49 +193,6 @@ def show(costs: Sequence[Cost], console: Console) -> None:
     console.print(table)
 
 
-def plot(costs: Sequence[Cost], path: Path) -> None:
-    """Draw downtime by size, a panel for each kind of state.
-
-    Args:
-        costs: What was measured.
-        path: The picture; its ending says of which kind: .svg, .png or .pdf.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise migrate.UsageError(
-            "drawing needs the extra `plot`: pip install 'livemigrate[plot]'"
-        ) from error
-    kinds = list(dict.fromkeys(cost.kind for cost in costs))
-    figure = Figure(figsize=(5 * len(kinds), 4), layout="constrained")
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    for panel, kind in zip(panels, kinds, strict=True):
-        for precopy in (False, True):
-            for number, rate in enumerate(dict.fromkeys(cost.rate for cost in costs)):
-                line = [
-                    (cost.size_bytes / MIB, cost.downtime_s * 1e3)
-                    for cost in costs
-                    if (cost.kind, cost.rate, cost.precopy) == (kind, rate, precopy)
-                ]
-                if not line:
-                    continue
-                panel.plot(
-                    *zip(*sorted(line), strict=True),
-                    color=f"C{number}",
-                    linestyle="-" if precopy else ":",
-                    marker="o" if precopy else "x",
-                    label=f"{rate:.0%}/s, {'pre-copy' if precopy else 'one piece'}",
-                )
-        panel.set(xscale="log", yscale="log", title=kind, xlabel="state, MiB")
-        panel.grid(alpha=0.3, which="both")
-    panels[0].set_ylabel("downtime, ms (median)")
-    panels[-1].legend(fontsize="small")
-    figure.savefig(path)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; the exit status is 0 once that is done."""
     parser = argparse.ArgumentParser(prog="migrate bench moves", description=__doc__)
@@ -251,10 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"share of the state written in a second, repeatable (default {RATES})",
     )
     parser.add_argument("--moves", type=int, default=9, help="moves of each (default 9)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .svg, .png or .pdf")
+    parser.add_argument("--plot", metavar="FILE", help="draw downtimes as .svg or .png")
     options = parser.parse_args(arguments)
     if options.moves < 1 or any(mib <= 0 for mib in options.mib or ()):
         parser.error("--moves and --mib take positive numbers")
+    if options.plot is not None:
+        # Before the minutes that it takes to measure.
+        plots.draw_moves([], options.plot)
     err = Console(stderr=True)
     costs = asyncio.run(
         measure(
@@ -270,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         show(costs, Console())
     if options.plot is not None:
-        plot(costs, options.plot)
+        plots.draw_moves(costs, options.plot)
     return 0
 
 

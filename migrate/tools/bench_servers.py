@@ -41,6 +41,15 @@ class Blob:
         return self.n
 
 
+@migrate.server
+class Sink:
+    """Takes whatever it gets, and tells its size."""
+
+    @migrate.call
+    def take(self, message: Any) -> int:
+        return len(message)
+
+
 TICK_S: Final = 0.01
 
 

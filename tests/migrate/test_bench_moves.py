@@ -41,14 +41,6 @@ def test_moves_are_measured_with_and_without_precopy_and_drawn(tmp_path: Path) -
     assert picture.read_text().lstrip().startswith("<?xml")
 
 
-def test_a_picture_without_matplotlib_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(Exception, match=r"livemigrate\[plot\]"):
-        bench_moves.plot([], tmp_path / "moves.png")
-
-
 @pytest.mark.parametrize("wrong", [["--moves", "0"], ["--mib", "-1"], ["--kind", "files"]])
 def test_bad_input_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -143,8 +143,11 @@ def test_a_server_tells_how_far_it_is_on_its_way():
             passing = asyncio.ensure_future(ref.pass_through())
             await until(lambda: next(iter(a._driver.core.hosted.values())).running)
             moving = asyncio.ensure_future(a.migrate(ref, to="b"))
-            while (progress := (await b.info(ref)).moving) is None or progress.step == "preparing":
-                await asyncio.sleep(0.001)
+            await until(
+                lambda: next(iter(a._driver.core.hosted.values())).phase.name == "QUIESCING"
+            )
+            progress = (await b.info(ref)).moving
+            assert progress is not None
             assert (progress.target, progress.step) == ("b", "quiescing")
             assert (progress.rounds, progress.bytes_sent) == (0, 0) and progress.seconds > 0
             Gate.events["way"].set()
