@@ -17,6 +17,7 @@ import copyreg
 import ctypes
 import functools
 import pickle
+import sys
 import types
 from collections.abc import Callable, Mapping, Set
 from typing import Any
@@ -211,6 +212,23 @@ def leaves_to_pickle(kind: type) -> bool:
     action = _choose(kind)
     left = action is _as_pickle_does or (type(action) is _Ordinary and action.is_pickles_own)
     return is_importable(kind) and left
+
+
+def runs_code(kind: type) -> bool:
+    """Tell whether capturing instances of `kind` may run what a program defines, hence anything."""
+    reducers = [copyreg.dispatch_table.get(kind), *map(REDUCERS.get, kind.__mro__)]
+    if any(_is_programs(reducer) for reducer in reducers if reducer is not None):
+        return True
+    return not is_ordinary(kind) and _is_programs(kind)
+
+
+def _is_programs(code: Any) -> bool:
+    """Tell whether a class or function is neither of Python, nor of this package, nor of numpy."""
+    module = getattr(code, "__module__", None) or "builtins"
+    return str(module).partition(".")[0] not in _RUN_NOTHING
+
+
+_RUN_NOTHING = {*sys.stdlib_module_names, "numpy", __package__} - {"__main__"}
 
 
 def _without_pickler(reducer: Callable[[Any], Reduced]) -> _Action:
@@ -458,4 +476,5 @@ __all__ = [
     "encode",
     "forget_decisions",
     "loads",
+    "runs_code",
 ]

@@ -18,6 +18,7 @@ Not safe against changes while it runs: call it where no other thread changes th
 
 from __future__ import annotations
 
+import copyreg
 import ctypes
 import datetime
 import decimal
@@ -35,6 +36,7 @@ from itertools import accumulate, chain, compress, repeat
 from typing import Any, Final
 
 from .auto import leaves_to_pickle
+from .by_value import is_importable
 
 LEVELS_MAX: Final = 24
 """Deepest nesting within a record; beyond, records are not plain."""
@@ -121,7 +123,10 @@ class NotPlain(Exception):
     """Something in the records is not plain; they have to be pickled to know what they are."""
 
 
-_plain_classes: dict[type, bool] = {}
+_ATOM, _PLAIN, _OTHER = range(3)
+_verdicts: dict[type, int] = {}
+generation = 0
+"""Rises when a class is found not to be any more what it was taken for."""
 _HEAP_TYPE: Final = 1 << 9
 """`Py_TPFLAGS_HEAPTYPE`. Source: CPython's Include/object.h."""
 
@@ -132,6 +137,7 @@ _OWN_WAYS: Final = (
     "__setstate__",
     "__getnewargs__",
     "__getnewargs_ex__",
+    "__new__",
     "__getattribute__",
     "__getattr__",
     "__del__",
@@ -141,20 +147,62 @@ _OWN_WAYS: Final = (
 copies of its instances that only pass through."""
 
 
-def forget_classes() -> None:
-    """Look at classes anew: something may have been registered or patched. Before each stream."""
-    _plain_classes.clear()
+def look_again() -> int:
+    """Look anew at all classes that were met, in case one was patched or something registered.
+
+    Returns:
+        `generation`. If it has risen, what was written or noted before may be of another form.
+    """
+    global generation
+    for kind, verdict in list(_verdicts.items()):
+        if verdict == _OTHER:
+            del _verdicts[kind]
+        elif _look_at(kind) != verdict:
+            del _verdicts[kind]
+            generation += 1
+    return generation
+
+
+def _verdict(kind: type) -> int:
+    known = _verdicts.get(kind)
+    if known is None:
+        known = _verdicts[kind] = _look_at(kind)
+    return known
+
+
+def _look_at(kind: type) -> int:
+    if kind in _UNASKED:
+        return _ATOM
+    if kind in copyreg.dispatch_table and kind is not complex:
+        return _OTHER
+    if kind in ATOMS:
+        return _ATOM if leaves_to_pickle(kind) else _OTHER
+    if isinstance(kind, enum.EnumMeta):
+        # Members are singletons, which pickle looks up, unless they say something else.
+        return _ATOM if _is_plain_enumeration(kind) else _OTHER
+    return _PLAIN if _is_plain_class(kind) else _OTHER
+
+
+def _is_plain_enumeration(kind: enum.EnumMeta) -> bool:
+    """Whether pickle finds each member again by its value, which is all that it writes of it."""
+    if getattr(kind.__reduce_ex__, "__module__", None) != enum.__name__ or not is_importable(kind):
+        return False
+    members: list[Any] = list(kind.__members__.values())
+    try:
+        return all(
+            type(member._value_) in _UNASKED and kind(member._value_) is member
+            for member in members
+        )
+    except (ValueError, TypeError):
+        return False
+
+
+_UNASKED: Final = {int, float, bool, str, bytes, type(None), type(...), type(NotImplemented)}
+"""Types that pickle writes by itself, whatever was registered for them."""
 
 
 def _is_plain_class(kind: type) -> bool:
     """Whether instances are nothing but their `__dict__`, and are pickled as such."""
-    known = _plain_classes.get(kind)
-    if known is None:
-        known = _plain_classes[kind] = _look_at_class(kind)
-    return known
-
-
-def _look_at_class(kind: type) -> bool:
     if type(kind) is not type or not kind.__dictoffset__ or kind.__itemsize__:
         return False
     for base in kind.__mro__[:-1]:
@@ -169,8 +217,7 @@ def _look_at_class(kind: type) -> bool:
 
 
 def _is_atom(kind: type) -> bool:
-    # Members of enumerations are singletons that pickle looks up.
-    return kind in ATOMS or (isinstance(kind, enum.EnumMeta) and leaves_to_pickle(kind))
+    return _verdict(kind) == _ATOM
 
 
 _dict_of = operator.attrgetter("__dict__")
@@ -264,6 +311,15 @@ class Changes:
                 return
         self._rows.append((flat, items, places))
 
+    def equals(self, other: Changes) -> bool:
+        """Whether two shallow changes of a fingerprint lead to the same."""
+        if not self.is_shallow or self.records != other.records:
+            return False
+        return len(self._rows) == len(other._rows) and all(
+            mine[0] is theirs[0] and are_at(mine[1], addresses(theirs[1]))
+            for mine, theirs in zip(self._rows, other._rows, strict=True)
+        )
+
     def check(self) -> None:
         """Look at the new values of a shallow change.
 
@@ -336,7 +392,7 @@ class Fingerprint:
         for kind in dict.fromkeys(row):
             if kind in atoms:
                 continue
-            if kind is not dict and kind not in _SEQUENCES and not _is_plain_class(kind):
+            if kind is not dict and kind not in _SEQUENCES and _verdict(kind) != _PLAIN:
                 raise NotPlain(f"a {kind.__module__}.{kind.__qualname__}")
             mask: bytes | None = None
             objects = items
@@ -445,6 +501,11 @@ class Fingerprint:
             objects = tuple(patched)
         holders = _dicts_of(kind, objects)
         if holders is not objects:
+            if set(map(type, holders)) - {dict}:
+                changes.is_shallow = False
+                found.update(
+                    owners[at] for at, held in enumerate(holders) if type(held) is not dict
+                )
             if not are_at(holders, node.dicts):
                 changes.is_shallow = False
                 unlike = _differences(node.dicts, addresses(holders))
@@ -495,13 +556,27 @@ def _check_atoms(items: tuple[Any, ...], kinds: set[type]) -> None:
             if max(map(size, only), default=0) > _ATOM_SIZE_MAX:
                 raise NotPlain("large immutable values")
     if not kinds.isdisjoint(_ZONED):
-        zones = {type(item.tzinfo) for item in items if type(item) in _ZONED}
-        if not zones <= _ZONES:
+        zones = {id(item.tzinfo): item.tzinfo for item in items if type(item) in _ZONED}
+        if not all(map(_is_plain_zone, zones.values())):
             raise NotPlain("times in zones of their own kind")
 
 
 _ZONED: Final = {datetime.datetime, datetime.time}
-_ZONES: Final = {type(None), datetime.timezone, zoneinfo.ZoneInfo}
+
+
+def _is_plain_zone(zone: datetime.tzinfo | None) -> bool:
+    """Whether all pickles of a zone give the same object, or one of which it does not matter."""
+    kind = type(zone)
+    if kind is zoneinfo.ZoneInfo:
+        named: Any = zone
+        try:
+            # Those that bypass the cache are as many objects as there are pickles of them.
+            return named.key is not None and zoneinfo.ZoneInfo(named.key) is zone
+        except (ValueError, OSError):  # There is no such zone any more.
+            return False
+    return zone is None or kind is datetime.timezone
+
+
 _stand_ins: dict[type, Any] = {}
 
 

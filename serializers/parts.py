@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice, repeat
 from typing import Any, Final
 
 from .fingerprints import Changes, Fingerprint, NotPlain, addresses, are_at
@@ -65,15 +65,15 @@ class Change:
 
     Attributes:
         part: Which.
-        data: Pickle of all its items as a dict or list; None if only `records` changed.
+        items: All its items as a dict or list; None if only `records` changed.
         records: Values that changed, by position.
     """
 
-    __slots__ = ("data", "part", "records")
+    __slots__ = ("items", "part", "records")
 
-    def __init__(self, part: Part, data: bytes | None, records: dict[int, Any]) -> None:
+    def __init__(self, part: Part, items: Cuttable | None, records: dict[int, Any]) -> None:
         self.part = part
-        self.data = data
+        self.items = items
         self.records = records
 
 
@@ -101,9 +101,10 @@ class Cut:
         self._items_per_part = PART_ITEMS_FIRST
         _, sample = self._slice(0, PART_ITEMS_FIRST)
         Fingerprint(sample)
-        self._learn_size(len(pickle.dumps(list(sample), PROTOCOL)), len(sample))
+        self.learn_size(len(pickle.dumps(list(sample), PROTOCOL)), len(sample))
 
-    def _learn_size(self, size_bytes: int, items: int) -> None:
+    def learn_size(self, size_bytes: int, items: int) -> None:
+        """Note what some items took, for parts to come."""
         per_item = max(1, size_bytes // max(1, items))
         self._items_per_part = max(16, min(PART_ITEMS_MAX, PART_BYTES // per_item))
 
@@ -190,7 +191,7 @@ class Cut:
                 del keys, values
                 seen += part.count
                 if change is not None:
-                    changes += part.count if change.data is not None else len(change.records)
+                    changes += len(change.records) if change.items is None else part.count
                     if not is_first and changes * HOT_SHARE > len(self.container) + seen:
                         raise NotPlain("most records change between two rounds")
                 yield change
@@ -231,19 +232,19 @@ class Cut:
     def _look(
         self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
     ) -> Change | None:
-        changes = self._compare(part, keys, values)
+        changes = self.compare(part, keys, values)
         if changes is not None:
             if not changes.records:
                 return None
             if changes.apply():
                 if keys is None:
                     part.anchors = addresses(values)
-                return self._change(part, keys, values, changes.records)
+                return _change(part, keys, values, changes.records)
         if not self._note(part, keys, values):
             return None
-        return self._change(part, keys, values, None if changes is None else changes.records)
+        return _change(part, keys, values, None if changes is None else changes.records)
 
-    def _compare(
+    def compare(
         self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
     ) -> Changes | None:
         """What changed since the part was written; None: all may have."""
@@ -282,24 +283,12 @@ class Cut:
                 if self._owners.get(where) is part:
                     del self._owners[where]
 
-    def _change(
-        self,
-        part: Part,
-        keys: tuple[Any, ...] | None,
-        values: tuple[Any, ...],
-        changed: list[int] | None,
-    ) -> Change:
-        if changed is not None:
-            return Change(part, None, {position: values[position] for position in changed})
-        items: Any = list(values) if keys is None else dict(zip(keys, values, strict=True))
-        data = pickle.dumps(items, PROTOCOL)
-        self._learn_size(len(data), part.count)
-        return Change(part, data, {})
-
-    def disown_all(self) -> None:
-        """Claim nothing any more."""
+    def release(self) -> None:
+        """Claim nothing any more, and let go of the container at once, not with some collection."""
         for part in self.parts:
             self._disown(part)
+        self.parts = []
+        self.container = type(self.container)()
 
     def claim_all(self) -> None:
         """Claim, as the only one, what its parts held when they were written."""
@@ -309,51 +298,113 @@ class Cut:
                 self._owners.update(dict.fromkeys(ids, part))
 
 
-def last(cuts: list[Cut], owners: dict[int, Part]) -> dict[Cut, list[Change]]:
+def _change(
+    part: Part,
+    keys: tuple[Any, ...] | None,
+    values: tuple[Any, ...],
+    changed: list[int] | None,
+) -> Change:
+    if changed is not None:
+        return Change(part, None, {position: values[position] for position in changed})
+    items: Any = list(values) if keys is None else dict(zip(keys, values, strict=True))
+    return Change(part, items, {})
+
+
+class Last:
     """What changed in all cut containers, at one instant; ends their stream.
 
     Nothing of them may change from here until it was written. Afterwards `owners` has all objects
     within their records that can change.
 
+    Attributes:
+        changes: By container.
+
     Raises:
         Shared: A container cannot be cut any more; nothing was changed but that it is named.
     """
-    pending: list[tuple[Cut, Part, Any, tuple[Any, ...], list[int] | None]] = []
-    found: dict[Cut, list[Change]] = {cut: [] for cut in cuts}
-    for cut in cuts:
-        cut.align()
-        total = 0
-        for part, keys, values in cut.all_slices():
-            changes = cut._compare(part, keys, values)
-            changed = None if changes is None else changes.records
-            if changed == []:
-                continue
-            total += part.count if changed is None else len(changed)
-            if total * HOT_SHARE > len(cut.container):
+
+    def __init__(self, cuts: list[Cut], owners: dict[int, Part]) -> None:
+        pending: list[tuple[Part, Any, tuple[Any, ...], list[int] | None]] = []
+        self.changes: dict[Cut, list[Change]] = {cut: [] for cut in cuts}
+        self._shallow: dict[Part, Changes] = {}
+        self._looked: dict[Part, tuple[list[int] | None, Fingerprint | None, Fingerprint]] = {}
+        for cut in cuts:
+            cut.align()
+            total = 0
+            for part, keys, values in cut.all_slices():
+                changes = cut.compare(part, keys, values)
+                changed = None if changes is None else changes.records
+                if changed == []:
+                    continue
+                total += part.count if changed is None else len(changed)
+                if total * HOT_SHARE > len(cut.container):
+                    raise Shared(cut)
+                if changes is not None and changes.is_shallow:
+                    # What belongs to whom is as it was.
+                    self._check(cut, changes)
+                    self._shallow[part] = changes
+                    self.changes[cut].append(_change(part, keys, values, changed))
+                    continue
+                pending.append((part, keys, values, changed))
+                if part.values is not None:
+                    for where, _ in part.values.owned(changed):
+                        if owners.get(where) is part:
+                            del owners[where]
+        # Only now does `owners` have what is owned at this instant, and by whom.
+        for part, keys, values, changed in pending:
+            cut = part.cut
+            try:
+                held = None if changed is not None or keys is None else _of_keys(keys)
+                now = values if changed is None else tuple(values[at] for at in changed)
+                made = Fingerprint(now)
+            except NotPlain as exc:
+                raise Shared(cut) from exc
+            ids = [where for where, _ in made.owned()]
+            if not owners.keys().isdisjoint(ids):
                 raise Shared(cut)
-            if changes is not None and changes.is_shallow:
-                changes.check()
-                found[cut].append(cut._change(part, keys, values, changed))
-                continue
-            pending.append((cut, part, keys, values, changed))
-            if part.values is not None:
-                for where, _ in part.values.owned(changed):
-                    if owners.get(where) is part:
-                        del owners[where]
-    # Only now does `owners` have what is owned at this instant, and by whom.
-    for cut, part, keys, values, changed in pending:
+            owners.update(dict.fromkeys(ids, part))
+            self.changes[cut].append(_change(part, keys, values, changed))
+            self._looked[part] = changed, held, made
+        for cut in cuts:
+            # A record has it, and would have a copy of its own.
+            rival = owners.get(id(cut.container))
+            if rival is not None:
+                raise Shared(rival.cut)
+
+    @staticmethod
+    def _check(cut: Cut, changes: Changes) -> None:
         try:
-            if changed is None and keys is not None:
-                _of_keys(keys)
-            now = values if changed is None else tuple(values[at] for at in changed)
-            ids = [where for where, _ in Fingerprint(now).owned()]
+            changes.check()
         except NotPlain as exc:
             raise Shared(cut) from exc
-        if not owners.keys().isdisjoint(ids):
-            raise Shared(cut)
-        owners.update(dict.fromkeys(ids, part))
-        found[cut].append(cut._change(part, keys, values, changed))
-    return found
+
+    def still_holds(self) -> bool:
+        """Whether the containers are as they were when they were looked at."""
+        for cut in self.changes:
+            if len(cut.container) != sum([part.count for part in cut.parts]):
+                return False
+            for part, keys, values in cut.all_slices():
+                if not self._is_as_looked_at(part, keys, values):
+                    return False
+        return True
+
+    def _is_as_looked_at(
+        self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
+    ) -> bool:
+        looked = self._looked.get(part)
+        if looked is not None and looked[0] is None:
+            _, held, made = looked
+            return not made.changed(values) and (held is None or not held.changed(keys or ()))
+        now = part.cut.compare(part, keys, values)
+        if now is None:
+            return False
+        shallow = self._shallow.get(part)
+        if shallow is not None:
+            return now.equals(shallow)
+        if looked is None:
+            return not now.records
+        changed, _, made = looked
+        return now.records == changed and not made.changed(tuple(values[at] for at in changed))
 
 
 class Shared(Exception):
@@ -368,17 +419,12 @@ class Shared(Exception):
         self.cut = cut
 
 
-def place(part: Part, obj: object) -> int | None:
-    """Position of a record in its part; None if `obj` is not a record but within one."""
-    at = 0
-    cut = part.cut
-    for other in cut.parts:
-        if other is part:
-            break
-        at += other.count
-    _, values = cut._slice(at, part.count)
-    where = _find(addresses(values), addresses((obj,)), 0)
-    return None if where < 0 else where // _WORD
+def places(cut: Cut) -> dict[int, tuple[int, int]]:
+    """Where each record is: number of its part and position in it, by id; while nothing changes."""
+    found: dict[int, tuple[int, int]] = {}
+    for part, _, values in cut.all_slices():
+        found.update(zip(map(id, values), zip(repeat(part.number), count()), strict=False))
+    return found
 
 
 def _of_keys(keys: tuple[Any, ...]) -> Fingerprint:

@@ -233,7 +233,7 @@ def write(
     sink = Sink()
     pickler: Quick | Deep = quick(sink)
     try:
-        if STACK_IS_BOUNDED or sys.getrecursionlimit() <= RECURSION_LIMIT_MAX:
+        if stack_is_safe():
             # What a dump allocates is no garbage before it ends, so looking for some is in vain.
             with collector_off():
                 pickler.dump(obj)
@@ -269,6 +269,11 @@ RECURSION_LIMIT_MAX = 20_000
 """A much higher limit than this, where it is the only bound, would let the C pickler overflow a
 stack of 8 MiB. Source: measured on 3.11, which overflows at 47,000 nested lists or 19,000 nested
 objects, each of which counts twice."""
+
+
+def stack_is_safe() -> bool:
+    """Whether what nests too deep for the C pickler ends in RecursionError, not in a crash."""
+    return STACK_IS_BOUNDED or sys.getrecursionlimit() <= RECURSION_LIMIT_MAX
 
 
 def _ran_out_of_stack(exc: BaseException | None) -> bool:

@@ -20,7 +20,8 @@ followed by `size` bytes:
     FREE     region                                 (it is of no use any more)
     BYTES    region            offset in it         what stands there
     PART     cut               part                 pickle of its items, as a dict or list
-    RECORDS  cut                                    pickle of {part: {position: value}}
+    RECORDS  cut               part                 pickle of {position: value}
+    CHANGES                                         pickle of [(cut, part, items, records)]
     LAYOUT   cut               0 dict, 1 list       numbers of its parts in order, 4 bytes each
     DROP     cut                                    (it is not cut any more)
     ROUND                                           (a round has ended)
@@ -43,11 +44,12 @@ from collections.abc import Generator, Sequence
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from . import auto, plain
+from .auto import runs_code
 from .base import BufferKind, Snapshot, parse_head
 from .dirty import DirtyTracker, Region
 from .errors import LoadFailed
-from .fingerprints import forget_classes
-from .parts import CUT_ITEMS_MIN, Change, Cut, Part, Shared, last, place
+from .fingerprints import look_again
+from .parts import CUT_ITEMS_MIN, Change, Cut, Last, Part, Shared, places
 from .sink import PROTOCOL, Sink
 
 Piece: TypeAlias = bytes | memoryview
@@ -65,13 +67,15 @@ SHARED_BYTES_MIN: Final = 1 << 20
 """Regions from this size on are written into memory that the reader shares, if it can be had."""
 SHARED_BYTES_MAX: Final = 1 << 30
 """Larger ones travel in chunks: a message of the link holds up to twice as much."""
+TRIALS_MAX: Final = 3
+"""Times that the rest is pickled if doing so changes what goes ahead; then all goes as a snapshot.
+"""
 COPY_BYTES: Final = 1 << 20
 """Copied at a time while the object is in use."""
 
 _OP = struct.Struct("<BIQQ")
-_REGION, _FREE, _BYTES, _PART, _RECORDS, _LAYOUT, _DROP, _ROUND, _REST, _INLINE, _REFER, _PAD = (
-    range(12)
-)
+_REGION, _FREE, _BYTES, _PART, _RECORDS, _LAYOUT, _DROP, _ROUND = range(8)
+_REST, _INLINE, _REFER, _PAD, _CHANGES = range(8, 13)
 
 
 class Store(Protocol):
@@ -125,6 +129,13 @@ class _RestPickler(auto._AutoPickler):
         self._owners = owners
         self.met: set[Cut] = set()
 
+        self._places: dict[Cut, dict[int, tuple[int, int]]] = {}
+        self.kinds: set[type] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        self.kinds.add(type(obj))
+        return super().reducer_override(obj)
+
     def persistent_id(self, obj: Any) -> Any:
         which = id(obj)
         cut = self._cuts.get(which)
@@ -134,15 +145,20 @@ class _RestPickler(auto._AutoPickler):
         part = self._owners.get(which)
         if part is None:
             return None
-        position = place(part, obj)
+        cut = part.cut
+        known = self._places.get(cut)
+        if known is None:
+            known = self._places[cut] = places(cut)
+        position = known.get(which)
         if position is None:
-            raise Shared(part.cut)
-        self.met.add(part.cut)
-        return part.cut.number, part.number, position
+            raise Shared(cut)  # It is not a record but within one.
+        self.met.add(cut)
+        return cut.number, *position
 
 
 class _WholePickler(auto._AutoPickler):
     met: frozenset[Cut] = frozenset()
+    kinds: frozenset[type] = frozenset()
 
 
 class StreamWriter:
@@ -168,12 +184,12 @@ class StreamWriter:
         self._tracker = DirtyTracker(engine)
         self._regions: list[tuple[int, int, Region]] = []  # begin, end
         self._cuts: dict[int, Cut] = {}  # by the container's id
-        self._uncut: dict[int, object] = {}  # held, so that no other one gets the id
+        self._uncut: set[int] = set()  # ids; not held, lest they outlive their last user
         self._owners: dict[int, Part] = {}
         self._dropped: list[int] = []
         self._next_cut = 0
         self._round: Generator[list[Piece], None, None] | None = None
-        forget_classes()
+        self._generation = look_again()
 
     def close(self) -> None:
         """Release what the stream holds; idempotent."""
@@ -181,6 +197,8 @@ class StreamWriter:
         self._round = None
         self._tracker.close()
         self._regions.clear()
+        for cut in self._cuts.values():
+            cut.release()
         self._cuts.clear()
         self._uncut.clear()
         self._owners.clear()
@@ -234,7 +252,7 @@ class StreamWriter:
         for cut in list(self._cuts.values()):
             try:
                 for change in cut.round():
-                    yield [] if change is None else self._changed(cut, [change])
+                    yield [] if change is None else self._changed(cut, change)
             except Exception:  # Not plain (any more); or what its classes define failed.
                 self._forget_cut(cut)
             yield self._take_dropped()
@@ -274,19 +292,14 @@ class StreamWriter:
         self._tracker.untrack(region)
         yield [_OP.pack(_FREE, region.number, 0, 0)]
 
-    def _changed(self, cut: Cut, changes: Sequence[Change]) -> list[Piece]:
-        pieces: list[Piece] = []
-        records: dict[int, dict[int, Any]] = {}
-        for change in changes:
-            number = change.part.number
-            if change.data is None:
-                records[number] = change.records
-            else:
-                pieces += (_OP.pack(_PART, cut.number, number, len(change.data)), change.data)
-        if records:
-            data = pickle.dumps(records, PROTOCOL)
-            pieces += (_OP.pack(_RECORDS, cut.number, 0, len(data)), data)
-        return pieces
+    def _changed(self, cut: Cut, change: Change) -> list[Piece]:
+        number = change.part.number
+        if change.items is not None:
+            data = pickle.dumps(change.items, PROTOCOL)
+            cut.learn_size(len(data), change.part.count)
+            return [_OP.pack(_PART, cut.number, number, len(data)), data]
+        data = pickle.dumps(change.records, PROTOCOL)
+        return [_OP.pack(_RECORDS, cut.number, number, len(data)), data]
 
     def _layout(self, cut: Cut) -> list[Piece]:
         cut.has_moved = False
@@ -303,11 +316,12 @@ class StreamWriter:
     def _survey(self) -> None:
         """Look for large containers that are reached now; in the first round, for buffers too."""
         found = _large_containers(self._obj)
-        if found is None:
+        if found is None or self._classes_changed():
             found = {}
         for which, cut in list(self._cuts.items()):
             if which not in found:
                 self._forget_cut(cut)
+        self._uncut.intersection_update(found)
         for which, container in found.items():
             if which in self._cuts or which in self._uncut or len(self._cuts) >= CUTS_MAX:
                 continue
@@ -315,7 +329,7 @@ class StreamWriter:
                 self._cuts[which] = Cut(self._next_cut, container, self._owners)
                 self._next_cut += 1
             except Exception:  # Not plain; or what its classes define failed.
-                self._uncut[which] = container
+                self._uncut.add(which)
 
     def look(self) -> list[Piece]:
         """Find the large buffers, by a trial of the last chunk; call it before the first step.
@@ -323,7 +337,7 @@ class StreamWriter:
         Returns:
             The beginning of the stream, to be sent before what the first `step` gives.
         """
-        if _large_containers(self._obj) is None:
+        if not plain.stack_is_safe() or _large_containers(self._obj) is None:
             return []
         self._survey()
         try:
@@ -354,16 +368,15 @@ class StreamWriter:
     def _forget_cut(self, cut: Cut) -> None:
         which = id(cut.container)
         if self._cuts.pop(which, None) is not None:
-            if self._cuts:
-                cut.disown_all()
-            else:
-                self._owners.clear()
-            self._uncut[which] = cut.container
+            cut.release()
+            self._uncut.add(which)
             self._dropped.append(cut.number)
 
     # -- the last chunk
 
     def _pickle_rest(self) -> tuple[Sink, _RestPickler | _WholePickler]:
+        if not plain.stack_is_safe():
+            raise RecursionError("too deep a nesting would overflow the stack")
         sink = Sink()
         # Nothing changes meanwhile, so bytearrays need not be copied to be looked at.
         sink.view_of = memoryview
@@ -388,26 +401,40 @@ class StreamWriter:
             return self._last()
 
     def _last(self) -> list[Piece]:
+        if self._classes_changed():
+            for cut in list(self._cuts.values()):
+                self._forget_cut(cut)
+        trials = 0
         while True:
             try:
-                changes = last(list(self._cuts.values()), self._owners)
+                found = Last(list(self._cuts.values()), self._owners)
                 sink, pickler = self._pickle_rest()
-                break
+                # What it calls may have changed what was looked at before.
+                if not any(map(runs_code, pickler.kinds)) or found.still_holds():
+                    break
+                trials += 1
+                if trials == TRIALS_MAX:
+                    return self._whole()
             except Shared as shared:
                 self._forget_cut(shared.cut)
-                # What was claimed on the way may not be claimed again.
-                self._owners.clear()
-                for cut in self._cuts.values():
-                    cut.claim_all()
             except Exception:
                 return self._whole()
+            # What was claimed on the way may not be claimed again.
+            self._owners.clear()
+            for cut in self._cuts.values():
+                cut.claim_all()
         pieces = self._take_dropped()
-        for cut, found in changes.items():
-            if cut in pickler.met:
-                pieces += self._changed(cut, found)
-                if cut.has_moved:
-                    pieces += self._layout(cut)
+        changes = {cut: found.changes[cut] for cut in found.changes if cut in pickler.met}
+        pieces += _all_changes(changes)
+        for cut in changes:
+            if cut.has_moved:
+                pieces += self._layout(cut)
         return pieces + self._rest(sink, pickler.code_by_value)
+
+    def _classes_changed(self) -> bool:
+        """Whether what was sent of some records may be of a form that they do not have any more."""
+        before, self._generation = self._generation, look_again()
+        return self._generation != before
 
     def _whole(self) -> list[Piece]:
         """The object as a snapshot, where it cannot be had in another way."""
@@ -456,6 +483,19 @@ class StreamWriter:
                 table += (_OP.pack(_INLINE, 0, 0, size), view)
         rest = _OP.pack(_REST, len(found), len(head), len(head) + len(body))
         return _aligned([*changed, rest, head, body], table)
+
+
+def _all_changes(changes: dict[Cut, list[Change]]) -> list[Piece]:
+    """What changed, in one pickle, so that what changes share is in it once, as in a snapshot."""
+    found = [
+        (cut.number, change.part.number, change.items, change.records)
+        for cut, changed in changes.items()
+        for change in changed
+    ]
+    if not found:
+        return []
+    data = pickle.dumps(found, PROTOCOL)
+    return [_OP.pack(_CHANGES, 0, 0, len(data)), data]
 
 
 def _aligned(before: list[Piece], table: Sequence[Piece]) -> list[Piece]:
@@ -664,12 +704,11 @@ class StreamReader:
             cut = self._cut(number)
             self._count(len(data) - cut.sizes.get(extra, 0))
             cut.put(extra, len(data), plain.load(bytes(data), ()))
+        elif kind == _CHANGES:
+            self._count(len(data))
+            self._change_all(plain.load(bytes(data), ()))
         elif kind == _RECORDS:
-            found = plain.load(bytes(data), ())
-            if type(found) is not dict:
-                raise LoadFailed("damaged: records in a form that no writer gives them")
-            for part, records in found.items():
-                self._cut(number).patch(part, records)
+            self._cut(number).patch(extra, plain.load(bytes(data), ()))
         elif kind == _LAYOUT:
             if extra > 1 or len(data) % 4:
                 raise LoadFailed("damaged: an order of parts that no writer gives")
@@ -680,7 +719,10 @@ class StreamReader:
                 raise LoadFailed("damaged: a region announced twice, or too many of them")
             self._count(extra)
             self._kinds[number] = data[0]
-            self._regions[number] = bytearray(extra)
+            try:
+                self._regions[number] = bytearray(extra)
+            except (MemoryError, OverflowError) as exc:
+                raise LoadFailed("this process has not enough memory for it") from exc
         elif kind == _FREE:
             region = self._regions.pop(number, b"")
             self._count(-len(region))
@@ -693,9 +735,20 @@ class StreamReader:
         else:
             raise LoadFailed("damaged: an operation that no release writes")
 
+    def _change_all(self, changes: Any) -> None:
+        try:
+            for number, part, items, records in changes:
+                cut = self._cut(number)
+                if items is None:
+                    cut.patch(part, records)
+                else:
+                    cut.put(part, cut.sizes.get(part, 0), items)
+        except (TypeError, ValueError) as exc:
+            raise LoadFailed("damaged: changes that are none") from exc
+
     def _end_round(self) -> None:
         for cut in self._cuts.values():
-            cut.build()
+            cut.build(must_be_whole=False)
         for number, region in self._regions.items():
             # What is immutable in the end must be bytes, which takes a copy: better now.
             if type(region) is not bytes and self._kinds[number] in _IMMUTABLE:
@@ -725,16 +778,20 @@ class StreamReader:
             if any(start < other_end and other < end for other, other_end in others):
                 view = memoryview(bytearray(view))  # Two buffers that were apart stay apart.
             others.append((start, end))
-            whole = view.obj
-            if kind == BufferKind.BYTEARRAY and type(whole) is bytearray:
-                buffers.append(whole if len(whole) == len(view) else bytearray(view))
+            region = self._regions[number]
+            is_all = len(region) == len(view) and view.obj is region
+            if kind == BufferKind.BYTEARRAY and type(region) is bytearray and is_all:
+                buffers.append(region)
             else:
                 buffers.append(plain._revive(view, kind))
         return plain.load(body, buffers, self._resolve)
 
     def _resolve(self, name: Any) -> object:
         if type(name) is int:
-            return self._cut(name).build()
+            cut = self._cuts.get(name)
+            if cut is None:
+                raise LoadFailed("damaged: a container that was not written")
+            return cut.build(must_be_whole=True)
         number, part, position = name
         return self._cut(number).record(part, position)
 
@@ -819,16 +876,19 @@ class _CutRead:
         items = self._parts.get(number)
         if type(records) is not dict or items is None:
             raise LoadFailed("damaged: records of a part that is not there")
-        if type(items) is list:
-            places: Any = records.items()
-            self._built = None
-        else:
-            keys = self._keys(number)
-            places = [(keys[position], value) for position, value in records.items()]
-            if self._built is not None:
-                self._built.update(places)
-        for at, value in places:
-            items[at] = value
+        try:
+            if type(items) is list:
+                places: Any = list(records.items())
+                self._built = None
+            else:
+                keys = self._keys(number)
+                places = [(keys[position], value) for position, value in records.items()]
+                if self._built is not None:
+                    self._built.update(places)
+            for at, value in places:
+                items[at] = value
+        except (IndexError, TypeError) as exc:
+            raise LoadFailed("damaged: records at places that are none") from exc
 
     def _keys(self, number: int) -> list[Any]:
         keys = self._lists.get(number)
@@ -840,18 +900,20 @@ class _CutRead:
         """Put the parts in order; gives the sizes of those that are not needed any more."""
         self._is_dict = is_dict
         layout = list(struct.unpack(f"<{len(numbers) // 4}I", numbers))
+        kept = set(layout)
+        if len(kept) != len(layout):
+            raise LoadFailed("damaged: a part that is twice in its container")
         if layout != self._layout:
             self._built = None
         self._layout = layout
-        kept = set(layout)
         gone = [number for number in self._parts if number not in kept]
         for number in gone:
             del self._parts[number]
             self._lists.pop(number, None)
         return [self.sizes.pop(number) for number in gone]
 
-    def build(self) -> Any:
-        """The container."""
+    def build(self, *, must_be_whole: bool) -> Any:
+        """The container; None if parts of it are not written yet, and need not be."""
         if self._built is None:
             built: Any = {} if self._is_dict else []
             add = built.update if self._is_dict else built.extend
@@ -859,7 +921,9 @@ class _CutRead:
             for number in self._layout:
                 items = self._parts.get(number)
                 if items is None:
-                    continue  # Not written yet.
+                    if must_be_whole:
+                        raise LoadFailed("damaged: a part that was never written")
+                    return None  # Not written yet.
                 if type(items) is not wanted:
                     raise LoadFailed("damaged: parts of another kind than their container")
                 add(items)

@@ -1,0 +1,53 @@
+"""Random programs by the ten thousand: `python -m tests.serializers.stream_campaign --runs N`.
+
+Each is run with the engine and the memory that its seed chooses, so that all four kinds come up
+alike. Exit status 1 if the reader ever had another object; the seed is told, and
+`--first SEED --runs 1` runs it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import time
+import traceback
+from typing import Any
+
+from tests.serializers import stream_programs
+
+KINDS: tuple[tuple[Any, bool], ...] = (
+    ("pages", False),
+    ("hash", False),
+    ("pages", True),
+    ("hash", True),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--go-on", action="store_true", help="tell of all failures, not the first")
+    chosen = parser.parse_args()
+    began = time.monotonic()
+    count: collections.Counter[str] = collections.Counter()
+    failed = 0
+    with stream_programs.small_thresholds():
+        for seed in range(chosen.first, chosen.first + chosen.runs):
+            engine, memory = KINDS[seed % len(KINDS)]
+            try:
+                count.update(stream_programs.run(seed, engine, memory))
+            except Exception:
+                failed += 1
+                print(f"seed {seed} ({engine}, memory {memory}):")
+                traceback.print_exc(limit=-4, file=sys.stdout)
+                if not chosen.go_on:
+                    break
+    took = time.monotonic() - began
+    print(f"{chosen.runs} programs in {took:.0f} s, {failed} failed; {dict(count)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,638 @@
+"""The state stream: what a reader has at its end is what a snapshot would have brought."""
+
+from __future__ import annotations
+
+import array
+import copyreg
+import datetime
+import gc
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+import weakref
+import zoneinfo
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import serializers
+from serializers import LoadFailed, auto, dirty, resources, stream
+from serializers.stream import _OP, StreamReader, StreamWriter
+from tests.serializers import stream_classes as classes
+from tests.serializers import stream_programs
+from tests.serializers.stream_programs import described
+
+LIMIT_BYTES = 1 << 30
+COUNT = 2000
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert not dirty._pages.regions
+
+
+class Stream:
+    """A writer and its reader, and what went between them."""
+
+    def __init__(self, root: Any, engine: Any = "auto") -> None:
+        self.root = root
+        self.writer = StreamWriter(root, engine)
+        self.reader = StreamReader(LIMIT_BYTES)
+        self.chunks: list[bytes] = []
+        self.give(self.writer.look())
+
+    def give(self, pieces: Sequence[Any]) -> None:
+        self.chunks.append(b"".join(pieces))
+        self.reader.take([self.chunks[-1]])
+
+    def round(self, between: Callable[[], None] = lambda: None) -> Stream:
+        """Write a round, in as many steps as there are; call `between` after each."""
+        ended = False
+        while not ended:
+            pieces, ended = self.writer.step(0.0, 1)
+            self.give(pieces)
+            between()
+        return self
+
+    def end(self) -> Any:
+        """The reader's object, after having compared it with what a snapshot brings."""
+        self.last = b"".join(self.writer.last())
+        snapshot = serializers.dumps(self.root)
+        self.writer.close()
+        got: Any = self.reader.last([memoryview(bytearray(self.last))])
+        want: Any = serializers.loads(snapshot)
+        assert described(got) == described(want)
+        assert serializers.digest(got) == serializers.digest(want)
+        assert len(self.last) <= len(snapshot) * 1.01 + 1024
+        self.snapshot_bytes = len(snapshot)
+        return got
+
+
+def server(**held: Any) -> classes.Server:
+    return classes.Server(**held)
+
+
+def rows(count: int = COUNT) -> dict[int, Any]:
+    return {n: {"id": n, "w": [n, "x"]} for n in range(count)}
+
+
+# -- by chance
+
+
+@pytest.mark.parametrize(("engine", "memory"), [("pages", False), ("hash", True)])
+def test_random_programs_bring_what_a_snapshot_would(engine: Any, memory: bool) -> None:
+    """Some of the campaign's; see `stream_campaign` for more."""
+    if engine == "pages" and (refusal := dirty.pages_refusal()):
+        pytest.skip(f"the kernel tracks no pages here: {refusal}")
+    cuts = 0
+    with stream_programs.small_thresholds():
+        for seed in range(25):
+            cuts += stream_programs.run(seed, engine, memory)["cuts"]
+    assert cuts > 5  # Else all of them were pickled whole.
+
+
+# -- what goes ahead, and what is left for the last chunk
+
+
+def test_the_last_chunk_has_only_what_changed() -> None:
+    root = server(rows=rows(), array=np.arange(200_000))
+    made = Stream(root).round()
+    root.rows[77]["id"] = "new"
+    root.array[5] = 6
+    made.round()
+    root.rows[78]["w"].append("more")
+
+    got = made.end()
+
+    assert len(made.last) < made.snapshot_bytes / 50
+    assert got.rows[78]["w"][-1] == "more"
+
+
+def test_a_second_round_takes_only_what_changed_since_the_first() -> None:
+    root = server(rows=rows(), array=np.arange(200_000))
+    made = Stream(root).round()
+    first = sum(map(len, made.chunks))
+    root.rows[77]["id"] = "new"
+    root.array[5] = 6
+    before = len(made.chunks)
+    made.round()
+
+    assert sum(map(len, made.chunks[before:])) < first / 50
+    made.end()
+
+
+# -- identity
+
+
+def test_a_container_that_a_record_has_as_well_stays_one() -> None:
+    root = server(rows=rows(), numbers={n: n for n in range(COUNT)})
+    made = Stream(root).round()
+    root.rows[5]["numbers"] = root.numbers
+    made.round()
+
+    got = made.end()
+
+    assert got.rows[5]["numbers"] is got.numbers
+
+
+def test_a_container_that_comes_into_a_record_at_the_end_stays_one() -> None:
+    root = server(rows=list(rows().values()), numbers=list(range(COUNT)))
+    made = Stream(root).round()
+    root.rows[5]["numbers"] = root.numbers
+
+    got = made.end()
+
+    assert got.rows[5]["numbers"] is got.numbers
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "share",
+    [
+        lambda root: root.other.append(root.rows[3]["w"]),
+        lambda root: root.rows[4].update(w=root.rows[900]["w"]),
+        lambda root: root.others[7].update(w=root.rows[900]["w"]),
+        lambda root: root.others.update({7: root.rows[900]}),
+        lambda root: root.rows[9].update(root=root),
+        lambda root: root.rows[9].update(rows=root.rows),
+        lambda root: root.rows[9].update(me=root.rows[9]),
+        lambda root: root.rows.update({9: root.rows[10]}),
+        lambda root: root.other.append(root.rows),
+        lambda root: setattr(root, "more", root.rows),
+        lambda root: root.other.append({"deep": (root.rows[5], [root.rows[6]])}),
+    ],
+)
+def test_what_is_shared_stays_shared(share: Callable[[Any], None], late: bool) -> None:
+    root = server(rows=rows(), others=rows(), other=[])
+    if not late:
+        share(root)
+    made = Stream(root).round()
+    if late:
+        made.round()
+        share(root)
+    made.end()
+
+
+def test_records_are_named_by_methods_closures_and_weak_references() -> None:
+    held = {n: classes.Plain(a=n, b=[n]) for n in range(COUNT)}
+    root = server(rows=held, other=[])
+    made = Stream(root).round()
+    for n in range(5):
+        root.other += (held[n].method, weakref.ref(held[n + 10]), _closure(held[n + 20]))
+
+    got = made.end()
+
+    assert got.other[0].__self__ is got.rows[0]
+    assert got.other[1]() is got.rows[10]
+    assert got.other[2]() is got.rows[20]
+    assert len(made.last) < made.snapshot_bytes / 5
+
+
+def _closure(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def test_many_references_to_records_are_found_at_once() -> None:
+    """Not by a walk through the container for each, which took seconds while a server waits."""
+    root = server(rows=rows(20_000))
+    root.index = [[root.rows[n * 4] for n in range(i, i + 20)] for i in range(0, 4000, 20)]
+    made = Stream(root).round()
+    began = time.process_time()
+    made.writer.last()
+    quick = time.process_time() - began
+    began = time.process_time()
+    serializers.dumps(root)
+    whole = time.process_time() - began
+    made.writer.close()
+
+    assert quick < 10 * whole  # It was some hundred times.
+
+
+def test_zones_beside_the_cache_stay_one() -> None:
+    zone = zoneinfo.ZoneInfo.no_cache("UTC")
+    when = datetime.datetime(2020, 1, 1, tzinfo=zone)
+    got = Stream(server(rows={n: [when, n] for n in range(COUNT)})).round().end()
+
+    assert got.rows[0][0].tzinfo is got.rows[COUNT - 1][0].tzinfo
+
+
+# -- bytes
+
+
+def test_strings_that_many_records_share_are_written_once() -> None:
+    texts = [f"{n}" + "d" * 1000 for n in range(100)]
+    root = server(rows={n: [texts[n % 100], texts[n * 7 % 100]] for n in range(20_000)})
+    made = Stream(root).round()
+    for n in range(0, 20_000, 5):
+        root.rows[n][0] = texts[3]
+
+    made.end()
+
+    assert len(made.last) < made.snapshot_bytes
+
+
+# -- classes that change meanwhile
+
+
+def _state(self: Any) -> dict[str, Any]:
+    return {"patched": self.__dict__.get("a")}
+
+
+def _reduced(obj: Any) -> Any:
+    return classes.Other, (), {"registered": obj.__dict__.get("a")}
+
+
+@pytest.mark.parametrize("patch", ["__getstate__", "__reduce__", "copyreg", "register"])
+@pytest.mark.parametrize("in_rounds", [False, True])
+def test_a_class_that_is_patched_between_rounds(
+    patch: str, in_rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = server(rows={n: classes.Data(n) for n in range(COUNT)})
+    made = Stream(root).round()
+    try:
+        if patch == "copyreg":
+            copyreg.pickle(classes.Data, _reduced)
+        elif patch == "register":
+            serializers.register(classes.Data, _reduced)
+        else:
+            value = _state if patch == "__getstate__" else _reduced
+            monkeypatch.setattr(classes.Data, patch, value, raising=False)
+        root.rows[5].b = 1
+        if in_rounds:
+            made.round()
+        got = made.end()
+    finally:
+        copyreg.dispatch_table.pop(classes.Data, None)
+        resources.REDUCERS.pop(classes.Data, None)
+        auto.forget_decisions()
+
+    assert vars(got.rows[0]).keys() & {"patched", "registered"}
+
+
+# -- code that runs while the rest is pickled
+
+
+def test_what_a_getstate_changes_in_a_container_is_not_missed() -> None:
+    root = server(meddler=None, rows=rows(), numbers=list(range(COUNT)))
+    root.meddler = classes.Meddling()
+    made = Stream(root).round()
+    root.meddler.victim = root.rows  # Pickled before `rows`, so what it does is in the snapshot.
+
+    got = made.end()
+
+    assert got.rows[0] == "meddled"
+
+
+def test_what_changes_with_every_pickle_travels_as_a_snapshot() -> None:
+    root = classes.PrunedServer(rows=rows())
+    got = Stream(root).round().end()
+
+    assert got.rows["last saved"] == [1]
+
+
+def test_an_object_that_cannot_travel_at_first_does_in_the_end() -> None:
+    root = server(rows=rows(), sulky=classes.Sulky(sulks=True), array=np.arange(100_000))
+    made = Stream(root).round()
+    root.sulky.sulks = False
+    made.end()
+
+
+def test_an_object_that_cannot_travel_in_the_end_says_so_and_can_later() -> None:
+    root = server(rows=rows(), sulky=classes.Sulky(), array=np.arange(100_000))
+    made = Stream(root).round()
+    root.sulky.sulks = True
+    with pytest.raises(serializers.NotSerializable, match="sulky"):
+        made.writer.last()
+    root.sulky.sulks = False
+    made.end()
+
+
+# -- depth
+
+
+def test_what_nests_deep_travels_next_to_a_container_in_parts() -> None:
+    deep: Any = None
+    for _ in range(100_000):
+        deep = [deep]
+    root = server(rows=rows(), array=np.arange(100_000))
+    made = Stream(root).round()
+    root.deep = deep
+    last = b"".join(made.writer.last())
+    made.writer.close()
+    got: Any = made.reader.last([last])
+    depth = 0
+    walk = got.deep
+    while walk is not None:
+        walk = walk[0]
+        depth += 1
+
+    assert depth == 100_000
+    assert got.rows == root.rows
+
+
+DEEP = """
+import sys, serializers
+from serializers.stream import StreamReader, StreamWriter
+sys.setrecursionlimit(10**6)
+deep = None
+for _ in range(200_000):
+    deep = [deep]
+root = {"deep": deep, "rows": {n: [n] for n in range(2000)}}
+writer, reader = StreamWriter(root), StreamReader(1 << 30)
+reader.take([b"".join(writer.look())])
+reader.take([b"".join(writer.step(1.0, 1 << 30)[0])])
+got = reader.last([b"".join(writer.last())])
+assert got["rows"] == root["rows"]
+"""
+
+
+def test_a_high_recursion_limit_does_not_let_it_overflow_the_stack() -> None:
+    subprocess.run([sys.executable, "-c", DEEP], check=True)
+
+
+# -- the original
+
+
+def test_the_original_is_as_usable_as_before() -> None:
+    root = server(
+        rows=rows(),
+        text=bytearray(500_000),
+        array=np.zeros(100_000),
+        typed=array.array("d", [0.0] * 100_000),
+    )
+    made = Stream(root)
+
+    def resize() -> None:
+        root.text.extend(b"x" * 100_000)
+        root.array.resize(root.array.size + 1000)
+        root.typed.extend([1.0] * 1000)
+
+    resize()
+    made.round(resize)
+    made.writer.last()
+    resize()
+    made.end()
+    resize()
+
+
+def test_what_a_handler_dropped_is_not_held() -> None:
+    root = server(
+        plain={n: classes.Plain(a=n) for n in range(COUNT)},
+        odd={n: classes.Stateful(a=n) for n in range(COUNT)},
+    )
+    made = Stream(root).round()
+    gone = [weakref.ref(root.plain[0]), weakref.ref(root.odd[0]), weakref.ref(root.plain[1])]
+    del root.plain[1]
+    gc.disable()
+    try:
+        assert gone[2]() is None
+        root.plain = None
+        root.odd = None
+        assert gone[1]() is None
+        made.round()
+        assert gone[0]() is None
+    finally:
+        gc.enable()
+    made.end()
+
+
+def test_closing_releases_everything_at_any_time() -> None:
+    root = server(rows={n: classes.Plain(a=n) for n in range(COUNT)}, array=np.zeros(10**6))
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for steps in range(6):
+        made = Stream(root)
+        for _ in range(steps):
+            made.writer.step(0.0, 1)
+        made.writer.close()
+        made.writer.close()
+        seen = weakref.ref(root.rows.pop(steps))
+        assert seen() is None
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- the reader's object
+
+
+def test_buffers_come_out_writable_apart_and_resizable() -> None:
+    frozen = np.zeros(100_000)
+    frozen.flags.writeable = False
+    base = np.arange(100_000)
+    root = server(
+        one=bytearray(b"a" * 500_000),
+        two=bytearray(b"a" * 500_000),
+        bytes=b"b" * 500_000,
+        frozen=frozen,
+        views=[base, base[10:], base[:50_000]],
+        fortran=np.asfortranarray(np.arange(100_000).reshape(100, -1)),
+        empty=np.zeros(0),
+    )
+    made = Stream(root).round()
+    root.one[3] = 7
+    base[20] = -1
+    root.fortran[5, 5] = -2
+    got = made.end()
+
+    got.one.append(1)
+    got.two[0] = 9
+    assert got.one[0] == ord("a")
+    assert not got.frozen.flags.writeable
+    got.views[0][20] = 5
+    assert got.views[1][10] == 5
+    assert root.views[0][20] == -1
+
+
+# -- damaged chunks
+
+
+def chunk(kind: int, number: int = 0, extra: int = 0, data: bytes = b"") -> bytes:
+    return _OP.pack(kind, number, extra, len(data)) + data
+
+
+def pickled(value: Any) -> bytes:
+    return pickle.dumps(value, 5)
+
+
+PART = chunk(stream._PART, 0, 0, pickled({1: 2, 3: 4}))
+LIST = chunk(stream._PART, 0, 1, pickled([1, 2]))
+DAMAGED: dict[str, list[bytes]] = {
+    "no such operation": [chunk(99)],
+    "size beyond the chunk": [_OP.pack(stream._PART, 0, 0, 1 << 60)],
+    "half an operation": [b"\x01\x02"],
+    "bytes of no region": [chunk(stream._BYTES, 1, 0, b"x")],
+    "bytes beyond": [chunk(stream._REGION, 1, 4, b"\x01"), chunk(stream._BYTES, 1, 3, b"xx")],
+    "offset that overflows": [
+        chunk(stream._REGION, 1, 4, b"\x01"),
+        chunk(stream._BYTES, 1, (1 << 64) - 1, b"xx"),
+    ],
+    "huge region": [chunk(stream._REGION, 1, 1 << 62, b"\x01")],
+    "larger than the limit": [chunk(stream._REGION, 1, LIMIT_BYTES + 1, b"\x01")],
+    "region twice": [chunk(stream._REGION, 1, 4, b"\x01")] * 2,
+    "region without a kind": [chunk(stream._REGION, 1, 4)],
+    "part that is no pickle": [chunk(stream._PART, 0, 0, b"junk")],
+    "part that is a number": [chunk(stream._PART, 0, 0, pickled(1))],
+    "records of no part": [chunk(stream._RECORDS, 0, 0, pickled({0: 1}))],
+    "records that are a list": [PART, chunk(stream._RECORDS, 0, 0, pickled([1]))],
+    "record beyond": [PART, chunk(stream._RECORDS, 0, 0, pickled({2: 1}))],
+    "record beyond a list": [LIST, chunk(stream._RECORDS, 0, 1, pickled({2: 1}))],
+    "record at a word": [PART, chunk(stream._RECORDS, 0, 0, pickled({"x": 1}))],
+    "record at a word of a list": [LIST, chunk(stream._RECORDS, 0, 1, pickled({"x": 1}))],
+    "part twice in the order": [PART, chunk(stream._LAYOUT, 0, 0, bytes(8))],
+    "order of half a number": [PART, chunk(stream._LAYOUT, 0, 0, bytes(3))],
+    "order of another kind": [PART, chunk(stream._LAYOUT, 0, 7, bytes(4))],
+    "list as a dict": [
+        LIST,
+        chunk(stream._LAYOUT, 0, 0, (1).to_bytes(4, "little")),
+        chunk(stream._ROUND),
+    ],
+    "changes that are a number": [chunk(stream._CHANGES, 0, 0, pickled(1))],
+    "changes of half": [chunk(stream._CHANGES, 0, 0, pickled([(0, 1)]))],
+    "changes of words": [chunk(stream._CHANGES, 0, 0, pickled([("a", "b", None, {0: 1})]))],
+    "changes of lists": [chunk(stream._CHANGES, 0, 0, pickled([([], [], {}, {})]))],
+    "rest in a round": [chunk(stream._REST, 0, 0, b"")],
+    "inline in a round": [chunk(stream._INLINE, 0, 0, b"")],
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_chunk_is_refused(case: str) -> None:
+    reader = StreamReader(LIMIT_BYTES)
+    with pytest.raises(LoadFailed):
+        reader.take(DAMAGED[case])
+
+
+def test_too_many_containers_and_regions_are_refused() -> None:
+    reader = StreamReader(LIMIT_BYTES)
+    with pytest.raises(LoadFailed, match="containers"):
+        reader.take([chunk(stream._PART, n, 0, pickled([])) for n in range(stream.CUTS_MAX + 1)])
+    reader = StreamReader(LIMIT_BYTES)
+    with pytest.raises(LoadFailed, match="region"):
+        reader.take([chunk(stream._REGION, n, 1, b"\1") for n in range(stream.REGIONS_MAX + 1)])
+
+
+def test_what_comes_in_is_bounded() -> None:
+    reader = StreamReader(100_000)
+    reader.take([chunk(stream._REGION, 1, 50_000, b"\x01")])
+    with pytest.raises(LoadFailed, match="state_bytes_max"):
+        reader.take([chunk(stream._PART, 0, n, pickled([b"x" * 1000])) for n in range(100)])
+
+
+def test_a_last_chunk_that_needs_a_part_which_never_came_is_refused() -> None:
+    """A lost chunk must not end in a container that lacks some of its records."""
+    root = server(rows=rows(10_000))
+    writer = StreamWriter(root, "hash")
+    writer.look()
+    chunks: list[bytes] = []
+    ended = False
+    while not ended:
+        pieces, ended = writer.step(0.0, 1)
+        chunks.append(b"".join(pieces))
+    last = b"".join(writer.last())
+    writer.close()
+    written = [n for n, data in enumerate(chunks) if data[:1] == bytes((stream._PART,))]
+    assert len(written) > 1
+    for lost in (written[0], written[-1], None):
+        reader = StreamReader(LIMIT_BYTES)
+        reader.take([data for n, data in enumerate(chunks) if n != lost])
+        if lost is None:
+            got: Any = reader.last([last])
+            assert got.rows == root.rows
+        else:
+            with pytest.raises(LoadFailed):
+                reader.last([last])
+    with pytest.raises(LoadFailed):
+        StreamReader(LIMIT_BYTES).last([last])
+
+
+def test_chunks_may_be_cut_anywhere() -> None:
+    root = server(rows=rows(1100), array=np.arange(50_000))
+    made = Stream(root, "hash").round()
+    root.array[3] = 1
+    last = b"".join(made.writer.last())
+    for size in (1, 7, 1000):
+        reader = StreamReader(LIMIT_BYTES)
+        for data in made.chunks:
+            step = max(size, len(data) // 500, 1)
+            reader.take([data[at : at + step] for at in range(0, len(data), step)])
+        got: Any = reader.last([last[at : at + size] for at in range(0, len(last), size)])
+        assert described(got) == described(serializers.loads(serializers.dumps(root)))
+    made.writer.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mutated_streams_are_refused_or_load(seed: int) -> None:
+    """Nothing but LoadFailed, whatever is cut, repeated, exchanged or changed."""
+    chance = random.Random(seed)
+    root = server(rows=rows(1500), numbers=list(range(1500)), array=np.arange(40_000))
+    made = Stream(root, "hash").round()
+    root.rows[3]["id"] = 0
+    made.round()
+    root.rows[4]["id"] = 0
+    root.array[7] = 0
+    last = b"".join(made.writer.last())
+    made.writer.close()
+    known = [data for data in made.chunks if data]
+    refused = 0
+    for _ in range(60):
+        sent = list(known)
+        end = last
+        how = chance.randrange(5)
+        if how == 0:
+            sent.pop(chance.randrange(len(sent)))
+        elif how == 1:
+            chance.shuffle(sent)
+        elif how == 2:
+            sent.insert(0, chance.choice(sent))
+        else:
+            at = chance.randrange(len(sent) + 1)
+            data = bytearray(end if at == len(sent) else sent[at])
+            for _ in range(chance.choice((1, 1, 3))):
+                if how == 3:
+                    data[chance.randrange(min(len(data), 200))] = chance.randrange(256)
+                else:
+                    del data[chance.randrange(len(data)) :]
+                    data += bytes(1)
+            if at == len(sent):
+                end = bytes(data)
+            else:
+                sent[at] = bytes(data)
+        reader = StreamReader(1 << 24)
+        try:
+            for data in sent:
+                reader.take([data])
+            reader.last([end])
+        except LoadFailed:
+            refused += 1
+    assert refused > 10
+
+
+# -- the thresholds
+
+
+def test_a_server_with_too_much_to_look_at_is_left_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "WALK_OBJECTS_MAX", 100)
+    made = Stream(server(rows=rows(), many=[[n] for n in range(200)]))
+    assert not made.writer.is_worth_it
+    made.end()
+
+
+def test_a_container_that_changes_all_the_time_is_pickled_whole() -> None:
+    root = server(rows=rows())
+    made = Stream(root).round()
+    for _ in range(2):
+        for record in root.rows.values():
+            record["id"] = object.__sizeof__(record["w"]) + len(made.chunks)
+        made.round()
+    last = made.writer.last()
+    assert not made.writer._cuts
+    assert sum(map(len, last)) > len(serializers.dumps(root))
+    made.end()
