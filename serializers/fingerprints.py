@@ -202,18 +202,31 @@ _UNASKED: Final = {int, float, bool, str, bytes, type(None), type(...), type(Not
 
 
 def _is_plain_class(kind: type) -> bool:
-    """Whether instances are nothing but their `__dict__`, and are pickled as such."""
-    if type(kind) is not type or not kind.__dictoffset__ or kind.__itemsize__:
+    """Whether instances are nothing but their `__dict__` or slots, and are pickled as such."""
+    if type(kind) is not type or kind.__itemsize__:
         return False
     for base in kind.__mro__[:-1]:
         own = vars(base)
-        ways = any(name in own for name in _OWN_WAYS) or own.get("__slots__", ()) != ()
-        if ways or not base.__flags__ & _HEAP_TYPE:
+        if any(name in own for name in _OWN_WAYS) or not base.__flags__ & _HEAP_TYPE:
             return False
         given = own.get("__dict__")
         if given is not None and type(given) is not types.GetSetDescriptorType:
             return False
+    slots = _slots_of(kind)
+    if bool(slots) is bool(kind.__dictoffset__):
+        return False  # Both, or nothing to compare.
     return leaves_to_pickle(kind)
+
+
+def _slots_of(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    """The slots of a class and its bases; where two have the same name, both."""
+    return tuple(
+        member
+        for base in kind.__mro__
+        if "__slots__" in vars(base)
+        for member in vars(base).values()
+        if type(member) is types.MemberDescriptorType
+    )
 
 
 def _is_atom(kind: type) -> bool:
@@ -250,7 +263,7 @@ class _Node:
         dicts: Of instances the addresses of their `__dict__`.
         sizes: For each how many items it has.
         ends: `sizes`, added up.
-        flats: Their items; of dicts and instances the keys, then the values.
+        flats: Their items; of dicts and instances the keys, then the values; or slot by slot.
     """
 
     __slots__ = ("dicts", "ends", "flats", "kind", "owners", "sizes", "where")
@@ -267,13 +280,18 @@ class _Node:
 
 def _dicts_of(kind: type, objects: tuple[Any, ...]) -> tuple[Any, ...]:
     """What holds the items of each object: itself, or the `__dict__` of an instance."""
-    if kind is dict or kind in _SEQUENCES:
+    if kind is dict or kind in _SEQUENCES or not kind.__dictoffset__:
         return objects
     return tuple(map(_dict_of, objects))
 
 
 def _rows(kind: type, holders: tuple[Any, ...]) -> tuple[tuple[int, ...], list[tuple[Any, ...]]]:
-    """How many items each holder has, and all items in one row (keys and values: in two)."""
+    """How many items each holder has, and all items in one row.
+
+    Keys and values are in two; of objects with slots each slot has a row of its own.
+    """
+    if kind is not dict and kind not in _SEQUENCES and not kind.__dictoffset__:
+        return (1,) * len(holders), [_slot(member, holders) for member in _slots_of(kind)]
     sizes = tuple(map(len, holders))
     if kind in _SEQUENCES:
         return sizes, [tuple(chain.from_iterable(holders))]
@@ -281,6 +299,27 @@ def _rows(kind: type, holders: tuple[Any, ...]) -> tuple[tuple[int, ...], list[t
         tuple(chain.from_iterable(holders)),
         tuple(chain.from_iterable(map(dict.values, holders))),
     ]
+
+
+def _slot(member: types.MemberDescriptorType, objects: tuple[Any, ...]) -> tuple[Any, ...]:
+    try:
+        return tuple(map(member.__get__, objects))
+    except AttributeError:
+        return tuple([_get(member, obj) for obj in objects])
+
+
+def _get(member: types.MemberDescriptorType, obj: Any) -> Any:
+    try:
+        return member.__get__(obj)
+    except AttributeError:
+        return _UNSET
+
+
+class _Unset:
+    """Stands for a slot without a value. It is of no plain type, so a record with it is not."""
+
+
+_UNSET: Final = _Unset()
 
 
 class Changes:

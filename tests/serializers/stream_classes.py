@@ -65,6 +65,21 @@ class Slotted:
     b: Any = None
 
 
+@dataclasses.dataclass(slots=True)
+class Numbered:
+    number: int
+    tags: list[int]
+
+
+@dataclasses.dataclass(slots=True)
+class Tagged(Numbered):
+    name: str = ""
+
+
+class TaggedMore(Numbered):
+    """Has a dict beside its slots."""
+
+
 class Proxy(Plain):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -20,6 +20,7 @@ import pytest
 from serializers import fingerprints, register
 from serializers.fingerprints import Fingerprint, NotPlain, look_again
 from serializers.resources import REDUCERS, on_register
+from serializers.stream import StreamReader, StreamWriter
 from tests.serializers import stream_classes as classes
 
 
@@ -35,7 +36,17 @@ def _dict(n: int) -> Any:
     return {"id": n + 1000, "w": [n + 1000, {"x": str(n)}], "t": (n, [n])}
 
 
-MIXED: tuple[Callable[[int], Any], ...] = (_plain, _dict, lambda n: [n, _dict(n)], float)
+def _slotted(n: int) -> Any:
+    return classes.Tagged(n + 1000, [n, (n, {"s": classes.Slotted(a=n, b=[n])})], str(n))
+
+
+MIXED: tuple[Callable[[int], Any], ...] = (
+    _plain,
+    _dict,
+    _slotted,
+    lambda n: [n, _dict(n)],
+    float,
+)
 
 
 def changes_of(record: Any) -> list[Callable[[], None]]:
@@ -169,7 +180,6 @@ def test_immutable_values_stay_alive_as_long_as_their_fingerprint_and_mutable_on
 
 
 NOT_PLAIN: dict[str, Callable[[], Any]] = {
-    "slots": lambda: classes.Slotted(1, 2),
     "getattr": lambda: classes.Proxy(a=1),
     "reduce": lambda: classes.Reduced(a=1),
     "getstate": lambda: classes.Stateful(a=1),
@@ -310,3 +320,58 @@ def test_addresses_are_those_that_id_gives() -> None:
     assert fingerprints.are_at(row, fingerprints._ask_addresses(row))
     assert not fingerprints.are_at(row[:3], fingerprints._ask_addresses(row))
     assert not fingerprints.are_at((2, *row[1:]), fingerprints._ask_addresses(row))
+
+
+# ---------------------------------------------------------------- slots
+
+
+@pytest.mark.parametrize(
+    ("change", "is_shallow"),
+    [
+        (lambda record: setattr(record, "number", 10**6), True),
+        (lambda record: setattr(record, "name", "another"), True),
+        (lambda record: setattr(record, "number", float(record.number)), True),
+        (lambda record: record.tags.append(3), False),
+        (lambda record: setattr(record, "tags", [record.number]), False),
+        (lambda record: delattr(record, "name"), False),
+        (lambda record: setattr(record, "name", ["a list"]), False),
+    ],
+)
+def test_a_change_in_a_slot_is_seen(change: Any, is_shallow: bool) -> None:
+    records = tuple(classes.Tagged(number, [number], f"name {number}") for number in range(500))
+    fingerprint = Fingerprint(records)
+    assert fingerprint.changed(records) == []
+    change(records[77])
+    changes = fingerprint.compare(records)
+    assert (changes.records, changes.is_shallow) == ([77], is_shallow)
+    if is_shallow:
+        assert changes.apply()
+        assert fingerprint.changed(records) == []
+
+
+def test_slots_beside_a_dict_and_slots_without_a_value_are_not_plain() -> None:
+    with pytest.raises(NotPlain):
+        Fingerprint((classes.TaggedMore(1, []),))
+    unset = classes.Tagged(1, [])
+    del unset.name
+    with pytest.raises(NotPlain):
+        Fingerprint((unset,))
+
+
+def test_records_with_slots_go_ahead_and_arrive() -> None:
+    root = classes.Server()
+    root.records = {number: classes.Tagged(number, [number], str(number)) for number in range(3000)}
+    writer = StreamWriter(root)
+    reader = StreamReader(1 << 30)
+    reader.take(writer.look())
+    ended = False
+    while not ended:
+        pieces, ended = writer.step(1.0, 1 << 30)
+        reader.take(pieces)
+    root.records[5].tags.append(1)
+    root.records[6].name = "six"
+    last = writer.last()
+    assert sum(map(len, last)) < 2000
+    got: Any = reader.last(last)
+    assert got.records == root.records
+    writer.close()
