@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -19,7 +21,7 @@ from tests.cluster.etcd_servers import needs_etcd
 from tests.cluster.histories import options_of
 from tests.cluster.workloads import Counter
 from tests.hosts.cluster import FAULTS, HostsCluster, hosts_cluster, plan_of, recorded_on_hosts
-from tests.hosts.network import Wire, missing
+from tests.hosts.network import Wire, missing, network
 from tests.hosts.servers import Timed
 from tests.migrate.clusters import run
 
@@ -135,6 +137,77 @@ def test_a_stranger_on_another_host_can_neither_join_nor_call_nor_read(tmp_path:
             assert len(await cluster.client.nodes()) == 2
 
     run(main(), bound_s=BOUND_S)
+
+
+def test_the_commands_of_the_readme_bring_up_two_hosts_and_a_move_between_them(
+    tmp_path: Path,
+) -> None:
+    text = (ROOT / "README.md").read_text("utf-8").split("\n## More than one machine\n")[1]
+    on_first, on_second, *_ = re.findall(r"```sh\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
+    assert on_first.count("\n") + on_second.count("\n") < 10
+    homes = [tmp_path / "first", tmp_path / "second"]
+    for home in homes:
+        (home / ".config").mkdir(parents=True)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    stand_ins = {
+        # What is installed is this checkout, and hosts share their disks.
+        "pip": "exit 0",
+        "rsync": 'cp -r "$4" "$5" && rm "$5/livemigrate/tls/ca.key"',
+        "migrate": f'exec {sys.executable} -m migrate "$@"',
+    }
+    for name, script in stand_ins.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+
+    # Left last: what runs on a host ends with it.
+    with contextlib.ExitStack() as stack, network(["first", "second"]) as net:
+        first, second = (it.address for it in net.hosts)
+
+        def shell(host: int, script: str) -> subprocess.Popen[str]:
+            for old, new in (
+                ("10.0.0.2:.config", str(homes[1] / ".config")),
+                ("10.0.0.1", first),
+                ("10.0.0.2", second),
+            ):
+                script = script.replace(old, new)
+            process = subprocess.Popen(
+                [*net.hosts[host].within, "sh", "-ec", script],
+                env={
+                    "HOME": str(homes[host]),
+                    "PATH": f"{commands}:{os.environ['PATH']}",
+                    "PYTHONPATH": str(ROOT),
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
+
+        def come_up(host: int, script: str, name: str) -> None:
+            process = shell(host, script)
+            assert process.stdout is not None
+            told = ""
+            while f"node {name} is up" not in told:
+                line = process.stdout.readline()
+                assert line, told
+                told += line
+
+        def done(host: int, script: str) -> str:
+            process = shell(host, script)
+            out, _ = process.communicate(timeout=BOUND_S)
+            assert process.returncode == 0, out
+            return out
+
+        # A shell that ends takes nothing along; here what it began is to end with its host.
+        come_up(0, f"{on_first}\nwait", "a")
+        *lines, spawn, move = on_second.strip().splitlines()
+        come_up(1, "\n".join([*lines, "wait"]), "b")
+        assert done(1, spawn).startswith("counter-")
+        assert "a -> b" in done(1, move)
+        assert '"b"' in done(0, "migrate info hits --json --cluster 10.0.0.2:7400")
 
 
 @pytest.mark.bench
