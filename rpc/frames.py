@@ -13,7 +13,10 @@ chunks, with small ones between.
 
 There are two lanes, for ordinary and for bulk messages. Within a lane messages
 stay in order; a frame takes up to one budget of bytes from each, and bulk
-therefore delays an ordinary message by no more than one chunk.
+therefore delays an ordinary message by no more than one chunk. Small messages
+that are urgent overtake both.
+
+A chunk may be compressed, each by itself, where `Outbox.compress` says so.
 
 The key belongs to one connection and one direction and the MAC covers the
 sequence number, so a frame that is repeated, reordered, sent back or taken
@@ -31,11 +34,12 @@ import struct
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from typing import Final, NamedTuple, TypeAlias
 
+from rpc import compression
 from rpc.errors import FrameError, MessageTooLarge
 
 Data: TypeAlias = bytes | bytearray | memoryview
@@ -89,6 +93,13 @@ SHARED: Final = 12
 
 TAKEN: Final = 13
 """How many bytes of messages in shared memory the sender of this has taken so far (8 bytes)."""
+
+CHUNK_FIRST_ZSTD: Final = 14
+CHUNK_NEXT_ZSTD: Final = 15
+"""As CHUNK_FIRST and CHUNK_NEXT, with bytes that are compressed. Only for peers that say so."""
+
+URGENT_BYTES_MAX: Final = 4096
+"""A larger message is an ordinary one, however urgent."""
 
 SHARED_BYTES_MAX: Final = 128 * 1024
 """Limit of what describes a message in shared memory."""
@@ -260,6 +271,8 @@ class Outbox:
         "_message_bytes_max",
         "_ordinary",
         "_sequence",
+        "_urgent",
+        "compress",
         "pushed_bytes",
         "queued_bytes",
     )
@@ -291,7 +304,10 @@ class Outbox:
         self._sequence = 0
         self._ordinary = _Lane(0)
         self._bulk = _Lane(1)
+        self._urgent: deque[bytes] = deque()
         self._control: dict[int, bytes] = {}
+        self.compress: Callable[[Data], bytes | None] | None = None
+        """Makes a chunk smaller, or returns None to leave it as it is; None: none is tried."""
         self.queued_bytes = 0
         """Bytes of messages that have not left in a frame."""
         self.pushed_bytes = 0
@@ -299,7 +315,7 @@ class Outbox:
 
     def __bool__(self) -> bool:
         """Tell whether anything waits."""
-        return bool(self._ordinary.queue or self._control or self._bulk.queue)
+        return bool(self._ordinary.queue or self._control or self._bulk.queue or self._urgent)
 
     def push(self, data: Data | Gathered, bulk: bool = False) -> None:
         """Queue one message.
@@ -334,6 +350,15 @@ class Outbox:
         self.queued_bytes += size
         self.pushed_bytes += size
 
+    def push_urgent(self, data: bytes) -> None:
+        """Queue a message that overtakes all that are not; a large one does not."""
+        if len(data) > min(URGENT_BYTES_MAX, self._lane_bytes_max // 2):
+            self.push(data)
+            return
+        self._urgent.append(data)
+        self.queued_bytes += len(data)
+        self.pushed_bytes += len(data)
+
     @property
     def shared_bytes_max(self) -> int:
         """Limit of what describes a message in shared memory: it is never cut."""
@@ -363,7 +388,14 @@ class Outbox:
         queue = ordinary.queue
         bulk = self._bulk.queue
         sequence = self._sequence
-        if len(queue) == 1 and not self._control and not bulk and not ordinary.offset:
+        urgent = self._urgent
+        if (
+            len(queue) == 1
+            and not self._control
+            and not bulk
+            and not ordinary.offset
+            and not urgent
+        ):
             # The commonest frame, one small message, takes the shortest way.
             data = queue[0]
             size = len(data)
@@ -373,18 +405,25 @@ class Outbox:
                 self._sequence = sequence + 1
                 body = _SINGLE.pack(VERSION, sequence, DATA, size) + data
                 return [blake2b(body, digest_size=MAC_BYTES, key=self._key).digest(), body]
-        if not (queue or bulk or self._control):
+        if not (queue or bulk or self._control or urgent):
             return None
         parts: Parts = [_HEADER.pack(VERSION, sequence)]
         for kind in sorted(self._control):
             if kind != GOODBYE:
                 payload = self._control.pop(kind)
                 parts.append(_RECORD.pack(kind, len(payload)) + payload)
+        budget = self._lane_bytes_max
+        while urgent and budget >= self._lane_bytes_max // 2:
+            # Out of the budget of the ordinary ones, so that the frame stays within its limit.
+            size = len(urgent[0])
+            parts.append(_RECORD.pack(DATA, size) + urgent.popleft())
+            self.queued_bytes -= size
+            budget -= size + _RECORD.size
         if queue:
-            self._fill(ordinary, parts)
+            self._fill(ordinary, parts, budget)
         if bulk:
-            self._fill(self._bulk, parts)
-        if not queue and not bulk and GOODBYE in self._control:
+            self._fill(self._bulk, parts, self._lane_bytes_max)
+        if not queue and not bulk and not urgent and GOODBYE in self._control:
             payload = self._control.pop(GOODBYE)
             parts.append(_RECORD.pack(GOODBYE, len(payload)) + payload)
         self._sequence = sequence + 1
@@ -397,8 +436,7 @@ class Outbox:
         parts.insert(0, mac.digest())
         return parts
 
-    def _fill(self, lane: _Lane, parts: Parts) -> None:
-        budget = self._lane_bytes_max
+    def _fill(self, lane: _Lane, parts: Parts, budget: int) -> None:
         queue = lane.queue
         while queue:
             data = queue[0]
@@ -422,20 +460,27 @@ class Outbox:
                 return
             end = min(size, offset + room)
             length = head + end - offset
+            chunk = (
+                data.slices(offset, end)
+                if isinstance(data, Gathered)
+                else [memoryview(data)[offset:end]]
+            )
+            packed = self._packed(chunk) if self.compress is not None else None
+            kinds = (CHUNK_FIRST, CHUNK_NEXT)
+            if packed is not None:
+                chunk = [memoryview(packed)]
+                length = head + len(packed)
+                kinds = (CHUNK_FIRST_ZSTD, CHUNK_NEXT_ZSTD)
             if offset:
                 parts.append(
-                    _RECORD.pack(CHUNK_NEXT, length) + _NEXT.pack(lane.number, lane.message_id)
+                    _RECORD.pack(kinds[1], length) + _NEXT.pack(lane.number, lane.message_id)
                 )
             else:
                 lane.message_id += 1
                 parts.append(
-                    _RECORD.pack(CHUNK_FIRST, length)
-                    + _FIRST.pack(lane.number, lane.message_id, size)
+                    _RECORD.pack(kinds[0], length) + _FIRST.pack(lane.number, lane.message_id, size)
                 )
-            if isinstance(data, Gathered):
-                parts += data.slices(offset, end)
-            else:
-                parts.append(memoryview(data)[offset:end])
+            parts += chunk
             budget -= _RECORD.size + length
             self.queued_bytes -= end - offset
             if end < size:
@@ -443,6 +488,11 @@ class Outbox:
                 return
             lane.offset = 0
             queue.popleft()
+
+    def _packed(self, chunk: list[memoryview]) -> bytes | None:
+        if self.compress is None:
+            return None
+        return self.compress(chunk[0] if len(chunk) == 1 else b"".join(chunk))
 
 
 class _Assembly:
@@ -548,6 +598,11 @@ class Inbox:
                 message = self._chunk(kind, view[at:end])
                 if message is not None:
                     received.append(Received(DATA, message))
+            elif kind == CHUNK_FIRST_ZSTD or kind == CHUNK_NEXT_ZSTD:
+                plain_kind = CHUNK_FIRST if kind == CHUNK_FIRST_ZSTD else CHUNK_NEXT
+                message = self._chunk(plain_kind, view[at:end], packed=True)
+                if message is not None:
+                    received.append(Received(DATA, message))
             else:
                 limit = _PAYLOAD_BYTES_MAX.get(kind)
                 if limit is None or length > limit:
@@ -556,7 +611,7 @@ class Inbox:
             at = end
         return received
 
-    def _chunk(self, kind: int, record: memoryview) -> bytearray | None:
+    def _chunk(self, kind: int, record: memoryview, packed: bool = False) -> bytearray | None:
         head = _FIRST if kind == CHUNK_FIRST else _NEXT
         if len(record) <= head.size:
             raise FrameError("a chunk without bytes")
@@ -564,7 +619,10 @@ class Inbox:
         if lane >= len(self._assemblies):
             raise FrameError(f"a chunk in lane {lane}, which does not exist")
         assembly = self._assemblies[int(lane)]
-        chunk = record[head.size :]
+        chunk: Data = record[head.size :]
+        if packed:
+            # No chunk is larger than the largest frame, so that none can fill the memory.
+            chunk = compression.unpack(chunk, self._frame_bytes_max)
         if kind == CHUNK_FIRST:
             total = int(_FIRST.unpack_from(record)[2])
             if assembly is not None:

@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from rpc import frames, shared_memory
+from rpc import compression, frames, shared_memory
 from rpc.channel import Buffer, Channel
 from rpc.errors import ChannelBroken, FrameError, RpcError
 from rpc.handshake import PeerInfo
@@ -38,6 +38,8 @@ class LinkOptions:
         redial_max_s: Longest wait in seconds before dialling again.
         handshakes_max: Connections that may be unproven at one time.
         links_max: Links at one time.
+        compress: Whether bulk is compressed on links to other hosts that are
+            slower than the compression.
         share_memory: Whether large messages go by shared memory on such a socket.
         same_host: Whether processes of one host and user use a Unix-domain
             socket where they find one; otherwise gRPC, as between hosts.
@@ -54,6 +56,7 @@ class LinkOptions:
     redial_max_s: float = 2.0
     handshakes_max: int = 128
     links_max: int = 4096
+    compress: bool = True
     share_memory: bool = True
     same_host: bool = True
 
@@ -147,6 +150,7 @@ class Link:
         "_asked_s",
         "_broken",
         "_channel",
+        "_compressor",
         "_finishing",
         "_heard",
         "_inbox",
@@ -219,6 +223,13 @@ class Link:
         # Of the frame that has to wait: its bytes, and since when.
         self._waiting_bytes = 0
         self._waiting_s = 0.0
+        self._compressor = compression.Compressor()
+        if (
+            self._options.compress
+            and channel.kind == "grpc"
+            and compression.FEATURE in peer.features
+        ):
+            outbox.compress = self._compressor
         # Of messages in shared memory: sent; sent and not yet taken there; taken here.
         self._shared_bytes = 0
         self._untaken_bytes = 0
@@ -248,6 +259,14 @@ class Link:
         if self._asked_s is None:
             self._asked_s = self._loop.time()
         self._control(frames.PING)
+
+    def send_urgent(self, data: bytes) -> bool:
+        if self._finishing:
+            return False
+        self._outbox.push_urgent(data)
+        if not self._pumping and self._write is None:
+            self._pump()
+        return True
 
     def send(self, data: frames.Data | frames.Gathered, bulk: bool) -> bool:
         outbox = self._outbox
@@ -359,6 +378,7 @@ class Link:
             took_s = self._loop.time() - self._waiting_s
             if self._waiting_bytes >= _RATE_BYTES_MIN and took_s > 0:
                 self._rate = _average(self._rate, self._waiting_bytes / took_s)
+                self._compressor.link_rate = self._rate
             self._pump()
 
     @property

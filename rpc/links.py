@@ -359,6 +359,15 @@ class Links:
             return False
         return link.send(data, bulk)
 
+    def send_urgent(self, peer_id: str, data: bytes) -> bool:
+        """Send a small message that overtakes all others that wait, also on a full queue.
+
+        Returns:
+            Whether it was taken: False if no link is up.
+        """
+        link = self._up.get(peer_id)
+        return link is not None and link.send_urgent(data)
+
     def push(self) -> None:
         """Hand to the channels what waits, also from within `received`, whose answers otherwise
         leave together when it has returned. For a process that is about to stop or to end.

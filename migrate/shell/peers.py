@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
+from migrate.core import messages
 from migrate.core.ids import NodeId, node_name
 from migrate.core.messages import Chunk, Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
@@ -51,6 +52,18 @@ IDLE_TURNS_MAX: Final = 1
 
 LINGER_TURNS_MAX: Final = 24
 """Turns of the loop that results wait for more of them; some 20 us each while there is work."""
+
+
+URGENT: Final = frozenset(
+    {
+        *(messages.Prepare, messages.Prepared, messages.PrepareRefused, messages.ChunkTaken),
+        *(messages.Ready, messages.FinalFailed, messages.Activate, messages.Activated),
+        *(messages.ActivateRefused, messages.Dropped, messages.Released, messages.Abort),
+        *(messages.WaitProbe, messages.Load),
+    }
+)
+"""What overtakes requests and states that wait for the link: a move must not last longer because
+its source is busy, nor a node count as silent. The core takes messages in any order."""
 
 
 class Peers:
@@ -154,8 +167,11 @@ class Peers:
     def _send_now(self, node: NodeId, box: list[Message]) -> None:
         self._pace += (len(box) - self._pace) / 4
         small = []
+        something_waits = self.links.queued_bytes(node) > 0
         for message in box:
-            if isinstance(message, FinalMessage | Chunk) and len(message.state) > BULK_BYTES:
+            if something_waits and type(message) in URGENT:
+                self.links.send_urgent(node, wire.encode_messages([message]))
+            elif isinstance(message, FinalMessage | Chunk) and len(message.state) > BULK_BYTES:
                 data = self._with_state(node, message)
                 self._put(node, data, bulk=True)
                 if self.final_half_sent is not None and isinstance(message, FinalMessage):

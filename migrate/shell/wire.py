@@ -28,7 +28,7 @@ from migrate.core.messages import ERROR, OK, Chunk, Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
-from rpc import shared_memory
+from rpc import compression, shared_memory
 from rpc.frames import Gathered
 from serializers import Snapshot
 from serializers.errors import SerializerError
@@ -75,7 +75,7 @@ _ALIGNMENT_BYTES: Final = 64
 
 PYTHON: Final = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_IS: Final = "python="
-FEATURES: Final = (STATE_AFTER, PYTHON_IS + PYTHON)
+FEATURES: Final = (STATE_AFTER, compression.FEATURE, PYTHON_IS + PYTHON)
 """What this release says of itself to its peers."""
 
 

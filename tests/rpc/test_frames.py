@@ -382,3 +382,43 @@ def test_a_message_in_parts_over_the_limit_is_not_queued() -> None:
     with pytest.raises(MessageTooLarge):
         box.push(frames.Gathered([bytes(60), bytes(60)]))
     assert not box
+
+
+@given(
+    st.lists(st.integers(0, 300), max_size=30),
+    st.lists(st.tuples(st.integers(0, 700), st.booleans()), max_size=8),
+)
+def test_what_is_urgent_overtakes_what_waits_and_no_frame_grows_too_large(
+    urgent: list[int], others: list[tuple[int, bool]]
+) -> None:
+    box, got = outbox(), inbox()
+    for size, bulk in others:
+        box.push(b"o" * size, bulk)
+    for number, size in enumerate(urgent):
+        box.push_urgent(bytes([number]) * size)
+    assert box or not (urgent or others)
+    assert box.queued_bytes == sum(urgent) + sum(size for size, _ in others)
+    found: list[bytes] = []
+    for frame in all_frames(box):
+        assert len(frame) <= frames.frame_bytes_max(LANE)
+        found += [bytes(item.data) for item in got.feed(frame)]
+    small = [bytes([n]) * size for n, size in enumerate(urgent) if size <= LANE // 2]
+    large = [bytes([n]) * size for n, size in enumerate(urgent) if size > LANE // 2]
+    assert sorted(found) == sorted([*small, *large, *(b"o" * size for size, _ in others)])
+    if not others:
+        assert [data for data in found if data in small] == small
+    assert box.queued_bytes == 0 and not box
+
+
+def test_an_urgent_message_leaves_in_the_next_frame_whatever_waits() -> None:
+    box, got = outbox(), inbox()
+    for number in range(50):
+        box.push(bytes([number]) * 200)
+        box.push(b"bulk" * 1000, bulk=True)
+    box.take()
+    box.push_urgent(b"now")
+    parts = box.take()
+    assert parts is not None
+    got._sequence = 1
+    got._assemblies[1] = frames._Assembly(1, 4000)
+    assert bytes(got.feed(b"".join(parts))[0].data) == b"now"
