@@ -66,6 +66,26 @@ EAGERLY: Final[dict[str, Any]] = {"eager_start": True} if sys.version_info >= (3
 handler does, where Python can do it. A handler that never waits is then over at once."""
 
 
+NO_TASKS: Final[Any] = frozenset()
+"""Stands for an empty set, of which a server that is idle would have two of 216 bytes each."""
+
+
+def added(tasks: set[Any], task: Any) -> set[Any]:
+    """The set with one task more."""
+    if tasks is NO_TASKS:
+        return {task}
+    tasks.add(task)
+    return tasks
+
+
+def without(tasks: set[Any], task: Any) -> set[Any]:
+    """The set with one task less."""
+    if len(tasks) <= 1:
+        return NO_TASKS if task in tasks else tasks
+    tasks.discard(task)
+    return tasks
+
+
 class Run:
     """One run of an `async def` or `@migrate.blocking` handler."""
 
@@ -105,8 +125,9 @@ class Hosted:
         self.handlers: dict[str, tuple[int, Callable[..., Any]]] = {}
         self.departed = False  # on_depart has run; on_stay is due if the move is rolled back
         self.hook_task: asyncio.Task[None] | None = None
-        self.running: set[asyncio.Task[Any] | None] = set()  # of its handlers
-        self.tasks: set[asyncio.Task[Any]] = set()  # that its handlers started
+        # Of its handlers, and those that its handlers started.
+        self.running: set[asyncio.Task[Any] | None] = NO_TASKS
+        self.tasks: set[asyncio.Task[Any]] = NO_TASKS
         self.state_bytes = -1  # size of the last capture; -1: not known
         self.by_value = False
 
@@ -185,11 +206,11 @@ class Host:
         inc, host = scope.inc, scope.host
         if task.done():
             return
-        host.tasks.add(task)
+        host.tasks = added(host.tasks, task)
         self.driver.core.background(inc, 1, self.driver.now_ms())
 
         def ended(task: asyncio.Task[Any]) -> None:
-            host.tasks.discard(task)
+            host.tasks = without(host.tasks, task)
             self.driver.core.background(inc, -1, self.driver.now_ms())
             self.driver.flush()
 
@@ -292,7 +313,7 @@ class Host:
         )
         run.starting = False
         if run.result is None:
-            scope.host.running.add(task)
+            scope.host.running = added(scope.host.running, task)
         return run.result
 
     def cancel(self, copy: Hosted) -> None:
@@ -317,7 +338,7 @@ class Host:
             return
         driver, scope = self.driver, run.scope
         # NB: not by a callback of the task, which would cost a turn of the loop for each call.
-        scope.host.running.discard(run.task)
+        scope.host.running = without(scope.host.running, run.task)
         peers = driver.peers
         peers.gathering = True
         driver.core.finish(scope.inc, entry, status, payload, value, driver.now_ms())
