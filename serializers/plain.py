@@ -213,6 +213,7 @@ class Pickler(Protocol):
 
     def dump(self, obj: Any, /) -> None: ...
     def reducer_override(self, obj: Any, /) -> Any: ...
+    def clear_memo(self) -> None: ...
 
 
 Quick = TypeVar("Quick", bound=Pickler)
@@ -241,6 +242,7 @@ def write(
     except MemoryError:
         raise
     except Exception as exc:
+        let_go(sink, pickler)
         if not _ran_out_of_stack(exc):
             raise _explained(obj, exc, quick) from exc
     sink = Sink()
@@ -251,8 +253,15 @@ def write(
     except MemoryError:
         raise
     except Exception as exc:
+        let_go(sink, pickler)
         raise _explained(obj, exc, quick) from exc
     return sink, pickler
+
+
+def let_go(sink: Sink, pickler: Pickler) -> None:
+    """Hold nothing of the live objects any more, though a traceback refers to these two."""
+    sink.abandon()
+    pickler.clear_memo()
 
 
 def _explained(

@@ -110,6 +110,11 @@ class Sink:
         self.found.append((raw.toreadonly(), kind))
         return False
 
+    def abandon(self) -> None:
+        """Let go of the memory of live objects: an error that somebody keeps must not hold it."""
+        self.found.clear()
+        self._last = self._stream = None
+
     @property
     def has_room(self) -> bool:
         """Whether another buffer may leave the body."""

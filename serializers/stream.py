@@ -384,7 +384,11 @@ class StreamWriter:
             _RestPickler(sink, self._cuts, self._owners) if self._cuts else _WholePickler(sink)
         )
         auto.notice_registrations()
-        pickler.dump(self._obj)
+        try:
+            pickler.dump(self._obj)
+        except Exception:
+            plain.let_go(sink, pickler)
+            raise
         return sink, pickler
 
     def last(self) -> list[Piece]:

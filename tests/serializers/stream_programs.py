@@ -378,7 +378,7 @@ class Program:
         container = self.random.choice(containers) if containers else {}
         if not container:
             return
-        with contextlib.suppress(AttributeError, TypeError, KeyError, BufferError):
+        with contextlib.suppress(AttributeError, TypeError, KeyError, ValueError, BufferError):
             getattr(self, name)(container)
 
     def do_replace(self, held: Any) -> None:

@@ -382,6 +382,21 @@ def test_the_original_is_as_usable_as_before() -> None:
     resize()
 
 
+@pytest.mark.parametrize("how", ["dumps", "last"])
+def test_an_error_that_somebody_keeps_holds_no_memory_of_the_original(how: str) -> None:
+    root = server(text=bytearray(300_000), array=np.zeros(50_000), bad=(n for n in range(3) if n))
+    next(root.bad)
+    writer = StreamWriter(root)
+    writer.look()
+    with pytest.raises(serializers.NotSerializable) as kept:
+        serializers.dumps(root) if how == "dumps" else writer.last()
+
+    root.text.append(1)
+    root.array.resize(60_000)
+    assert "bad" in str(kept.value)
+    writer.close()
+
+
 def test_what_a_handler_dropped_is_not_held() -> None:
     root = server(
         plain={n: classes.Plain(a=n) for n in range(COUNT)},
