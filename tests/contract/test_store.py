@@ -509,7 +509,7 @@ def steps_of_a_write() -> int:
     return disk.steps
 
 
-def test_after_a_power_cut_at_any_step_the_old_or_the_new_is_there_whole() -> None:
+def test_s53_after_a_power_cut_at_any_step_the_old_or_the_new_is_there_whole() -> None:
     steps = steps_of_a_write()
     assert steps >= 10
     seen = {OLD: 0, NEW: 0}

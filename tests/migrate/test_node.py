@@ -458,6 +458,29 @@ class Pair:
         return self.n
 
 
+def test_s10_a_drain_while_a_long_request_runs_never_has_a_second_copy_of_its_server():
+    async def body() -> None:
+        # The limit stands for ten minutes: the request outlasts it.
+        options = QUICK.replace(quiesce_timeout_s=0.2)
+        async with nodes("a", "b", options=options) as (a, b):
+            Gate.events["drain"] = asyncio.Event()
+            ref = await a.spawn(Gate, "drain")
+            running = asyncio.ensure_future(ref.pass_through())
+            await until(lambda: next(iter(a._driver.core.hosted.values())).running)
+            error = await failure_of(b.drain("a"), migrate.MoveError)
+            assert ref._server_id in str(error) and "quiesce" in str(error)
+            assert not running.done()
+            assert b._driver.core.hosted == {} and b._driver.core.copies == {}
+            waiting = ref.count()
+            Gate.events["drain"].set()
+            assert await running == 1
+            assert await waiting == 1, "it ran once, where it was"
+            assert [report.target for report in await b.drain("a")] == ["b"]
+            assert await ref.count() == 1
+
+    run(body())
+
+
 def test_s52_draining_a_group_whose_members_call_each_other_ends():
     async def body() -> None:
         async with nodes("a", "b") as (a, b):

@@ -178,7 +178,7 @@ def replayed(kind: str, wrote: list[int]) -> Stock:
 
 @pytest.mark.parametrize("same_host", [True, False], ids=["shared memory", "grpc"])
 @pytest.mark.parametrize("kind", ["arrays", "records", "mixed"])
-def test_s43_s44_every_value_is_kept_over_many_moves_while_a_caller_writes(
+def test_every_value_is_kept_over_many_moves_while_a_caller_writes(
     kind: str, same_host: bool
 ) -> None:
     async def body() -> None:
@@ -201,7 +201,7 @@ def test_s43_s44_every_value_is_kept_over_many_moves_while_a_caller_writes(
     run(body())
 
 
-def test_s45_a_writer_that_is_faster_than_the_wire_does_not_hold_a_move_up() -> None:
+def test_s43_a_writer_that_is_faster_than_the_wire_does_not_hold_a_move_up() -> None:
     async def body() -> None:
         async with nodes("a", "b", options=OPTIONS) as (a, _):
             ref = await a.spawn(Stock)
