@@ -31,18 +31,27 @@ OPTIONS = migrate.NodeOptions(
 BEFORE_AT_SOURCE = (
     Point.PREPARE_SENT,
     Point.PREPARED,
+    Point.CHUNK_SENT,
+    Point.CHUNK_TAKEN,
     Point.QUIESCED,
     Point.FINAL_ENCODED,
     Point.FINAL_SENT,
     Point.FINAL_HALF_SENT,
     Point.READY_RECEIVED,
 )
-BEFORE_AT_TARGET = (Point.PREPARE_RECEIVED, Point.FINAL_RECEIVED, Point.READY)
+BEFORE_AT_TARGET = (
+    Point.PREPARE_RECEIVED,
+    Point.CHUNK_RECEIVED,
+    Point.FINAL_RECEIVED,
+    Point.READY,
+)
 BEFORE = BEFORE_AT_SOURCE + BEFORE_AT_TARGET
 COMMITTED_AT_SOURCE = (Point.SWAP_DONE, Point.ACTIVATE_SENT)
 COMMITTED = (*COMMITTED_AT_SOURCE, Point.ACTIVATED)
 DROPPED_AT_SOURCE = (Point.ACTIVATED_RECEIVED, Point.COPY_DROPPED)
 DROPPED = (*DROPPED_AT_SOURCE, Point.RELEASED)
+AHEAD = (Point.CHUNK_SENT, Point.CHUNK_RECEIVED, Point.CHUNK_TAKEN)
+"""Reached only if something goes ahead; what is large then does, and no more in the final state."""
 AT_SOURCE = (*BEFORE_AT_SOURCE, Point.SWAP_ASKED, *COMMITTED_AT_SOURCE, *DROPPED_AT_SOURCE)
 
 
@@ -77,15 +86,20 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(state_bytes: int = 0, *, same_host: bool = True) -> AsyncIterator[Scene]:
+async def scene(
+    state_bytes: int = 0, *, same_host: bool = True, ahead: bool = True
+) -> AsyncIterator[Scene]:
     """Three nodes; those of whom one is going to sleep have links over gRPC.
 
     So both kinds of channel are tested, and the slower one where nothing tells of an end.
     """
+    options = OPTIONS.replace(same_host=same_host, chunk_bytes=1 << 20)
+    if not ahead:
+        options = options.replace(precopy_bytes_min=options.state_bytes_max + 1)
     env = {"LIVEMIGRATE_FAILPOINTS": ""}
     # The client's own node is a third one: it sees neither of the two die of itself.
     async with migrate.LocalCluster(
-        nodes=["by", "source", "target"], options=OPTIONS.replace(same_host=same_host), env=env
+        nodes=["by", "source", "target"], options=options, env=env
     ) as cluster:
         options = migrate.SpawnOptions(name="hits", on="source")
         if state_bytes:
@@ -114,15 +128,17 @@ def check_nothing_was_lost(calls: Calls) -> None:
     assert calls.values, "the caller never got through"
 
 
-def state_of(point: Point, size: int = 24 << 20) -> int:
-    """Half of the state has to be something."""
-    return size if point is Point.FINAL_HALF_SENT else 0
+def state_of(point: Point, size: int = 24 << 20) -> dict[str, Any]:
+    """What `scene` needs for a point to be reached: half of the state has to be something."""
+    if point is Point.FINAL_HALF_SENT:
+        return {"state_bytes": size, "ahead": False}
+    return {"state_bytes": size if point in AHEAD else 0}
 
 
 @pytest.mark.parametrize("point", BEFORE, ids=lambda p: p.value)
 def test_s03_the_target_is_killed_before_the_commit_and_the_source_serves_on(point: Point):
     async def body() -> None:
-        async with scene(state_of(point)) as s:
+        async with scene(**state_of(point)) as s:
             async with called(s) as saw:
                 await s.arm(point, "kill", s.target)
                 error = await failure_of(s.client.migrate(s.ref, to="target"))
@@ -146,7 +162,7 @@ def test_s03_the_target_is_killed_before_the_commit_and_the_source_serves_on(poi
 @pytest.mark.parametrize("point", BEFORE, ids=lambda p: p.value)
 def test_the_source_is_killed_before_the_commit_and_the_server_is_lost_with_it(point: Point):
     async def body() -> None:
-        async with scene(state_of(point)) as s:
+        async with scene(**state_of(point)) as s:
             await s.ref.incr()
             await s.arm(point, "kill", s.source)
             error = await failure_of(s.client.migrate(s.ref, to="target"))
@@ -255,7 +271,7 @@ def test_a_target_that_sleeps_before_the_commit_is_given_up_and_refused_when_it_
 ):
     async def body() -> None:
         # A slow wire would need seconds for more, and is waited for.
-        async with scene(state_of(point, 4 << 20), same_host=False) as s:
+        async with scene(**state_of(point, 4 << 20), same_host=False) as s:
             async with called(s) as saw:
                 await s.arm(point, "stop", s.target)
                 moving = asyncio.ensure_future(s.client.migrate(s.ref, to="target"))
@@ -321,7 +337,7 @@ def test_a_source_that_sleeps_after_the_commit_is_not_waited_for(point: Point):
 @pytest.mark.parametrize("point", [*BEFORE, Point.SWAP_ASKED], ids=lambda p: p.value)
 def test_a_source_that_sleeps_before_the_commit_goes_on_when_it_wakes(point: Point):
     async def body() -> None:
-        async with scene(state_of(point), same_host=False) as s:
+        async with scene(**state_of(point), same_host=False) as s:
             async with called(s) as saw:
                 await s.arm(point, "stop", s.source)
                 moving = asyncio.ensure_future(s.client.migrate(s.ref, to="target"))
@@ -341,15 +357,21 @@ def test_a_source_that_sleeps_before_the_commit_goes_on_when_it_wakes(point: Poi
 
 
 @pytest.mark.parametrize("action", ["kill", "stop"])
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "at once"])
 def test_a_bystander_that_dies_or_sleeps_at_any_step_of_a_move_changes_nothing(
-    action: str, campaign: bool
+    ahead: bool, action: str, campaign: bool
 ):
-    points = [*BEFORE, Point.SWAP_ASKED, *COMMITTED, *DROPPED]
-    if action == "kill" and not campaign:
+    others = AHEAD if not ahead else (Point.FINAL_HALF_SENT,)
+    every = [*BEFORE, Point.SWAP_ASKED, *COMMITTED, *DROPPED]
+    points = [point for point in every if point not in others]
+    if not ahead and not campaign:
+        points = [Point.FINAL_HALF_SENT]
+    elif action == "kill" and not campaign:
         points = points[::3]  # Each takes a new process.
 
     async def body() -> None:
-        async with scene(1 << 20, same_host=action == "kill") as s, called(s) as saw:
+        same_host = action == "kill"
+        async with scene(4 << 20, same_host=same_host, ahead=ahead) as s, called(s) as saw:
             by = s.cluster.node("by")
             for n, point in enumerate(points):
                 await s.arm(point, action, by)
