@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import structs
+
 from migrate.core.actions import GoLive, StartForwarding
 from migrate.core.delivery import Entry, ReceiveSession, SendSession
 from migrate.core.events import RowRead
 from migrate.core.ids import NodeId, ServerId
 from migrate.core.incarnation import Incarnation, StateRecord
-from migrate.core.messages import Envelope, NotHere
-from migrate.core.move import Happening, SourceMove, TargetMove, TargetPhase
+from migrate.core.messages import ChunkTaken, Envelope, Final, NotHere
+from migrate.core.move import (
+    Happening,
+    MoveMessage,
+    SourceMove,
+    SourcePhase,
+    TargetMove,
+    TargetPhase,
+)
 from migrate.core.node import Core
 from tests.sim.directory import Directory
 from tests.sim.host import SimNode
@@ -194,6 +203,27 @@ class RecordsUnbounded(Core):
 
     def _no_room(self, inc: Incarnation) -> bool:
         return len(inc.mailbox) + inc.early >= inc.limit
+
+
+class ChunksUncounted(Core):
+    """The source waits for no ChunkTaken, and the target takes a final state whatever it lacks.
+
+    Each of the two is enough to keep a state whole, so both go.
+    """
+
+    def move_event(self, transfer: str, incoming: bool, event: Happening, now_ms: int) -> None:
+        super().move_event(transfer, incoming, event, now_ms)
+        source = self.moves_out.get(transfer)
+        if source is not None and source.phase is SourcePhase.COPYING and source._chunk:
+            taken = ChunkTaken(transfer, source.chunks - 1)
+            super().move_event(transfer, False, taken, now_ms)
+
+    def _on_move_message(self, message: MoveMessage, node: NodeId, now_ms: int) -> None:
+        target = self.moves_in.get(message.transfer)
+        if isinstance(message, Final) and message.chunks and target is not None:
+            target._installing = False
+            message = structs.replace(message, chunks=target.chunks)
+        super()._on_move_message(message, node, now_ms)
 
 
 def node_with(core: type[Core]) -> type[SimNode]:
