@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import migrate
@@ -483,3 +484,81 @@ def test_a_checkpoint_a_fork_and_a_second_move_while_rounds_go_on(
             assert await twin.told() == replayed("mixed", wrote[:count]).told()
 
     run(body())
+
+
+class Field:
+    """One large array."""
+
+    def __init__(self, size: int) -> None:
+        self.cells = np.zeros(size, dtype=np.uint8)
+
+    def add(self, at: int) -> int:
+        self.cells[at] += 1
+        return int(self.cells[at])
+
+
+def test_s44_what_is_left_for_the_quiescent_point_does_not_grow_with_the_state(
+    at_step: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    last = StreamWriter.last
+
+    def counted(self: StreamWriter) -> Any:
+        pieces = last(self)
+        left.append(sum(map(len, pieces)))
+        return pieces
+
+    monkeypatch.setattr(StreamWriter, "last", counted)
+
+    async def body(size: int) -> None:
+        async with nodes("a", "b", options=OPTIONS.replace(same_host=False)) as (a, _):
+            ref = await a.spawn(Field, size)
+            field: Field = next(iter(a._driver.core.hosted.values())).host.obj
+            places = iter(range(0, size, 65_536 + 4096))
+
+            def write(step: int) -> None:
+                # The same writes, in as many steps, however many more the larger state takes.
+                if step <= 40:
+                    field.cells[next(places)] += 1
+
+            at_step["steps"] = 0
+            at_step["hook"] = write
+            report = await a.migrate(ref, to="b")
+            at_step["hook"] = None
+            assert report.rounds > 1 and report.bytes_sent > size
+            assert await ref.add(1) == 1
+
+    for size in (4 << 20, 8 << 20):
+        run(body(size))
+    # A page more or less is a write that came before or after the last look.
+    small, large = left
+    assert max(small, large) < 64 << 10, left
+
+
+@pytest.mark.cluster
+def test_s45_a_move_does_not_need_a_second_copy_of_the_state_at_its_source() -> None:
+    size = 192 << 20
+    extra_max = 48 << 20  # two chunks of 4 MiB, on their way through the channel's buffers
+
+    async def peak_of(move: Any, pid: int) -> int:
+        process = psutil.Process(pid)
+        before = most = process.memory_info().rss
+        moving = asyncio.ensure_future(move)
+        while not (await asyncio.wait([moving], timeout=0.002))[0]:
+            most = max(most, process.memory_info().rss)
+        await moving
+        return most - before
+
+    async def body(options: migrate.NodeOptions) -> int:
+        async with migrate.LocalCluster(nodes=2, options=options) as cluster:
+            client = cluster.client
+            ref = await client.spawn(Field, size, options=migrate.SpawnOptions(on="n1"))
+            await ref.add(1)
+            # Its pages are there from here on.
+            await client.migrate(ref, to="n2")
+            await client.migrate(ref, to="n1")
+            pid = cluster.node("n1").pid
+            return await peak_of(client.migrate(ref, to="n2"), pid)
+
+    grpc = QUICK.replace(same_host=False)
+    assert run(body(grpc)) < extra_max
