@@ -19,6 +19,7 @@ from migrate.core.incarnation import Incarnation, Phase
 from migrate.core.messages import Load
 from migrate.core.placement import least_loaded
 from migrate.errors import (
+    Fenced,
     MigrateError,
     MoveError,
     NameTaken,
@@ -121,6 +122,8 @@ class Node(Peer):
         self._meter = Meter()
         self._cordoned = False
         self._draining = False
+        self._fence: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
         self._stops: dict[ServerId, asyncio.Future[None]] = {}
         self._checkpoints = CheckpointVerbs(self, Elsewhere)
         self._services: list[Callable[[grpc.aio.Server], None]] = [self._gateway.add_to]
@@ -195,6 +198,8 @@ class Node(Peer):
 
     async def close(self) -> None:
         """Stop what is still here, leave the cluster, release everything. Repeatable."""
+        if self._fence is not None:
+            await self._fence
         if self._state != "open":
             return
         self._gateway.close()
@@ -209,13 +214,27 @@ class Node(Peer):
             if isinstance(result, BaseException) and not isinstance(result, MigrateError):
                 log.error("a server could not be stopped", exc_info=result)
         await self._membership.leave()
+        await self._release()
+
+    async def _release(self) -> None:
         await self._close()
         if self._own_directory:
             await self._directory.close()
+        self._closed.set()
 
     async def wait_closed(self) -> None:
-        """Wait for ever; for programs that are nothing but a node."""
-        await asyncio.get_running_loop().create_future()
+        """Wait until it is closed; for programs that are nothing but a node.
+
+        Raises:
+            Fenced: It was said to be dead (`forget`), so it has ended itself.
+        """
+        await self._closed.wait()
+        if self._fence is not None:
+            raise Fenced(
+                f"node {self._name} was said to be dead while it could not be heard of, so it has "
+                "ended itself; start another one",
+                node=self._name,
+            )
 
     # ------------------------------------------------------------------ the cluster
 
@@ -241,6 +260,14 @@ class Node(Peer):
         self._asks.dead(row.id)
         self._driver.core.node_dead(row.id, self._driver.now_ms())
         self._flush()
+
+    def forgotten(self) -> None:
+        """See `Watcher`: no row is touched; what was here is lost, as others have been told."""
+        log.error("node %s was said to be dead; it ends now", self._name)
+        self._gateway.close()
+        self._membership.look_away()
+        # Not one of the driver's tasks, which it ends.
+        self._fence = asyncio.get_running_loop().create_task(self._release())
 
     def burials(
         self, node: NodeId, rows: list[tuple[Row, int]]
@@ -363,6 +390,8 @@ class Node(Peer):
                 return self._cordon_here(*args)
             case "drain":
                 return await self._drain_here()
+            case "forget":
+                return await self._forget(*args)
             case "row":
                 return await self._driver.rows.read(*args)
             case "named":
@@ -454,6 +483,20 @@ class Node(Peer):
             self._draining = False
         self._driver.core.refuse_moves = f"node {self._name} is cordoned" if on else ""
         self._tell_load()
+
+    async def _forget(self, name: str) -> None:
+        try:
+            await self._membership.forget(name)
+        except DirectoryError as error:
+            unknown = isinstance(error, OutcomeUnknown)
+            raise MigrateError(
+                f"whether node {name} is forgotten is not known: {error}"
+                if unknown
+                else f"the directory does not answer: {error}",
+                node=name,
+                cause=str(error),
+                outcome=Outcome.UNKNOWN if unknown else Outcome.NOT_DONE,
+            ) from error
 
     def _check_admits(self) -> None:
         refusal = self._driver.core.refuse_moves

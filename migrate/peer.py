@@ -480,6 +480,20 @@ class Peer(abc.ABC):
         self._check_open()
         await self._asks.ask(await self._node_named(node), "cordon", bool(on), timeout_s=10.0)
 
+    async def forget(self, node: str) -> None:
+        """Say that a node is dead for good, where no other node can see it.
+
+        Its servers are lost then, and their names free. Say so only when its process has certainly
+        ended: it is believed. A node that lives all the same ends itself as soon as it reaches the
+        directory; what it answers until then is undone.
+
+        Raises:
+            NodeNotFound: No node has that name.
+            UsageError: It renews its lease, so it lives.
+        """
+        self._check_open()
+        await self._asks.ask(self._home(), "forget", node, timeout_s=20.0)
+
     async def drain(self, node: str) -> list[MoveReport]:
         """See `Verbs.drain`."""
         self._check_open()

@@ -4,7 +4,8 @@ Every node has a row `node/<id>` that hangs on no lease (address, process), a ro
 `nodename/<name>` that keeps names unique, and a key `alive/<id>` under its lease. On one host a
 process's death is seen at once by its pidfd; whoever sees it marks the servers of the dead
 node as lost, where the core's rules allow it, and removes its rows. An expired lease alone means
-unreachable, never dead.
+unreachable, never dead; but somebody who knows may say that such a node is dead (`forget`). It is
+believed, and if the node lives all the same, it ends itself as soon as it learns of it.
 
 A process can be looked at only where its number means the same: on the same machine, since the
 same boot, in the same container. Neither a host's name nor its machine id says so, since both are
@@ -30,7 +31,7 @@ import psutil
 from migrate.core import directory as rules
 from migrate.core.directory import Row
 from migrate.core.ids import NodeId
-from migrate.errors import PeerError, UsageError
+from migrate.errors import NodeNotFound, PeerError, UsageError
 from migrate.shell import wire
 from migrate.shell.directories.base import (
     Compacted,
@@ -154,6 +155,9 @@ class Watcher(Protocol):
     ) -> tuple[list[tuple[Row, int]], bool]:
         """See `Core.burials`."""
 
+    def forgotten(self) -> None:
+        """This node was said to be dead, and others act upon it: it must stop at once."""
+
 
 class Membership:
     """This node's part in the cluster; see the module's text."""
@@ -174,6 +178,8 @@ class Membership:
         self._watcher = watcher
         self._lease_s = lease_s
         self._lease = 0
+        self._row_rev = 0
+        self._leaving = False
         self._run = run
         self._pidfds: dict[NodeId, int] = {}
         self._polled: dict[NodeId, NodeRow] = {}
@@ -209,8 +215,10 @@ class Membership:
                 await asyncio.sleep(RETRY_S)
                 continue
             if txn.ok:
+                self._row_rev = txn.rev
                 break
-            if txn.entries.get(NODE_KEY + me.id) is not None:
+            if (mine := txn.entries.get(NODE_KEY + me.id)) is not None:
+                self._row_rev = mine.rev
                 break  # an attempt whose outcome was unknown had succeeded
             taken = txn.entries.get(name_key)
             rev = 0 if taken is None else taken.rev
@@ -248,16 +256,53 @@ class Membership:
 
     async def leave(self) -> None:
         """Unregister; the others treat this node as gone for good."""
-        for fd in self._pidfds.values():
-            self._loop.remove_reader(fd)
-            os.close(fd)
-        self._pidfds.clear()
-        self._polled.clear()
+        self._leaving = True
+        self.look_away()
         try:
             await self._remove(self.me)
             await self.directory.revoke(self._lease)
         except DirectoryError as error:
             log.warning("node %s could not unregister: %s", self.me.name, error)
+
+    def look_away(self) -> None:
+        """Watch the processes of the others no more."""
+        for fd in self._pidfds.values():
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        self._pidfds.clear()
+        self._polled.clear()
+
+    async def forget(self, name: str) -> None:
+        """Take somebody's word that a node is dead for good.
+
+        Raises:
+            NodeNotFound: No node has that name.
+            UsageError: It renews its lease.
+            DirectoryError: The directory cannot be reached, or it is not known what it did.
+        """
+        entries, _ = await self.directory.list(NODE_KEY)
+        found = False
+        for entry in entries:
+            row = _readable(decode_node, entry.key, entry.value)
+            if row is None or row.name != name:
+                continue
+            found = True
+            # Its name may be another one's by now, who took it over.
+            named = await self.directory.get(NODE_NAME_KEY + name)
+            compares = [Compare(entry.key, entry.rev), Compare(ALIVE_KEY + row.id, 0)]
+            deletes = [entry.key]
+            if named is not None and named.value == row.id.encode():
+                compares.append(Compare(named.key, named.rev))
+                deletes.append(named.key)
+            if (await self.directory.txn(compares, [], deletes)).ok:
+                return
+        if not found:
+            raise NodeNotFound(f"no node is named {name!r}", node=name)
+        raise UsageError(
+            f"node {name} renews its lease, so it is not dead; end its process, and try again when "
+            "its lease has run out",
+            node=name,
+        )
 
     async def _remove(self, row: NodeRow) -> None:
         """Remove a node's rows; its name only if it is still its own."""
@@ -278,7 +323,12 @@ class Membership:
                     # We were paused for longer than the lease, or the directory was away: others
                     # thought us unreachable.
                     lease = await self.directory.lease(self._lease_s)
-                    await self.directory.txn([], [Put(ALIVE_KEY + self.me.id, b"", lease)], [])
+                    # Whoever was forgotten meanwhile stays dead.
+                    mine = Compare(NODE_KEY + self.me.id, self._row_rev)
+                    put = Put(ALIVE_KEY + self.me.id, b"", lease)
+                    if not (await self.directory.txn([mine], [put], [])).ok:
+                        self._forgotten()
+                        return
                     self._lease = lease
                 wait_s = self._lease_s / 3
             except DirectoryError as error:
@@ -349,7 +399,15 @@ class Membership:
             self._watch_process(row)
         self._watcher.joined(row)
 
+    def _forgotten(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            self._watcher.forgotten()
+
     def _left(self, node: NodeId) -> None:
+        if node == self.me.id:
+            self._forgotten()
+            return
         row = self.nodes.pop(node, None)
         if row is None:
             return

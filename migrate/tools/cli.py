@@ -1050,6 +1050,28 @@ def uncordon(node: str, cluster: str | None, secret_file: str | None, as_json: b
     _cordon(node, False, cluster, secret_file, as_json)
 
 
+@cli.command()
+@click.argument("node")
+@_of_cluster
+def forget(node: str, cluster: str | None, secret_file: str | None, as_json: bool) -> None:
+    """Say that a node is dead for good, where no other node can see it.
+
+    A process's death is seen by the nodes of its host. If the whole host is gone, its nodes are
+    only unreachable, until somebody who knows says so. Their servers are lost then, and their names
+    free.
+    """
+
+    async def verb(client: Client, place: Place) -> None:
+        await client.forget(node)
+
+    with _errors(as_json):
+        _with_client(verb, cluster, secret_file)
+    if as_json:
+        output.emit_json({"node": node, "forgotten": True})
+    else:
+        click.echo(f"node {node} is forgotten; its servers are lost")
+
+
 def _cordon(
     node: str, on: bool, cluster: str | None, secret_file: str | None, as_json: bool
 ) -> None:

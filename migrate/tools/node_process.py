@@ -55,6 +55,7 @@ async def serve(
             is gone. SIGINT is left to that process: a terminal sends it to both.
 
     Raises:
+        Fenced: The node was said to be dead.
         MigrateError: The node could not be opened; nothing is left of it.
     """
     ending = asyncio.Event()
@@ -75,7 +76,13 @@ async def serve(
             if with_parent:
                 _watch_stdin(asyncio.get_running_loop(), ending)
             tell(node)
-            await ending.wait()
+            closed = asyncio.ensure_future(node.wait_closed())
+            told = asyncio.ensure_future(ending.wait())
+            await asyncio.wait([closed, told], return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            if closed.done():
+                closed.result()
+            closed.cancel()
 
 
 @contextlib.contextmanager

@@ -97,6 +97,44 @@ def test_a_host_that_nobody_can_see_is_unreachable_until_a_node_of_it_says_what_
     run(main(), bound_s=BOUND_S)
 
 
+def test_a_node_that_was_said_to_be_dead_loses_its_servers_and_ends_itself_if_it_lives() -> None:
+    async def main() -> None:
+        options = options_of(plan_of(0, 1.0)).replace(lease_s=1.0)
+        async with hosts_cluster(options, {"a": 0, "b": 1}, ("h1", "h2"), (0,)) as cluster:
+            client, net, former = cluster.client, cluster.net, cluster.nodes[1]
+            ref: Any = await client.spawn(
+                Counter, options=migrate.SpawnOptions(name="hits", on="b")
+            )
+            assert (await ref.increment("one"))[0] == 1
+            with pytest.raises(migrate.NodeNotFound):
+                await client.forget("c")
+            with pytest.raises(migrate.UsageError, match="renews its lease"):
+                await client.forget("b")
+            net.both_ways([net.hosts[1]], [net.hosts[0], net.here], Wire(cut=True))
+            calling = asyncio.ensure_future(ref.increment("two"))
+            while True:
+                try:
+                    await client.forget("b")
+                    break
+                except migrate.UsageError:
+                    await asyncio.sleep(0.1)  # Its lease has still to run out.
+            with pytest.raises(migrate.ServerLost):
+                await calling
+            fresh: Any = await client.spawn(
+                Counter, options=migrate.SpawnOptions(name="hits", on="a")
+            )
+            assert (await fresh.increment("three"))[0] == 1
+            # It lives, and learns of it.
+            assert former.alive
+            net.heal()
+            assert await former.wait() == 1
+            await cluster.add_node("b")
+            report = await client.migrate(fresh, to="b")
+            assert (report.source, report.target) == ("a", "b")
+
+    run(main(), bound_s=BOUND_S)
+
+
 def test_a_stranger_on_another_host_can_neither_join_nor_call_nor_read(tmp_path: Path) -> None:
     """It knows the cluster secret, the token and every address; it has no certificate."""
 

@@ -132,7 +132,7 @@ def test_the_help_lists_the_verbs_and_the_exit_statuses():
 
     for verb in (
         *("demo", "up", "node", "certs", "status", "ls", "info", "call", "spawn"),
-        *("mv", "cordon", "uncordon", "drain", "stop"),
+        *("mv", "cordon", "uncordon", "drain", "forget", "stop"),
         *("checkpoint", "restore", "fork", "inspect"),
     ):
         assert f"\n  {verb}  " in text
