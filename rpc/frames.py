@@ -495,6 +495,15 @@ class Outbox:
         return self.compress(chunk[0] if len(chunk) == 1 else b"".join(chunk))
 
 
+class Memory(bytearray):
+    """Memory of a message that arrived; whoever keeps a part of it keeps nothing else by that."""
+
+    __slots__ = ()
+
+    __received__ = True
+    """Tells `serializers` that it is no object of the program's."""
+
+
 class _Assembly:
     __slots__ = ("data", "message_id", "size")
 
@@ -502,7 +511,7 @@ class _Assembly:
         self.message_id = message_id
         self.size = size
         # It grows with what arrives; the announced size reserves nothing.
-        self.data = bytearray()
+        self.data = Memory()
 
 
 class Inbox:

@@ -42,7 +42,7 @@ from typing import Any, Final, NamedTuple
 
 from rpc.channel import DESCRIPTORS_MAX, Buffer
 from rpc.errors import FrameError
-from rpc.frames import Gathered
+from rpc.frames import Gathered, Memory
 
 AVAILABLE: Final = sys.platform == "linux" and sys.implementation.name == "cpython"
 """Whether this system has memfd, and this Python tells where a buffer lies."""
@@ -148,12 +148,16 @@ class Sealed:
             raise FrameError("memory that is not sealed, or has another size than it says")
         self.size = size
 
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Bound beforehand: at the end of the interpreter modules are empty.
+        close(self.descriptor)
 
 
 class _Mapping(mmap.mmap):
     """A private mapping of sealed memory; what is written there stays in this process."""
+
+    __received__ = True
+    """Tells `serializers` that it is no object of the program's."""
 
     # Set for those that are in `_mappings`.
     sealed: Sealed
@@ -211,7 +215,7 @@ def _map(sealed: Sealed, offset: int, length: int, pristine: bool = False) -> me
         number = ctypes.get_errno()
         if number not in (errno.ENOMEM, errno.EAGAIN):
             raise OSError(number, os.strerror(number))
-        data = bytearray(length)
+        data = Memory(length)
         if os.preadv(sealed.descriptor, [data], offset) != length:
             raise OSError(errno.EIO, "sealed memory was read short")
         return memoryview(data)
@@ -491,7 +495,7 @@ def _collected(
     if inline:
         if len(data) - at != first_bytes:
             raise FrameError("a table of shared memory of another size than it says")
-        first = memoryview(bytearray(data[at:]))
+        first = memoryview(Memory(data[at:]))
     elif len(data) != at or not sealed or sealed[0].size != first_bytes:
         raise FrameError("a table of shared memory of another size than it says")
     else:

@@ -84,7 +84,13 @@ def _reduce_view(array: Any, root: Any) -> Reduced:
 
 
 def _reduce_over(array: Any, owner: Any) -> Reduced:
-    """Reduce an array over memory that something else owns, and that may be written there."""
+    """Reduce an array over memory that something else owns, and that may be written there.
+
+    The memory of a message that arrived is nobody else's: it holds other things besides, and an
+    array in it is one of its own.
+    """
+    if getattr(owner, "__received__", False):
+        return NotImplemented
     if not isinstance(owner, _OWNERS) or not array.flags.writeable or not array.size:
         return NotImplemented
     return _view(array, owner, array.ctypes.data - address_of(owner))
