@@ -7,14 +7,16 @@ what encodes back to something equal, or refuse by its documented exceptions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
+import numpy as np
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2
 
@@ -30,7 +32,7 @@ from rpc.errors import AuthFailed, FrameError, PeerRefused, RpcError
 from rpc.grpc_channel import is_loopback, split_address
 from rpc.unix_channel import UnixChannel
 from rpc.v1 import api_pb2
-from serializers import archive
+from serializers import archive, plain, stream
 from serializers.archive import BadArchive
 from serializers.base import Snapshot, parse_head
 from serializers.errors import LoadFailed
@@ -339,6 +341,98 @@ def _snapshot_seeds() -> list[bytes]:
 # --------------------------------------------------------------------- public API
 
 
+# ------------------------------------------------------------------ state streams
+
+
+def _stream_root() -> Any:
+    return {
+        "rows": {n: {"id": n, "tags": [n, "x"]} for n in range(40)},
+        "names": [f"name {n}" for n in range(40)],
+        "text": np.zeros(5000, "u1"),
+        "n": 1,
+    }
+
+
+_known_pickles: dict[bytes, bool] = {}
+
+
+@contextlib.contextmanager
+def _small_and_known(*, learn: bool) -> Iterator[None]:
+    """Small thresholds; and pickles are taken only as they were written.
+
+    What a pickle that somebody made does is whatever they want, so that is not judged here.
+    """
+    load = plain.load
+
+    def load_known(body: Any, buffers: Any, resolve: Any = None) -> Any:
+        if learn:
+            _known_pickles[bytes(body)] = True
+        elif bytes(body) not in _known_pickles:
+            raise LoadFailed("damaged: another pickle")
+        return load(body, buffers, resolve)
+
+    changes = [
+        (stream, "CUT_ITEMS_MIN", 20),
+        (stream, "REGION_BYTES_MIN", 4096),
+        (stream, "COPY_BYTES", 30_000),
+        (plain, "load", load_known),
+    ]
+    before = [getattr(module, name) for module, name, _ in changes]
+    for module, name, value in changes:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(changes, before, strict=True):
+            setattr(module, name, value)
+
+
+def chunks(data: bytes) -> bool:
+    """Chunks of a peer that holds the key, the last one at the end."""
+    if not _known_pickles:
+        _chunk_seeds()
+    pieces = _pieces(data)
+    reader = stream.StreamReader(1 << 18)
+    with _small_and_known(learn=False):
+        try:
+            for piece in pieces[:-1]:
+                reader.take([piece])
+                assert 0 <= reader.taken_bytes <= 1 << 18
+            made = reader.last(pieces[-1:])
+        except LoadFailed:
+            return False
+    assert type(made) is dict and list(made) == list(_stream_root())
+    return True
+
+
+def _chunk_seeds() -> list[bytes]:
+    seeds = []
+    with _small_and_known(learn=True):
+        for changes in (0, 1, 2):
+            root = _stream_root()
+            writer = stream.StreamWriter(root, "hash")
+            sent = [b"".join(writer.look())]
+            for n in range(changes + 1):
+                ended = False
+                while not ended:
+                    pieces, ended = writer.step(0.0, 1)
+                    sent.append(b"".join(pieces))
+                root["rows"][n]["id"] = "new"
+                root["text"][n] = 1
+                root["names"].insert(n * 3, "inserted")
+            sent.append(b"".join(writer.last()))
+            writer.close()
+            sent = [b"".join(sent[:-1]), sent[-1]] if changes else [p for p in sent if p]
+            reader = stream.StreamReader(1 << 18)
+            for piece in sent[:-1]:
+                reader.take([piece])
+            reader.last(sent[-1:])
+            assert len(sent) <= 32
+            assert max(map(len, sent)) < 1 << 16
+            seeds.append(_joined(sent))
+    return seeds
+
+
 def json_arguments(data: bytes) -> bool:
     """Arguments from outside: an array and an object, a zero byte between them."""
     text = data.decode("utf-8", "replace")
@@ -526,6 +620,7 @@ TARGETS: Final[dict[str, Target]] = {
     ),
     "snapshot": Target(snapshot, _snapshot_seeds),
     "checkpoint": Target(checkpoint_file, _checkpoint_seeds),
+    "chunks": Target(chunks, _chunk_seeds, 3_000),
     "json": Target(
         json_arguments,
         lambda: [b'[1,2.5,"a",null,true,{"k":[]}]\0{"by":3}', b"[]\0", b'[[[{"a":"\\u00e9"}]]]'],
