@@ -22,6 +22,7 @@ from typing import Any
 from . import plain
 from .auto import _AutoPickler, _DeepAutoPickler, notice_registrations
 from .base import Snapshot, parse_head
+from .by_value import wholly_or_by_need
 from .errors import LoadFailed
 from .explain import explain_load
 from .sink import PROTOCOL, Sink
@@ -103,6 +104,10 @@ def encode(root: object) -> tuple[Snapshot, dict[str, int]]:
         NotSerializable: Something cannot travel; names the path to it. `root` is as before.
     """
     notice_registrations()
+    return wholly_or_by_need(lambda: _encode(root))
+
+
+def _encode(root: object) -> tuple[Snapshot, dict[str, int]]:
     try:
         if plain.STACK_IS_BOUNDED or sys.getrecursionlimit() <= plain.RECURSION_LIMIT_MAX:
             with plain.collector_off():

@@ -36,11 +36,13 @@ from .by_value import (
     reduce_class,
     reduce_function,
     reduce_helper,
+    wholly_or_by_need,
 )
 from .deep import DeepPickler
 from .errors import CheckReport
 from .objects import (
     beside_reducer,
+    forget_tables,
     is_ordinary,
     is_still_ordinary,
     object_reducer,
@@ -320,6 +322,7 @@ def _dill_action(obj: Any, pickler: _Decider) -> Reduced:
 def notice_registrations() -> None:
     """Decide anew if something was registered with `copyreg`; before each stream."""
     global _copyreg_size
+    forget_tables()
     if len(copyreg.dispatch_table) != _copyreg_size:
         forget_decisions()
         _copyreg_size = len(copyreg.dispatch_table)
@@ -328,7 +331,7 @@ def notice_registrations() -> None:
 def _write(obj: object) -> tuple[Sink, bool]:
     """Pickle `obj` into a sink; also tell whether code went along by value."""
     notice_registrations()
-    sink, pickler = plain.write(obj, _AutoPickler, _DeepAutoPickler)
+    sink, pickler = wholly_or_by_need(lambda: plain.write(obj, _AutoPickler, _DeepAutoPickler))
     return sink, pickler.code_by_value
 
 
@@ -378,6 +381,7 @@ def check(obj: object) -> CheckReport:
     """
     from .explain import report
 
+    notice_registrations()
     return report(obj, _Looker().reducer_override)
 
 
@@ -398,6 +402,7 @@ def digest(obj: object) -> str:
     """
     from .digests import digest_of
 
+    notice_registrations()
     return digest_of(obj, _Looker().reducer_override)
 
 

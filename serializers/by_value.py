@@ -31,12 +31,13 @@ import types
 import typing
 import weakref
 from collections.abc import Callable
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import cloudpickle
 from cloudpickle import cloudpickle as machinery
 
-from .errors import LoadFailed
+from .errors import LoadFailed, NotSerializable
 
 Reduced = Any
 """What `__reduce__` may return: a name, or a tuple of 2 to 6 items; or NotImplemented."""
@@ -111,7 +112,7 @@ class Namespaces:
         self.methods_first = methods_first
         """Whether classes get their methods before their data; not if nothing is to be loaded."""
         self._modules: dict[str, ModuleGlobals] = {}
-        self._by_source: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._by_source: dict[int, tuple[Any, dict[str, Any]]] = {}
         self.unfilled: list[types.FunctionType | types.CellType] | None = None
         """While a class's methods are begun: those functions and cells that are still empty."""
 
@@ -133,11 +134,68 @@ class Namespaces:
             return known
         entry = self._by_source.get(id(source))
         if entry is None:
-            keep = ("__name__", "__package__", "__path__", "__file__")
-            seed = {key: source[key] for key in keep if key in source}
+            stands: Any = None
+            if module is None or vars(module) is not source:
+                stands = _holder_of(source)
+            if stands is None:
+                keep = ("__name__", "__package__", "__path__", "__file__")
+                stands = {key: source[key] for key in keep if key in source}
             # NB: the source is kept as well, lest its id be given to another dict.
-            entry = self._by_source[id(source)] = (seed, source)
+            entry = self._by_source[id(source)] = (stands, source)
         return entry[0]
+
+
+def _holder_of(source: dict[str, Any]) -> Any:
+    """What stands for a namespace that a program was executed in, if more than functions hold it.
+
+    As an interpreter holds what its programs define, or a module that was made at run time. They
+    are to go on seeing the same variables, so all of it travels, rather than what functions use.
+    """
+    global _whole_count
+    if _by_need.get() or type(source.get("__builtins__")) is not dict:
+        return None  # `exec` puts a dict there; `_make_function` puts the module there.
+    holders = gc.get_referrers(source)
+    for holder in holders:
+        if isinstance(holder, types.ModuleType) and vars(holder) is source:
+            return _MadeUpGlobals(holder)
+    passing = (types.FunctionType, types.FrameType, tuple)
+    if any(holder is not holders and not isinstance(holder, passing) for holder in holders):
+        _whole_count += 1
+        return source
+    return None
+
+
+_by_need: ContextVar[bool] = ContextVar("serializers.by_need", default=False)
+_whole_count = 0
+
+Result = TypeVar("Result")
+
+
+def wholly_or_by_need(write: Callable[[], Result]) -> Result:
+    """Write with namespaces as a whole; if that cannot be, with what functions use of them.
+
+    What holds a namespace may be no part of the state. If it is one, all that is in the namespace
+    has to travel, and writing fails either way.
+    """
+    before = _whole_count
+    try:
+        return write()
+    except NotSerializable:
+        if before == _whole_count:
+            raise
+    token = _by_need.set(True)
+    try:
+        return write()
+    finally:
+        _by_need.reset(token)
+
+
+class _MadeUpGlobals:
+    def __init__(self, module: types.ModuleType) -> None:
+        self._module = module
+
+    def __reduce__(self) -> Reduced:
+        return vars, (self._module,)
 
 
 class ModuleGlobals:
@@ -221,6 +279,8 @@ def _function_state(function: types.FunctionType, namespace: Any) -> dict[str, A
     type_params = getattr(function, "__type_params__", ())
     if type_params:
         slots["__type_params__"] = type_params
+    if namespace is source:
+        used = {}
     state: dict[str, Any] = {
         "globals": used,
         "slots": slots,
@@ -228,6 +288,8 @@ def _function_state(function: types.FunctionType, namespace: Any) -> dict[str, A
         "left": left,
         "submodules": machinery._find_imported_submodules(code, [*used.values(), *contents]),
     }
+    if namespace is source:
+        state["executed"] = source["__builtins__"].keys() >= {"__import__"}
     return state
 
 
@@ -237,7 +299,7 @@ def _make_function(
     name: str,
     closure: tuple[types.CellType, ...] | None,
 ) -> types.FunctionType:
-    namespace.setdefault("__builtins__", builtins.__dict__)
+    namespace.setdefault("__builtins__", builtins)
     return types.FunctionType(code, namespace, name, None, closure)
 
 
@@ -257,7 +319,11 @@ def _fill_function(function: types.FunctionType, state: dict[str, Any]) -> None:
         )
     else:
         function.__globals__.update(state["globals"])
-    function.__dict__.update(state["attributes"])
+        if state.get("executed"):
+            # NB: it came as a whole, with a copy of them.
+            function.__globals__["__builtins__"] = builtins.__dict__
+    if state["attributes"]:
+        function.__dict__ = state["attributes"]
     for name, value in state["slots"].items():
         setattr(function, name, value)
 
@@ -739,7 +805,15 @@ def _make_type_parameter(kind: Any, name: str, module: str, tracker_id: str) -> 
 def _reduce_module(module: types.ModuleType) -> Reduced:
     if is_by_value_module(module.__name__) and sys.modules.get(module.__name__) is module:
         return _reduce_main_like(module)
+    if is_made_up(module) and sys.modules.get(module.__name__) is not module:
+        content = {n: value for n, value in vars(module).items() if n != "__builtins__"}
+        return types.ModuleType, (module.__name__,), content, None, None, _fill_module
     return machinery._module_reduce(module)
+
+
+def _fill_module(module: types.ModuleType, content: dict[str, Any]) -> None:
+    vars(module).update(content)
+    vars(module)["__builtins__"] = builtins.__dict__
 
 
 def _reduce_main_like(module: types.ModuleType) -> Reduced:

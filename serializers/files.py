@@ -19,6 +19,7 @@ import sys
 import tempfile
 import weakref
 import zipfile
+from sys import getrefcount
 from typing import Any
 
 from .base import is_checking, lossy
@@ -136,11 +137,27 @@ def _reduce_file(file: Any) -> Reduced:
     position = _position_of(file, text, raw)
     if file.writable() and not is_checking():
         file.flush()
+    if text and getrefcount(file.buffer) > _ALONE:
+        return _make_text_file, (file.buffer, style, position, mode)
+    if buffered and not text and getrefcount(file.raw) > _ALONE + 1:  # One is `raw`.
+        return _make_buffered_stream, (type(file), file.raw, position)
     if not status.st_nlink:
         content = _content_of(file, raw.fileno())
         return _make_unlinked_file, (content, mode, position, style, buffered)
     lossy("it is opened again by its path: the same file must be there at the other end")
     return _make_file, (_path_of(file, raw), mode, position, style, buffered)
+
+
+_probe = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+_ALONE = getrefcount(_probe.buffer)
+"""References that a file's buffer shows if its file alone holds it. With more, something else does,
+and is to go on reading from the same place."""
+
+
+def _make_text_file(inner: Any, style: Any, position: int, mode: str) -> Any:
+    file = _make_text_stream(inner, style, position)
+    file.mode = mode
+    return file
 
 
 def _position_of(file: Any, text: bool, raw: Any) -> int:

@@ -453,7 +453,7 @@ def _tables_of(kind: type) -> list[_Table]:
     return found
 
 
-_WEAK = (weakref.WeakKeyDictionary, weakref.WeakSet)
+_WEAK = (weakref.WeakKeyDictionary, weakref.WeakSet, weakref.WeakValueDictionary)
 
 
 def _dict_of(obj: object) -> dict[str, Any]:
@@ -470,11 +470,33 @@ def _table_at(place: _Table) -> Any:
     return _dict_of(held).get(inner) if inner else held
 
 
-def _is_in(obj: Any, table: Any) -> bool:
+_NOTHING = object()
+_keys_in: dict[int, tuple[Any, dict[int, list[Any]]]] = {}
+"""For tables of this stream: the keys of each value, by its id."""
+
+
+def forget_tables() -> None:
+    """Look at tables beside objects anew; before each stream."""
+    if _keys_in:
+        _keys_in.clear()
+
+
+def _entry_of(obj: Any, table: Any) -> Any:
+    """What a table has of an instance: its value, the keys that it is kept under, or None."""
     try:
-        return isinstance(table, _WEAK) and obj in table
+        if isinstance(table, weakref.WeakValueDictionary):
+            known = _keys_in.get(id(table))
+            if known is None or known[0] is not table:
+                known = _keys_in[id(table)] = (table, {})
+                for key, value in list(table.items()):
+                    known[1].setdefault(id(value), []).append(key)
+            keys = [key for key in known[1].get(id(obj), ()) if table.get(key) is obj]
+            return keys or _NOTHING
+        if not isinstance(table, _WEAK) or obj not in table:
+            return _NOTHING
+        return table[obj] if isinstance(table, weakref.WeakKeyDictionary) else None
     except TypeError:
-        return False  # It has no hash.
+        return _NOTHING  # It has no hash.
 
 
 def beside_reducer(kind: type, reducer: Reducer | None) -> Reducer | None:
@@ -485,9 +507,9 @@ def beside_reducer(kind: type, reducer: Reducer | None) -> Reducer | None:
 
     def reduce(obj: Any) -> Reduced:
         entries = [
-            (place, table[obj] if isinstance(table, weakref.WeakKeyDictionary) else None)
+            (place, entry)
             for place in tables
-            if _is_in(obj, table := _table_at(place))
+            if (entry := _entry_of(obj, _table_at(place))) is not _NOTHING
         ]
         reduced = NotImplemented if reducer is None else reducer(obj)
         if not entries:
@@ -514,6 +536,9 @@ def _fill_with_beside(obj: Any, whole: tuple[Any, Any, list[tuple[_Table, Any]]]
             table.add(obj)
         elif isinstance(table, weakref.WeakKeyDictionary):
             table[obj] = value
+        elif isinstance(table, weakref.WeakValueDictionary):
+            for key in value:
+                table.setdefault(key, obj)
 
 
 # --- instances that share their attributes -------------------------------------------------------
@@ -654,6 +679,7 @@ def _make_member(cls: Any, name: str) -> enum.Enum:
 
 __all__ = [
     "beside_reducer",
+    "forget_tables",
     "is_ordinary",
     "is_still_ordinary",
     "object_reducer",

@@ -520,13 +520,16 @@ STANDARD_STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__s
 
 
 def _reduce_logger(logger: logging.Logger) -> Reduced:
-    if isinstance(logger, logging.RootLogger):
+    if logger is logging.root:
         return logging.getLogger, ()
     # NB: not getLogger(), which would create one of that name here.
     if logging.root.manager.loggerDict.get(logger.name) is logger:
         lossy("it is found by its name: level, handlers and filters are those of the other end")
         return logging.getLogger, (logger.name,)
-    state = {name: value for name, value in vars(logger).items() if name not in _LOGGER_PLACE}
+    left = (
+        _LOGGER_PLACE if getattr(logger, "manager", None) is logging.root.manager else ("_cache",)
+    )
+    state = {name: value for name, value in vars(logger).items() if name not in left}
     return new_instance, (type(logger),), state, None, None, _fill_logger
 
 
@@ -534,7 +537,7 @@ _LOGGER_PLACE = ("parent", "manager", "_cache")
 
 
 def _fill_logger(logger: logging.Logger, state: dict[str, Any]) -> None:
-    logger.__init__(state["name"])  # type: ignore[misc]
+    logging.Logger.__init__(logger, state["name"])
     vars(logger).update(state)
 
 
@@ -1159,6 +1162,7 @@ def _register_all() -> None:
         (types.FrameType, refuses("a frame of execution cannot travel", "do not keep it")),
         (types.TracebackType, _reduce_traceback),
         (logging.Logger, _reduce_logger),
+        (logging.RootLogger, _reduce_logger),
         (weakref.ref, _reduce_weakref),
         (weakref.WeakMethod, _reduce_weak_method),
         (weakref.ProxyType, _reduce_weak_proxy),

@@ -513,3 +513,36 @@ def test_what_an_unpicklable_closure_holds_is_named() -> None:
 
     assert caught.value.path == "dict['callback'].__closure__['suspended']"
     assert next(suspended) == 1
+
+
+PROGRAM = """
+total = 0
+busy = (n for n in [1, 2])
+def add(n):
+    global total
+    total += n
+    return total
+"""
+
+
+def test_functions_and_who_holds_their_namespace_see_the_same_variables() -> None:
+    namespace: dict[str, Any] = {"__name__": "program"}
+    exec(PROGRAM, namespace)
+
+    copy: Any = serializers.loads(serializers.dumps({"held": namespace, "add": namespace["add"]}))
+
+    copy["held"]["total"] = 5
+    assert copy["add"](1) == 6 == copy["held"]["total"] and namespace["total"] == 0
+    assert copy["held"]["add"] is copy["add"]
+
+
+def test_what_is_in_the_way_of_a_namespace_is_left_unless_the_state_holds_it() -> None:
+    namespace: dict[str, Any] = {"__name__": "program"}
+    exec(PROGRAM, namespace)
+    next(namespace["busy"])
+    holder = [namespace]
+
+    assert serializers.loads(serializers.dumps(namespace["add"]))(1) == 1  # type: ignore[operator]
+    with pytest.raises(serializers.NotSerializable, match="busy"):
+        serializers.dumps([namespace, namespace["add"]])
+    assert holder

@@ -1415,3 +1415,25 @@ def plugins_that_register_by_key():
             and set(R.registry) == {"one", "two"}
             and R.hooks["a"] == 1
         )
+
+
+@case
+def class_that_finds_its_instances():
+    import weakref
+
+    class Model:
+        _all = weakref.WeakValueDictionary()
+
+        def __init__(self, pk):
+            self.pk = pk
+            Model._all[pk] = self
+
+        @classmethod
+        def get(cls, pk):
+            return cls._all.get(pk)
+
+    def build():
+        return [Model(1), Model(2)]
+
+    def check(s):
+        assert type(s[0]).get(1) is s[0] and type(s[0]).get(2) is s[1]

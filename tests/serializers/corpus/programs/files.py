@@ -528,3 +528,49 @@ def temporary_files_of_each_kind():
         d["t"].write(b"Z")
         d["t"].seek(0)
         assert d["t"].read() == b"abcZ"
+
+
+@case
+def text_file_and_its_buffer():
+    import os
+    import tempfile
+
+    class S:
+        def __init__(self):
+            path = os.path.join(tempfile.mkdtemp(), "f")
+            with open(path, "w") as f:
+                f.write("one\ntwo\nthree\n")
+            self.f = open(path)
+            self.buf = self.f.buffer
+            self.raw = self.buf.raw
+            self.f.readline()
+
+    def build():
+        return S()
+
+    def check(s):
+        assert s.f.readline() == "two\n" and s.f.buffer is s.buf and s.buf.raw is s.raw
+
+
+@case
+def loggers_with_a_manager_of_their_own():
+    import logging
+
+    class S:
+        def __init__(self):
+            self.root = logging.RootLogger(logging.WARNING)
+            self.manager = logging.Manager(self.root)
+            self.log = self.manager.getLogger("a.b")
+            self.out = []
+            h = logging.Handler()
+            h.emit = lambda r: self.out.append(r.getMessage())
+            self.root.addHandler(h)
+
+    def build():
+        s = S()
+        s.log.error("x")
+        return s
+
+    def check(s):
+        s.log.error("y")
+        assert s.out[-1] == "y"

@@ -621,3 +621,76 @@ def closures_that_undo():
         assert s["read"]()[0] == 7
         s["add"](1)()
         assert s["read"]() == (8, [5, 12, 8])
+
+
+@case
+def program_and_its_namespace():
+    class Engine:
+        def __init__(self):
+            self.ns = {"__name__": "script", "x": 1}
+            exec(
+                "def get():\n    return x\n"
+                "def put(v):\n    global x\n    x = v\n"
+                "class K:\n    def read(self): return x",
+                self.ns,
+            )
+            self.get = self.ns["get"]
+            self.k = self.ns["K"]()
+
+    def build():
+        e = Engine()
+        e.ns["put"](5)
+        return e
+
+    def check(e):
+        assert e.get() == 5 and e.ns["x"] == 5
+        e.ns["x"] = 7
+        assert e.get() == 7 and e.k.read() == 7
+        e.ns["put"](5)
+        assert e.ns["x"] == 5
+
+
+@case
+def session_of_a_console():
+    import code
+
+    class S:
+        def __init__(self):
+            self.c = code.InteractiveInterpreter()
+            self.c.runsource("a = 1")
+            self.c.runcode(compile("def f():\n    return a", "<c>", "exec"))
+
+    def build():
+        return S()
+
+    def check(s):
+        s.c.runsource("a = 5")
+        assert s.c.locals["f"]() == 5
+
+
+@case
+def functions_whose_parts_are_shared():
+    class S:
+        def __init__(self):
+            self.defaults = []
+
+            def f(x, acc=self.defaults, *, k={"n": 1}):
+                acc.append(x)
+                return len(acc)
+
+            self.f = f
+            self.kw = f.__kwdefaults__
+            self.meta = f.__dict__
+            f.tag = 1
+
+    def build():
+        s = S()
+        s.f(1)
+        return s
+
+    def check(s):
+        s.f(2)
+        assert s.defaults[:2] == [1, 2] and s.kw is s.f.__kwdefaults__
+        s.meta["new"] = 1
+        assert s.f.new == 1
+        del s.meta["new"]

@@ -960,3 +960,24 @@ def memory_in_and_out_of_the_stream():
         s.ba.append(1)
         assert len(s.alias) == 200_001 and s.ints[-1] == 99999
         s.ba.pop()
+
+
+@case
+def module_made_and_its_functions():
+    import types
+
+    class Host:
+        def __init__(self):
+            self.m = types.ModuleType("plug")
+            exec("n = 0\ndef inc():\n    global n\n    n += 1\n    return n", self.m.__dict__)
+            self.inc = self.m.inc
+
+    def build():
+        h = Host()
+        h.inc()
+        return h
+
+    def check(h):
+        h.m.n = 10
+        assert h.inc() == 11 and h.m.n == 11
+        h.m.n = 1
