@@ -196,6 +196,8 @@ def _reduce_by_referents(iterator: Any) -> Reduced:
     elif kind is _batched and _BATCH_SIZE is not None and len(held) == 1:
         strict = _BATCH_STRICT is not None and bool(read_field(iterator, _BATCH_STRICT, 1))
         return _make_batched, (held[0], read_field(iterator, _BATCH_SIZE, _WORD), strict)
+    elif kind is itertools.islice and not held:
+        return iter, ((),)  # Used up, so it has let its source go.
     elif kind is itertools.islice and None not in _SLICE and len(held) == 1:
         first, stop, step, count = (read_field(iterator, at, _WORD) for at in _SLICE if at)
         if stop == _NO_STOP:
