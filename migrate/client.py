@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 from migrate.core.directory import Row
 from migrate.core.events import SwapOutcome, SwapResult
 from migrate.core.ids import NodeId, ServerId
+from migrate.core.messages import ClockTold
 from migrate.errors import (
     AuthError,
     InternalError,
@@ -69,6 +70,7 @@ class Client(Peer):
         self._timeout_s = timeout_s
         self._nodes: dict[NodeId, NodeRow] = {}
         self._entry: NodeId = ""
+        self._has_clock = False
 
     async def __aenter__(self) -> Self:
         me = PeerInfo(self._id, self._name, "client", "", os.getpid(), features=wire.FEATURES)
@@ -132,6 +134,14 @@ class Client(Peer):
                 await self._learn_nodes(tuple(self._nodes))
             except MigrateError:
                 await asyncio.sleep(0.2)
+
+    def _clock_told(self, message: ClockTold) -> None:
+        """The first node says it before it says anything else."""
+        if self._has_clock:
+            super()._clock_told(message)
+        else:
+            self._has_clock = True
+            self._driver.core.clock.follow(message.clock_ms, self._driver.now_ms())
 
     def link_down(self, peer: PeerInfo, cause: str) -> None:
         """See `LinkHandler`: asks that wait at this node go to another one."""

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -16,7 +17,7 @@ from migrate.core.directory import Row, RowState
 from migrate.core.events import SwapOutcome, SwapResult
 from migrate.core.ids import NodeId, ServerId, node_name
 from migrate.core.incarnation import Incarnation, Phase
-from migrate.core.messages import Load
+from migrate.core.messages import ClockTold, Load
 from migrate.core.placement import least_loaded
 from migrate.errors import (
     Fenced,
@@ -63,6 +64,13 @@ WATCH_S: Final = 20.0
 """How long an ask for changes waits before it is answered with none."""
 
 RETRY_S: Final = 0.1
+
+CLOCK_S: Final = 2.0
+"""How long a node that has joined waits for a node of another host to tell the shared time. A link
+takes some milliseconds; where none comes up there is nobody to be called either."""
+
+CLOCK_TOLD_S: Final = 60.0
+"""How often the shared time is told again, against drift."""
 
 
 class Node(Peer):
@@ -124,6 +132,7 @@ class Node(Peer):
         self._draining = False
         self._fence: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
+        self._clock_heard = asyncio.Event()
         self._stops: dict[ServerId, asyncio.Future[None]] = {}
         self._checkpoints = CheckpointVerbs(self, Elsewhere)
         self._services: list[Callable[[grpc.aio.Server], None]] = [self._gateway.add_to]
@@ -183,6 +192,7 @@ class Node(Peer):
                 self._directory, row, self, self._options.lease_s, self._driver.task
             )
             await self._membership.join()
+            await self._hear_clock()
         except BaseException as error:
             await self._close()
             if self._own_directory:
@@ -245,6 +255,7 @@ class Node(Peer):
 
     def link_up(self, peer: PeerInfo) -> None:
         """See `LinkHandler`: the other side need not wait for the next round of figures."""
+        self._tell_clock(peer.id)
         super().link_up(peer)
         if peer.kind == "node":
             core = self._driver.core
@@ -293,8 +304,35 @@ class Node(Peer):
     def _home(self) -> NodeId:
         return self._id
 
+    def _tell_clock(self, *peers: NodeId) -> None:
+        told = ClockTold(self._driver.core.clock.now(self._driver.now_ms()))
+        for peer in peers:
+            self._peers.send(peer, told)
+
+    def _tell_everybody_the_clock(self) -> None:
+        if self._links is not None:
+            self._tell_clock(*(peer.id for peer in self._links.peers()))
+
+    def _clock_told(self, message: ClockTold) -> None:
+        if self._driver.core.clock.hear(message.clock_ms, self._driver.now_ms()):
+            # Whoever is not linked with the one that is ahead has to jump too.
+            self._tell_everybody_the_clock()
+        self._clock_heard.set()
+
+    async def _hear_clock(self) -> None:
+        """Wait for the time of another host before sessions are opened by it."""
+        me = self._membership.me
+        if any(row.boot != me.boot for row in self._membership.nodes.values()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOCK_S):
+                    await self._clock_heard.wait()
+
     async def _measure(self) -> None:
+        until_s = 0.0
         while True:
+            if time.monotonic() > until_s:
+                until_s = time.monotonic() + CLOCK_TOLD_S
+                self._tell_everybody_the_clock()
             self._tell_load()
             await asyncio.sleep(INTERVAL_S)
 

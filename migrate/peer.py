@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 from migrate.core.actions import Point
 from migrate.core.directory import Row, RowState
 from migrate.core.ids import NodeId, ServerId, node_name
-from migrate.core.messages import Load
+from migrate.core.messages import ClockTold, Load
 from migrate.errors import (
     AuthError,
     MigrateError,
@@ -246,8 +246,13 @@ class Peer(abc.ABC):
             if self._links is not None:
                 self._links.hang_up(peer_id)
             return
+        if messages and type(messages[0]) is ClockTold:
+            # Before what comes with it, whose age is told by it.
+            self._clock_told(messages[0])
         for message in self._driver.received(peer_id, messages):
-            if not self._asks.take(peer_id, message) and isinstance(message, Load):
+            if isinstance(message, ClockTold):
+                self._clock_told(message)
+            elif not self._asks.take(peer_id, message) and isinstance(message, Load):
                 self._heard(peer_id, message)
 
     def dial_failed(self, address: str, expected_id: str | None, error: RpcError) -> None:
@@ -259,6 +264,10 @@ class Peer(abc.ABC):
     def accept_failed(self, address: str, error: RpcError) -> None:
         """See `LinkHandler`."""
         log.warning("%s refused a connection from %s: %s", self._name, address, error)
+
+    def _clock_told(self, message: ClockTold) -> None:
+        """A node told the shared time."""
+        self._driver.core.clock.hear(message.clock_ms, self._driver.now_ms())
 
     def _heard(self, node: NodeId, load: Load) -> None:
         """A node told its load figures; a client has no use for them."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from migrate.core.clock import SharedClock
 from migrate.core.ids import Epoch, NodeId, ServerId, SessionId, session_born_ms, session_sender
 from migrate.core.messages import CALL, EMPTY
 
@@ -321,14 +322,14 @@ class ReceiveSession:
         return freed
 
 
-def may_open(session: SessionId, now_ms: int, expiry_ms: int) -> bool:
+def may_open(session: SessionId, clock: SharedClock, now_ms: int, expiry_ms: int) -> bool:
     """Whether an unknown session may be opened by its number 1.
 
     A session whose state was dropped had been silent for `expiry_ms`, so its id is at least
     that old; ids older than half of it are refused, which leaves the other half for clocks
     that differ and messages that were late.
     """
-    return now_ms - session_born_ms(session) < expiry_ms // 2
+    return clock.age(session_born_ms(session), now_ms) < expiry_ms // 2
 
 
 __all__ = [

@@ -33,7 +33,7 @@ def session_id(sender: SenderId, born_ms: int, n: int) -> SessionId:
 
     Args:
         sender: May contain any character; it is taken back from the front.
-        born_ms: Milliseconds of the clock that all nodes of a cluster share.
+        born_ms: Milliseconds of the clock that all nodes of a cluster share (`SharedClock`).
         n: Distinguishes sessions one sender opens in the same millisecond.
     """
     return f"{sender}|{born_ms}|{n}"

@@ -242,7 +242,7 @@ class Abort(Struct, array_like=True, tag=31, gc=False):
 class ReleasedAt(Struct, array_like=True, tag=41, gc=False):
     """Target's shell to the source's: when the copy was released, for the report.
 
-    `at_ns` is of the monotonic clock of the machine and boot that `boot` names.
+    `at_ns` is of the monotonic clock that `boot` names (`machine.clock_id`).
     """
 
     move: TransferId
@@ -259,6 +259,12 @@ class Load(Struct, array_like=True, tag=40, gc=False):
     mailbox: int
     draining: bool
     cordoned: bool
+
+
+class ClockTold(Struct, array_like=True, tag=44, gc=False):
+    """What the shared clock says at the sender; the first message of a node on each link."""
+
+    clock_ms: int
 
 
 class Ask(Struct, array_like=True, tag=50, gc=False):
@@ -304,6 +310,7 @@ Message: TypeAlias = (
     | MoveMessage
     | ReleasedAt
     | Load
+    | ClockTold
     | Ask
     | Answer
 )

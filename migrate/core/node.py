@@ -47,6 +47,7 @@ from migrate.core.actions import (
     StartForwarding,
     Tell,
 )
+from migrate.core.clock import SharedClock
 from migrate.core.delivery import (
     NEVER,
     QUIESCE,
@@ -247,6 +248,7 @@ class Core:
         self.port = port
         self.options = options
         self.own = Sender(node)
+        self.clock = SharedClock()
         self.hosted: dict[ServerId, Incarnation] = {}
         self.sending: dict[SessionId, SendSession] = {}
         self.routes: dict[ServerId, Route] = {}
@@ -377,7 +379,7 @@ class Core:
             if not session.pending
             and (
                 now_ms - session.heard_ms > expiry
-                or (session.ended and not may_open(session.id, now_ms, expiry))
+                or (session.ended and not may_open(session.id, self.clock, now_ms, expiry))
             )
         ]
 
@@ -418,7 +420,8 @@ class Core:
         self._session_n += 1
         route = self._route(server)
         # The epoch keeps apart what two nodes open for one server in the same millisecond.
-        sid = session_id(sender.id, now_ms, (sender.epoch << EPOCH_SHIFT) + self._session_n)
+        born_ms = self.clock.now(now_ms)
+        sid = session_id(sender.id, born_ms, (sender.epoch << EPOCH_SHIFT) + self._session_n)
         session = SendSession(sid, server, sender, route, self.options.window, now_ms)
         self.sending[sid] = session
         route.sessions[sid] = session
@@ -1185,7 +1188,7 @@ class Core:
     ) -> ReceiveSession | int:
         """The receiving half of an unknown session, opened if that is allowed; else a status."""
         if (seq != 1 and acked_below != 1) or not may_open(
-            sid, now_ms, self.options.session_expiry_ms
+            sid, self.clock, now_ms, self.options.session_expiry_ms
         ):
             return FORGOTTEN
         if len(inc.sessions) >= self.options.sessions_max:

@@ -114,7 +114,7 @@ from migrate.shell.directories.base import (
 )
 from migrate.shell.host import Host, Hosted
 from migrate.shell.isolation import isolate, isolate_arguments
-from migrate.shell.machine import boot_id
+from migrate.shell.machine import clock_id
 from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
 from migrate.shell.precopy import Precopy, merged
@@ -797,7 +797,7 @@ class Driver:
                 # After what else came in the same frame: the time of the release.
                 self._soon(lambda: self._finished(transfer, action))
             case Release():
-                at = ReleasedAt(transfer, boot_id(), time.monotonic_ns())
+                at = ReleasedAt(transfer, clock_id(), time.monotonic_ns())
                 self.send(self.core.moves_in[transfer].source, at)
             case _:
                 pass  # DropCopy: the object goes with its last reference
@@ -822,7 +822,7 @@ class Driver:
         if not isinstance(message, ReleasedAt):
             return False
         watch = self._moves.get(message.move)
-        if watch is not None and message.boot == boot_id():
+        if watch is not None and message.boot == clock_id():
             watch.released_s = message.at_ns / 1e9
         return True
 

@@ -23,6 +23,15 @@ def processes_id() -> str:
 
 
 @functools.cache
+def clock_id() -> str:
+    """Names the clock that `time.monotonic` reads: this boot's, or a container's with its own."""
+    try:
+        return f"{boot_id()}/{os.stat('/proc/self/ns/time').st_ino}"
+    except OSError:
+        return boot_id()
+
+
+@functools.cache
 def boot_id() -> str:
     """Names this boot of this machine."""
     try:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from migrate.core.clock import SharedClock
 from migrate.core.delivery import NEVER, Route, Sender, SendSession, may_open
 from migrate.core.ids import session_id
 from migrate.core.messages import (
@@ -483,13 +484,13 @@ def test_a_refused_local_request_is_sent_again() -> None:
 
 @given(st.integers(0, 10**6), st.integers(1, 10**6))
 def test_only_young_ids_open_sessions(age_ms: int, expiry_ms: int) -> None:
-    opened = may_open(session_id("x", NOW * 2 - age_ms, 1), NOW * 2, expiry_ms)
+    opened = may_open(session_id("x", NOW * 2 - age_ms, 1), SharedClock(), NOW * 2, expiry_ms)
     assert opened == (age_ms < expiry_ms // 2)
 
 
 @pytest.mark.parametrize("sid", ["", "x", "x|y|1", "a|b", "x|" + "9" * 30 + "|1"])
 def test_malformed_session_ids_open_nothing(sid: str) -> None:
-    assert not may_open(sid, NOW, 1_000)
+    assert not may_open(sid, SharedClock(), NOW, 1_000)
 
 
 @given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 12))

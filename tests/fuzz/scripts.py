@@ -29,6 +29,7 @@ from migrate.core.messages import (
     Ask,
     Chunk,
     ChunkTaken,
+    ClockTold,
     Dropped,
     Envelope,
     Final,
@@ -123,6 +124,7 @@ def every_message() -> list[Message]:
         Abort("t1"),
         ReleasedAt("out1", "boot", 12),
         Load(3, 0.5, 0.25, 9, False, True),
+        ClockTold(123_456),
         Ask("c@1/1", "info", b"\x80"),
         Answer("a@1/1", True, b""),
     ]

@@ -33,6 +33,9 @@ HOSTS: Final = ("h1", "h2", "h3")
 PLACES: Final = {"n1": 0, "n2": 0, "n3": 1, "n4": 1, "n5": 2}
 """Which node is on which host."""
 
+CLOCKS_AHEAD_S: Final = (0, 90_000, 7)
+"""Hosts were booted at different times."""
+
 FAULTS: Final = (
     "kill",
     "stop",
@@ -141,11 +144,12 @@ async def hosts_cluster(
     places: dict[str, int] | None = None,
     hosts: Sequence[str] = HOSTS,
     etcd_on: Sequence[int] = (0, 1, 2),
+    clocks_ahead_s: Sequence[int] = (),
 ) -> AsyncIterator[HostsCluster]:
     """Hosts, an etcd member on each of some of them, and nodes; a client of them here."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="livemigrate-")))
-        net = stack.enter_context(network(hosts))
+        net = stack.enter_context(network(hosts, clocks_ahead_s))
         addresses = [it.address for it in net.hosts]
         certs.init(folder / "tls", addresses, 30, renew=False)
         tls = folder / "tls"
@@ -262,7 +266,7 @@ def plan_of(seed: int, seconds: float, **fixed: Any) -> Plan:
 async def recorded_on_hosts(plan: Plan) -> Report:
     """Carry out a run and judge it."""
     begun = time.monotonic()
-    async with hosts_cluster(options_of(plan)) as cluster:
+    async with hosts_cluster(options_of(plan), clocks_ahead_s=CLOCKS_AHEAD_S) as cluster:
         run = HostsRun(plan, cluster)
         await run.go()
     took_s = time.monotonic() - begun

@@ -1,10 +1,11 @@
 """A network of hosts on one machine, whose wires a test can cut, slow down and make lossy.
 
-A host is a network namespace, and with it names and process numbers of its own, so that nothing
-but packets tells one host of another. Each has a TUN device, and this process has one as well. What
-any of them sends is read by the switch, a process of its own, which hands it on, drops it or keeps
-it for a while, each direction of each pair by its own rule. The kernel's own means (netem) are not
-in every kernel; these are where there is /dev/net/tun, and all is gone when the processes are.
+A host is a network namespace, and with it names, process numbers and if wanted a clock of its own,
+so that nothing but packets tells one host of another. Each has a TUN device, and this process has
+one as well. What any of them sends is read by the switch, a process of its own, which hands it on,
+drops it or keeps it for a while, each direction of each pair by its own rule. The kernel's own
+means (netem) are not in every kernel; these are where there is /dev/net/tun, and all is gone when
+the processes are.
 
 It takes root, or CAP_NET_ADMIN and CAP_SYS_ADMIN. This process is the last host, `Network.here`.
 """
@@ -157,7 +158,8 @@ class Host:
     with its network, so that the process is a child of this one.
     """
 
-    def __init__(self, name: str, address: str, pid: int) -> None:
+    def __init__(self, name: str, address: str, pid: int, own_clock: bool = False) -> None:
+        self.own_clock = own_clock
         self.name = name
         self.address = address
         self.pid = pid
@@ -170,7 +172,7 @@ class Host:
     def within(self) -> list[str]:
         if not self.pid:
             return []
-        spaces = ["--net", "--uts", "--pid", "--mount"]
+        spaces = ["--net", "--uts", "--pid", "--mount", *(["--time"] if self.own_clock else [])]
         # The mount namespace keeps the working directory as it is here.
         return ["nsenter", "--target", str(self.pid), *spaces, f"--wd={os.getcwd()}", "--"]
 
@@ -218,14 +220,23 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(names: Sequence[str]) -> Iterator[Network]:
-    """A network of hosts of these names, for the time of the block."""
+def network(names: Sequence[str], clocks_ahead_s: Sequence[int] = ()) -> Iterator[Network]:
+    """A network of hosts, for the time of the block.
+
+    Args:
+        names: Of the hosts.
+        clocks_ahead_s: By how much the monotonic clock of each is ahead of this machine's; all
+            have the machine's own if this is empty.
+    """
     subnet = f"10.{random.SystemRandom().randrange(64, 250)}.{random.SystemRandom().randrange(250)}"
     device = f"lm{secrets.token_hex(3)}"
     with contextlib.ExitStack() as stack:
         hosts = []
         for number, name in enumerate(names, start=1):
             command = ["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "--mount-proc"]
+            if clocks_ahead_s:
+                ahead_s = str(clocks_ahead_s[number - 1])
+                command += ["--time", "--monotonic", ahead_s, "--boottime", ahead_s]
             # It ends when its standard input does, and everything within it.
             script = f"hostname {name} && echo up && exec cat"
             holder = subprocess.Popen(
@@ -240,7 +251,8 @@ def network(names: Sequence[str]) -> Iterator[Network]:
             stack.callback(holder.stdout.close)
             assert holder.stdout.readline() == b"up\n"
             children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()
-            hosts.append(Host(name, f"{subnet}.{number}", int(children.split()[0])))
+            pid = int(children.split()[0])
+            hosts.append(Host(name, f"{subnet}.{number}", pid, bool(clocks_ahead_s)))
         here = Host("here", f"{subnet}.254", 0)
         places = {h.address: f"/proc/{h.pid}/ns/net" for h in hosts}
         places[here.address] = f"/proc/{os.getpid()}/ns/net"

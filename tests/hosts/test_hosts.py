@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -51,6 +52,27 @@ def test_histories_under_partitions_deaths_and_slow_wires_are_linearizable(
         assert report.counts[what], f"no {what}"
 
 
+def test_a_name_of_one_host_leads_nowhere_on_another() -> None:
+    """Processes that share loopback find each other by a name; one kernel is not one host."""
+    name = f"\0livemigrate/test/{os.getpid()}"
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX)\n"
+        "try: s.connect('\\0' + sys.argv[1]); print('found')\n"
+        "except ConnectionRefusedError: print('nobody')"
+    )
+    with socket.socket(socket.AF_UNIX) as listener, network(["h1"]) as net:
+        listener.bind(name)
+        listener.listen()
+        for host, expected in ((net.here, "found"), (net.hosts[0], "nobody")):
+            done = subprocess.run(
+                [*host.within, sys.executable, "-c", script, name[1:]],
+                capture_output=True,
+                text=True,
+                timeout=BOUND_S,
+            )
+            assert done.stdout == f"{expected}\n", done.stderr
+
+
 def test_s27_a_partition_during_and_after_moves_leaves_one_owner_and_no_effect_of_another(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -93,6 +115,44 @@ def test_a_host_that_nobody_can_see_is_unreachable_until_a_node_of_it_says_what_
                 Counter, options=migrate.SpawnOptions(name="hits", on="b")
             )
             assert (await fresh.increment("four"))[0] == 1
+
+    run(main(), bound_s=BOUND_S)
+
+
+def test_hosts_that_have_been_up_for_longer_join_and_no_call_is_taken_for_an_old_one() -> None:
+    async def main() -> None:
+        options = options_of(plan_of(0, 1.0))
+        async with hosts_cluster(
+            options, {"a": 0}, etcd_on=(0,), clocks_ahead_s=(0, 40_000, 90_000)
+        ) as cluster:
+            client = cluster.client
+            ended = asyncio.Event()
+            done = 0
+
+            async def call() -> None:
+                # Fresh sessions all the time: a first request must not look like a late repeat.
+                nonlocal done
+                while not ended.is_set():
+                    on, turn = sorted(node.name for node in cluster.nodes), done
+                    ref: Any = await client.spawn(
+                        Counter, options=migrate.SpawnOptions(on=on[turn % len(on)])
+                    )
+                    assert (await ref.increment("first"))[0] == 1
+                    if len(on) > 1:
+                        await client.migrate(ref, to=on[(turn + 1) % len(on)])
+                    assert (await ref.increment("second"))[0] == 2
+                    done += 1
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(3):
+                    group.create_task(call())
+                for name, host in (("b", 1), ("c", 2)):
+                    cluster.places = {**cluster.places, name: host}
+                    await cluster.add_node(name)
+                    until = done + 100
+                    while done < until:  # noqa: ASYNC110 - there is no event to wait for
+                        await asyncio.sleep(0.01)
+                ended.set()
 
     run(main(), bound_s=BOUND_S)
 

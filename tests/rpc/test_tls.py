@@ -15,7 +15,7 @@ from tests.rpc.harness import PATIENCE_S, SECRET, Recorder, peer, run
 
 pytest.importorskip("cryptography", reason="certificates are made with cryptography")
 
-REFUSED_S = 2.0
+REFUSED_S = 0.7
 """How long a dialler tries that must not get in. One that could takes some milliseconds."""
 
 
