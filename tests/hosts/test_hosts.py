@@ -119,6 +119,17 @@ def test_a_host_that_nobody_can_see_is_unreachable_until_a_node_of_it_says_what_
     run(main(), bound_s=BOUND_S)
 
 
+def test_control_without_completion_records_histories_under_partitions_are_bad() -> None:
+    found = ""
+    for seed in range(3):
+        faults = ("cut", "isolate", "loss")
+        plan = plan_of(seed, seconds=5.0, faults=faults, switched_off="records")
+        found += "\n".join(run(recorded_on_hosts(plan), bound_s=BOUND_S).violations)
+        if "not linearizable" in found and "done twice" in found:
+            return
+    pytest.fail(f"three runs without completion records were not found bad: {found}")
+
+
 def test_hosts_that_have_been_up_for_longer_join_and_no_call_is_taken_for_an_old_one() -> None:
     async def main() -> None:
         options = options_of(plan_of(0, 1.0))
