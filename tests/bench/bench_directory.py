@@ -4,7 +4,7 @@ For each home: the time of an uncontended compare-and-swap, of a read, of 200 co
 asked for at once, and from before a swap until a watcher on another directory object has it. For
 SQLite also until a watcher in another process has it; a swap while three other processes write;
 and the bare commit of the same rows without any of this project's code, which is what the disk
-allows. Times are milliseconds.
+allows. etcd is one server on loopback, where there is one. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ sys.path.insert(0, str(ROOT))
 from migrate.shell.directories import (  # noqa: E402 - the path comes first.
     Compare,
     Directory,
+    EtcdDirectory,
     MemoryDirectory,
     Put,
     SqliteDirectory,
 )
+from tests.cluster import etcd_servers  # noqa: E402
 
 VALUE = b"x" * 120
 """About the size of a server's row."""
@@ -190,6 +192,9 @@ def main() -> None:
         asyncio.run(measure_watch_across(f"{folder}/b.db", count))
         asyncio.run(measure_loaded(f"{folder}/c.db", count))
         measure_bare(f"{folder}/d.db", count)
+        if etcd_servers.BINARY is not None:
+            with etcd_servers.etcd_server(Path(folder), heartbeat_ms=100) as server:
+                asyncio.run(measure("etcd", lambda: EtcdDirectory([server.address]), count))
 
 
 if __name__ == "__main__":
