@@ -3,8 +3,10 @@
 Messages between authenticated peers are msgpack arrays, many in one frame. A large state is not
 put into one: it follows the array of its message as it is, so that it need not be joined here, nor
 cut out there. Such a frame begins with a byte that no msgpack has. Arguments, results
-and exceptions inside them are opaque to everybody but the two ends: small plain values are
-bare pickles (protocol 5, which begin with 0x80), everything else is what `serializers` makes.
+and exceptions inside them are opaque to everybody but the two ends, and their first byte tells
+what they are: plain values are msgpack (arguments: an array of two, 0x92), or bare pickles
+(protocol 5, 0x80) if they are integers of more than 64 bits or strings that UTF-8 cannot hold;
+everything else is what `serializers` makes (0x93).
 """
 
 from __future__ import annotations
@@ -31,9 +33,16 @@ from migrate.ref import Runtime, loading_runtime
 from rpc import compression, shared_memory
 from rpc.frames import Gathered
 from serializers import Snapshot
+from serializers.base import MAGIC
 from serializers.errors import SerializerError
 
 _encoder: Final = msgspec.msgpack.Encoder()
+# A plain value is no map, no array of three and no array of two, which are the bytes of the others.
+_plain_arguments: Final = msgspec.msgpack.Decoder(tuple[tuple[Any, ...], dict[str, Any]])
+_plain_value: Final = msgspec.msgpack.Decoder()
+_ARGUMENTS: Final = 0x92
+_PICKLE: Final = 0x80
+_SNAPSHOT: Final = MAGIC[0]
 _messages: Final = msgspec.msgpack.Decoder(list[Message])
 _row: Final = msgspec.msgpack.Decoder(Row)
 _state: Final = msgspec.msgpack.Decoder(StateRecord)
@@ -186,7 +195,10 @@ def pack_value(value: object) -> bytes:
     if value is None:
         return b""
     if type(value) in PLAIN:
-        payload = pickle.dumps(value, 5)
+        try:
+            payload = _encoder.encode(value)
+        except (OverflowError, UnicodeEncodeError):
+            payload = pickle.dumps(value, 5)
         return payload if len(payload) < SHARED_BYTES_MIN else _pack_large(value)
     if _looks_large((value,)):
         return _pack_large(value)
@@ -200,7 +212,10 @@ def pack_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         SerializerError: Something in them cannot travel.
     """
     if is_plain(args, kwargs):
-        payload = pickle.dumps((args, kwargs), 5)
+        try:
+            payload = _encoder.encode((args, kwargs))
+        except (OverflowError, UnicodeEncodeError):
+            payload = pickle.dumps((args, kwargs), 5)
         return payload if len(payload) < SHARED_BYTES_MIN else _pack_large((args, kwargs))
     if _looks_large(args) or (kwargs and _looks_large(kwargs.values())):
         return _pack_large((args, kwargs))
@@ -274,8 +289,13 @@ def unpack(payload: bytes | memoryview, runtime: Runtime) -> Any:
     """
     if not payload:
         return None
-    if payload[0] == 0x80:
+    first = payload[0]
+    if first == _ARGUMENTS:
+        return _plain_arguments.decode(payload)
+    if first == _PICKLE:
         return pickle.loads(payload)
+    if first != _SNAPSHOT:
+        return _plain_value.decode(payload)
     token = loading_runtime.set(runtime)
     try:
         return serializers.loads(payload)

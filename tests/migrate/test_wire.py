@@ -6,6 +6,7 @@ import mmap
 import sys
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,6 +67,39 @@ def test_a_malformed_frame_with_a_state_is_refused(data: st.DataObject) -> None:
         wire.decode_messages(b"\xc1\0\0\0" + len(head).to_bytes(4, "little") + head)
     with pytest.raises(PeerError):
         wire.decode_messages(b"\xc1" + data.draw(st.binary(max_size=30)))
+
+
+# ---------------------------------------------------------------- arguments and results
+
+plain = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(st.characters(codec=None), max_size=5),
+    st.binary(max_size=5),
+)
+
+
+@given(st.lists(plain, max_size=4), st.dictionaries(st.text(max_size=3), plain, max_size=3))
+def test_plain_values_arrive_as_they_were(args: list[Any], kwargs: dict[str, Any]):
+    nobody: Any = None
+    arrived = wire.unpack(wire.pack_args(tuple(args), kwargs), nobody)
+    assert repr(arrived) == repr((tuple(args), kwargs))
+    for value in (*args, *kwargs.values()):
+        again = wire.unpack(wire.pack_value(value), nobody)
+        assert repr(again) == repr(value) and type(again) is type(value)
+
+
+@given(st.binary(min_size=1, max_size=30))
+def test_bytes_that_are_no_payload_raise_what_a_caller_expects(data: bytes):
+    if data[0] in (0x80, 0x93):
+        return  # A pickle, or a snapshot, which has a check of its own.
+    nobody: Any = None
+    try:
+        wire.unpack(data, nobody)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
 
 
 # ---------------------------------------------------------------- in moves
