@@ -27,7 +27,7 @@ from migrate.errors import HandlerFailed, PeerError, UsageError
 from migrate.shell import classes, gateway, json_form, membership, wire
 from migrate.shell.directories import open_directory
 from migrate.shell.driver import FailPoints
-from rpc import frames, handshake
+from rpc import compression, frames, handshake
 from rpc.errors import AuthFailed, FrameError, PeerRefused, RpcError
 from rpc.grpc_channel import is_loopback, split_address
 from rpc.unix_channel import UnixChannel
@@ -67,6 +67,9 @@ def _joined(pieces: list[bytes]) -> bytes:
     return b"".join(len(piece).to_bytes(2, "little") + piece for piece in pieces)
 
 
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+
+
 def frame_bodies(data: bytes) -> bool:
     """Frames of a peer that holds the key: their MACs are right, their bodies anything."""
     inbox = frames.Inbox(KEY, frame_bytes_max=4096, message_bytes_max=MESSAGE_MAX)
@@ -78,8 +81,10 @@ def frame_bodies(data: bytes) -> bool:
         except FrameError:
             return False
     kept = sum(len(a.data) for a in inbox._assemblies if a is not None)
-    assert kept + sum(len(r.data) for r in received) <= len(data), "more than was sent"
-    assert all(type(data) in (bytes, bytearray) for _, data in received)
+    # A chunk that is compressed becomes at most a frame.
+    most = len(data) + 4096 * data.count(_ZSTD_MAGIC)
+    assert kept + sum(len(r.data) for r in received) <= most, "more than was sent"
+    assert all(isinstance(data, bytes | bytearray) for _, data in received)
     outbox = frames.Outbox(KEY, lane_bytes_max=LANE, message_bytes_max=MESSAGE_MAX)
     messages = [bytes(item.data) for item in received if item.kind == frames.DATA]
     for message in messages:
@@ -100,8 +105,12 @@ def _frame_seeds() -> list[bytes]:
         [(b"", False), (b"x" * 250, True), (b"y" * 2000, True), (b"z" * 2000, False)],
     ):
         box = frames.Outbox(KEY, lane_bytes_max=LANE, message_bytes_max=MESSAGE_MAX)
+        if messages[-1][1]:
+            box.compress = lambda chunk: compression.zstd.compress(chunk, 1)
         for data, bulk in messages:
             box.push(data, bulk)
+        box.push_urgent(b"urgent")
+        box.push_shared(b"a table", False)
         box.push_control(frames.PING)
         box.push_control(frames.GOODBYE, b"\x01")
         bodies = []
