@@ -177,7 +177,8 @@ class Peers:
                 if self.final_half_sent is not None and isinstance(message, FinalMessage):
                     self._watch_half(node, len(data) // 2, self.final_half_sent)
             elif isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES:
-                if self.links.shares(node):
+                peer = self.links.peer(node)
+                if peer is not None and wire.PAYLOAD_AFTER in peer.features:
                     self._put(node, wire.encode_with_payload(message), bulk=True)
                 else:
                     self._put(node, wire.encode_messages([message]), bulk=True)

@@ -75,16 +75,18 @@ def decode_messages(data: bytes | bytearray | memoryview | Gathered) -> list[Mes
 
 
 _AFTER: Final = struct.Struct("<BBxxI")
-"""What precedes a message whose state follows it: the mark, bytes of padding, size of the array."""
+"""What precedes a message whose state or payload follows it: the mark, bytes of padding, size of
+the array."""
 _MARK: Final = 0xC1
 """Never used in msgpack. Source: its specification."""
 STATE_AFTER: Final = "state-after-message"
-"""Feature of peers that read such frames."""
+PAYLOAD_AFTER: Final = "payload-after-message"
+"""Features of peers that read such frames."""
 _ALIGNMENT_BYTES: Final = 64
 
 PYTHON: Final = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_IS: Final = "python="
-FEATURES: Final = (STATE_AFTER, compression.FEATURE, PYTHON_IS + PYTHON)
+FEATURES: Final = (STATE_AFTER, PAYLOAD_AFTER, compression.FEATURE, PYTHON_IS + PYTHON)
 """What this release says of itself to its peers."""
 
 
@@ -97,8 +99,18 @@ def encode_final(message: FinalMessage | Chunk, state: Gathered) -> Gathered:
     before_object = _AFTER.size + len(head)
     if isinstance(message, FinalMessage):
         before_object += len(state.parts[0]) + len(state.parts[1])
-    padding = -before_object % _ALIGNMENT_BYTES
-    return state.after(_AFTER.pack(_MARK, padding, len(head)) + head + bytes(padding))
+    return state.after(_before(head, before_object))
+
+
+def encode_with_payload(message: Envelope | Reply) -> Gathered:
+    """The bytes of a request or reply whose payload follows it, uncopied."""
+    head = _encoder.encode([structs.replace(message, payload=b"")])
+    return Gathered([_before(head, _AFTER.size + len(head)), message.payload])
+
+
+def _before(head: bytes, size: int) -> bytes:
+    padding = -size % _ALIGNMENT_BYTES
+    return _AFTER.pack(_MARK, padding, len(head)) + head + bytes(padding)
 
 
 def _decode_final(data: bytes | bytearray | memoryview) -> list[Message]:
@@ -110,19 +122,20 @@ def _decode_final(data: bytes | bytearray | memoryview) -> list[Message]:
     if at > len(view):
         raise PeerError("a frame with a state is cut off")
     messages = decode_messages(view[_AFTER.size : _AFTER.size + size])
-    if len(messages) != 1 or not isinstance(messages[0], FinalMessage | Chunk):
+    if len(messages) != 1:
         raise PeerError("a frame has a state, and no message for it")
     # A view of what was received, so that what it holds is not copied either.
-    messages[0].state = cast(bytes, view[at:])
+    _attach(messages[0], view[at:])
     return messages
 
 
-def encode_with_payload(message: Envelope | Reply) -> Gathered:
-    """The bytes of a message in two parts, the second of which is its payload, uncopied.
-
-    For links that hand over what came in the parts that were sent.
-    """
-    return Gathered([_encoder.encode([structs.replace(message, payload=b"")]), message.payload])
+def _attach(message: Message, after: memoryview) -> None:
+    if isinstance(message, FinalMessage | Chunk):
+        message.state = cast(bytes, after)
+    elif isinstance(message, Envelope | Reply):
+        message.payload = cast(bytes, after)
+    else:
+        raise PeerError("a frame has a state, and no message for it")
 
 
 def _decode_parts(data: Gathered) -> list[Message]:
@@ -131,8 +144,8 @@ def _decode_parts(data: Gathered) -> list[Message]:
     message = messages[0] if len(messages) == 1 else None
     if isinstance(message, FinalMessage | Chunk):
         message.state = cast(bytes, Gathered(rest))
-    elif isinstance(message, Envelope | Reply) and len(rest) == 1:
-        message.payload = cast(bytes, rest[0])
+    elif message is not None and len(rest) == 1:
+        _attach(message, rest[0])
     else:
         raise PeerError("a frame has parts, and no message for them")
     return messages

@@ -24,8 +24,8 @@ class FakeLinks:
     def is_up(self, node: str) -> bool:
         return True
 
-    def shares(self, node: str) -> bool:
-        return False
+    def peer(self, node: str) -> None:
+        return None
 
     def queued_bytes(self, node: str) -> int:
         return self.waiting

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import migrate
 import serializers
-from migrate.core.messages import Abort, Final
+from migrate.core.messages import Abort, Envelope, Final, Reply
 from migrate.errors import PeerError
 from migrate.shell import classes, wire
 from rpc.frames import Gathered
@@ -89,6 +89,27 @@ def test_plain_values_arrive_as_they_were(args: list[Any], kwargs: dict[str, Any
     for value in (*args, *kwargs.values()):
         again = wire.unpack(wire.pack_value(value), nobody)
         assert repr(again) == repr(value) and type(again) is type(value)
+
+
+@given(st.integers(0, 300), st.booleans(), st.booleans())
+def test_a_payload_follows_its_message_and_is_used_where_it_arrived(
+    size: int, is_reply: bool, in_parts: bool
+):
+    payload = bytes(range(256)) * 300 + bytes(size)
+    message: Any = (
+        Reply("c/1", 3, 0, payload, 1)
+        if is_reply
+        else Envelope("s", "c/1", 3, 1, 0, "m" * size, payload, 0, "c")
+    )
+    sent = wire.encode_with_payload(message)
+    assert len(sent.parts[0]) % 64 == 0
+    memory = bytearray(sent.joined())
+    (found,) = wire.decode_messages(sent if in_parts else memory)
+    assert found.payload == payload
+    if not in_parts:
+        assert found.payload.obj is memory
+    found.payload = payload
+    assert found == message
 
 
 @given(st.binary(min_size=1, max_size=30))
