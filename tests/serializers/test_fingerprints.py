@@ -146,25 +146,40 @@ def test_an_equal_value_of_another_type_or_sign_is_a_change() -> None:
 
 
 def test_an_address_that_is_used_again_does_not_pass_for_what_was_there() -> None:
-    """Tuples, floats, integers, strings and containers are freed and made again at once."""
+    """Each is freed and made again at once; none of the values is a constant."""
+    makes: tuple[Callable[[int], Any], ...] = (
+        lambda n: [n],
+        lambda n: n + 0.5,
+        lambda n: n + 10**6,
+        lambda n: (n, [n]),
+        lambda n: f"s{n}",
+        lambda n: {"x": n},
+        lambda n: decimal.Decimal(n) / 7,
+        lambda n: (n + 0.25,),
+    )
     reused = 0
-    for _ in range(300):
-        row = tuple([[n], float(n) + 0.5, n + 10**6, (n, [n]), "s" + str(n)] for n in range(20))
-        made = Fingerprint(row)
-        changed = set()
-        for number, record in enumerate(row):
-            if number % 3:
-                continue
-            for at, make in enumerate(
-                (lambda: {}, lambda: 0.25, lambda: 10**9 + 1, lambda: (1, [True]), lambda: "other")
-            ):
-                before = id(record[at])
-                record[at] = None
-                record[at] = make()
-                reused += id(record[at]) == before
-            changed.add(number)
-        assert set(made.changed(row)) == changed
-    assert reused > 100  # Else nothing was tried. Of the immutable ones, none can be.
+    for at, make in enumerate(makes):
+        for wrap in (lambda value: [value], lambda value: [value, None, [1]]):
+            for seed in range(0, 2000, 40):
+                row = tuple(wrap(make(seed + n)) for n in range(20))
+                made = Fingerprint(row)
+                for number in range(0, 20, 3):
+                    before = id(row[number][0])
+                    row[number][0] = None
+                    row[number][0] = make(seed + number + 5000)
+                    reused += id(row[number][0]) == before
+                assert made.changed(row) == list(range(0, 20, 3)), at
+    assert reused > 100  # Of the containers; else nothing was tried.
+
+
+def test_attributes_in_a_dict_of_another_type_at_the_same_address_are_a_change() -> None:
+    row = tuple(classes.Plain(a=n) for n in range(3))
+    made = Fingerprint(row)
+    row[1].__dict__ = classes.Table(row[1].__dict__)
+    # As if it had come to lie where the former one was.
+    made._nodes[0].dicts = fingerprints.addresses(tuple(vars(record) for record in row))
+
+    assert made.changed(row) == [1]
 
 
 def test_immutable_values_stay_alive_as_long_as_their_fingerprint_and_mutable_ones_do_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from typing import Any
 
@@ -36,11 +37,11 @@ class Copy:
     def take(self, change: Change) -> int:
         number = change.part.number
         if change.items is not None:
-            self.parts[number] = change.items
+            self.parts[number] = pickle.loads(pickle.dumps(change.items))
             return len(change.items)
         held = self.parts[number]
         keys = list(held) if type(held) is dict else range(len(held))
-        for position, value in change.records.items():
+        for position, value in pickle.loads(pickle.dumps(change.records)).items():
             held[keys[position]] = value
         return len(change.records)
 
@@ -121,6 +122,23 @@ def test_a_key_that_became_an_equal_one_of_another_type_is_a_change() -> None:
     held.update(items)
     copy.end()
     assert type(list(copy.container)[7]) is float
+
+
+def test_a_key_at_the_address_of_a_former_one_is_a_change() -> None:
+    """Keys that are tuples are not held, so that another one can come to lie there."""
+    tried = 0
+    for n in range(50):
+        held: dict[Any, Any] = {(key, key + 0.5): [key] for key in range(200)}
+        copy = Copy(held)
+        copy.round()
+        key, value = held.popitem()
+        before = id(key)
+        del key
+        fresh = (n + 1000, n + 1000.5)
+        held[fresh] = value
+        tried += id(fresh) == before
+        copy.end()
+    assert tried > 5
 
 
 def test_the_container_may_change_between_any_two_steps() -> None:
