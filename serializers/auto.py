@@ -225,12 +225,13 @@ def runs_code(kind: type) -> bool:
 
 
 def _is_programs(code: Any) -> bool:
-    """Tell whether a class or function is neither of Python, nor of this package, nor of numpy."""
-    module = getattr(code, "__module__", None) or "builtins"
-    return str(module).partition(".")[0] not in _RUN_NOTHING
+    """Tell whether a class or function is neither of Python, nor of numpy, nor of ours."""
+    package = str(getattr(code, "__module__", None) or "builtins").partition(".")[0]
+    is_ours = getattr(sys.modules.get(package), "__livemigrate__", False)
+    return not is_ours and package not in _RUN_NOTHING
 
 
-_RUN_NOTHING = {*sys.stdlib_module_names, "numpy", __package__} - {"__main__"}
+_RUN_NOTHING = {*sys.stdlib_module_names, "numpy"} - {"__main__"}
 
 
 def _without_pickler(reducer: Callable[[Any], Reduced]) -> _Action:

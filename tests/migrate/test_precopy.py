@@ -562,3 +562,40 @@ def test_s45_a_move_does_not_need_a_second_copy_of_the_state_at_its_source() -> 
 
     grpc = QUICK.replace(same_host=False)
     assert run(body(grpc)) < extra_max
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_server_replaced_by_its_checkpoint_while_rounds_go_on_is_not_what_was_sent_ahead(
+    step: int, at_step: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    async def body() -> None:
+        async with nodes("a", "b", options=OPTIONS) as (a, b):
+            ref = await a.spawn(Stock)
+            for seed in range(3):
+                await ref.write(seed)
+            url = f"file://{tmp_path}/stock.ckpt"
+            await a.checkpoint(ref, url)
+            for seed in range(3, 8):
+                await ref.write(seed)
+            restoring: list[Any] = []
+
+            def hook(number: int) -> None:
+                if number == step:
+                    work = _settled(b.restore(url, replace=True, on="a"))
+                    restoring.append(asyncio.ensure_future(work))
+
+            at_step["hook"] = hook
+            moved = await _settled(a.migrate(ref, to="b"))
+            at_step["hook"] = None
+            restored = await restoring[0]
+            await until(lambda: not b._driver.core.moves_in and not a._driver.core.moves_out)
+            with contextlib.suppress(migrate.RolledBack):
+                await ref.count()
+            count = await ref.count()
+            assert count == (8 if isinstance(restored, Exception) else 3), (moved, restored)
+            assert await ref.told() == replayed("mixed", list(range(count))).told()
+            where = (await a.info(ref)).node
+            assert (await a.migrate(ref, to="ab"[where == "a"])).rounds > 1
+            assert await ref.told() == replayed("mixed", list(range(count))).told()
+
+    run(body())

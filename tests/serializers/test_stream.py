@@ -290,6 +290,20 @@ def test_what_a_getstate_changes_in_a_container_is_not_missed() -> None:
     assert got.rows[0] == "meddled"
 
 
+def test_code_that_a_capture_runs_is_told_from_pythons_and_ours() -> None:
+    quiet = [classes.Plain, classes.Data, dict, type, np.ndarray, weakref.ref, datetime.datetime]
+    ours = [type(serializers.AutoSerializer()), type(_closure)]
+    assert [kind for kind in (*quiet, *ours) if auto.runs_code(kind)] == []
+    loud = [classes.Stateful, classes.Reduced, classes.Proxy, classes.OddZone, classes.Table]
+    assert [kind for kind in loud if not auto.runs_code(kind)] == []
+    serializers.register(classes.Data, _reduced)
+    try:
+        assert auto.runs_code(classes.Data)
+    finally:
+        del resources.REDUCERS[classes.Data]
+        auto.forget_decisions()
+
+
 def test_what_changes_with_every_pickle_travels_as_a_snapshot() -> None:
     root = classes.PrunedServer(rows=rows())
     got = Stream(root).round().end()
