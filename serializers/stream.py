@@ -37,10 +37,12 @@ Only a last chunk has a REST, once, followed by one INLINE or REFER for each of 
 from __future__ import annotations
 
 import ctypes
+import io
 import pickle
 import struct
 import time
-from collections.abc import Generator, Sequence
+import types
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from . import auto, plain
@@ -67,6 +69,11 @@ SHARED_BYTES_MIN: Final = 1 << 20
 """Regions from this size on are written into memory that the reader shares, if it can be had."""
 SHARED_BYTES_MAX: Final = 1 << 30
 """Larger ones travel in chunks: a message of the link holds up to twice as much."""
+TWICE_BYTES_MAX: Final = 16 * 1024
+TWICE_SHARE: Final = 100
+"""Strings that both the changes and the rest have may take so much, or one in so many bytes of the
+rest. The pickler of the rest cannot know those of the changes, so they would be written twice."""
+_TEXT_BYTES_MIN: Final = 16
 TRIALS_MAX: Final = 3
 """Times that the rest is pickled if doing so changes what goes ahead; then all goes as a snapshot.
 """
@@ -121,7 +128,13 @@ def address_of(view: memoryview) -> int:
 
 
 class _RestPickler(auto._AutoPickler):
-    """Pickles all but what is cut, which it names."""
+    """Pickles all but what is cut, which it names.
+
+    Attributes:
+        met: What it has named, or named a record of.
+        kinds: Types that it has met.
+        texts: Sizes of the longer strings that it has met, by id.
+    """
 
     def __init__(self, sink: Sink, cuts: dict[int, Cut], owners: dict[int, Part]) -> None:
         super().__init__(sink)
@@ -131,6 +144,7 @@ class _RestPickler(auto._AutoPickler):
 
         self._places: dict[Cut, dict[int, tuple[int, int]]] = {}
         self.kinds: set[type] = set()
+        self.texts: dict[int, int] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         self.kinds.add(type(obj))
@@ -144,6 +158,9 @@ class _RestPickler(auto._AutoPickler):
             return cut.number
         part = self._owners.get(which)
         if part is None:
+            kind = type(obj)
+            if (kind is str or kind is bytes) and len(obj) >= _TEXT_BYTES_MIN:
+                self.texts[which] = len(obj)
             return None
         cut = part.cut
         known = self._places.get(cut)
@@ -156,8 +173,27 @@ class _RestPickler(auto._AutoPickler):
         return cut.number, *position
 
 
+class _TextCounter(pickle.Pickler):
+    """Pickles changes, counting the bytes of strings that the rest has as well."""
+
+    def __init__(self, texts: Mapping[int, int]) -> None:
+        super().__init__(io.BytesIO(), PROTOCOL)
+        self._texts = texts
+        self._met: set[int] = set()
+
+    def persistent_id(self, obj: Any) -> Any:
+        if id(obj) in self._texts:
+            self._met.add(id(obj))
+        return None
+
+    def count(self, changes: object) -> int:
+        self.dump(changes)
+        return sum(map(self._texts.__getitem__, self._met))
+
+
 class _WholePickler(auto._AutoPickler):
     met: frozenset[Cut] = frozenset()
+    texts: Mapping[int, int] = types.MappingProxyType({})
     kinds: frozenset[type] = frozenset()
 
 
@@ -427,9 +463,15 @@ class StreamWriter:
             self._owners.clear()
             for cut in self._cuts.values():
                 cut.claim_all()
-        pieces = self._take_dropped()
         changes = {cut: found.changes[cut] for cut in found.changes if cut in pickler.met}
-        pieces += _all_changes(changes)
+        listed = _listed(changes)
+        if _share_too_much(listed, pickler.texts, sink.settle()):
+            return self._whole()
+        pieces = self._take_dropped()
+        if listed:
+            # In one pickle, so that what changes share is in it once, as in a snapshot.
+            data = pickle.dumps(listed, PROTOCOL)
+            pieces += (_OP.pack(_CHANGES, 0, 0, len(data)), data)
         for cut in changes:
             if cut.has_moved:
                 pieces += self._layout(cut)
@@ -489,17 +531,20 @@ class StreamWriter:
         return _aligned([*changed, rest, head, body], table)
 
 
-def _all_changes(changes: dict[Cut, list[Change]]) -> list[Piece]:
-    """What changed, in one pickle, so that what changes share is in it once, as in a snapshot."""
-    found = [
+def _listed(changes: dict[Cut, list[Change]]) -> list[Any]:
+    return [
         (cut.number, change.part.number, change.items, change.records)
         for cut, changed in changes.items()
         for change in changed
     ]
-    if not found:
-        return []
-    data = pickle.dumps(found, PROTOCOL)
-    return [_OP.pack(_CHANGES, 0, 0, len(data)), data]
+
+
+def _share_too_much(changes: list[Any], texts: Mapping[int, int], rest_bytes: int) -> bool:
+    """Whether strings would be written twice that a snapshot has once; see TWICE_SHARE."""
+    may_be = max(TWICE_BYTES_MAX, rest_bytes // TWICE_SHARE)
+    if not changes or sum(texts.values()) <= may_be:
+        return False
+    return _TextCounter(texts).count(changes) > may_be
 
 
 def _aligned(before: list[Piece], table: Sequence[Piece]) -> list[Piece]:

@@ -238,6 +238,18 @@ def test_strings_that_many_records_share_are_written_once() -> None:
     assert len(made.last) < made.snapshot_bytes
 
 
+@pytest.mark.parametrize("size", [40, 1000])
+def test_strings_that_changes_share_with_the_rest_do_not_make_it_larger_than_a_snapshot(
+    size: int,
+) -> None:
+    texts = [f"{n:06d}" + "d" * size for n in range(1000)]
+    root = server(texts=tuple(texts), rows={n: [None, texts[n % 1000]] for n in range(COUNT)})
+    made = Stream(root).round()
+    for n in range(0, COUNT, 5):
+        root.rows[n][0] = texts[n * 7 % 1000]
+    made.end()
+
+
 # -- classes that change meanwhile
 
 
