@@ -44,6 +44,9 @@ def main() -> int:
                 traceback.print_exc(limit=-4, file=sys.stdout)
                 if not chosen.go_on:
                     break
+            done = seed + 1 - chosen.first
+            if done % 1000 == 0:
+                print(f"{done} programs, {failed} failed", flush=True)
     took = time.monotonic() - began
     print(f"{chosen.runs} programs in {took:.0f} s, {failed} failed; {dict(count)}")
     return 1 if failed else 0
