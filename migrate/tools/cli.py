@@ -477,9 +477,9 @@ def certs_init(
 ) -> None:
     """Make an authority, a certificate for nodes and one for clients.
 
-    What is there stays; nodes read certificates when they start. Copy the folder to every host, but for ca.key, which only makes further
-    certificates: it is not needed by nodes. The cluster secret is made too if it is missing, since
-    the hosts need a copy of it as well.
+    What is there stays; nodes read certificates when they start. Copy the folder to every host,
+    but for ca.key, which only makes further certificates: it is not needed by nodes. The cluster
+    secret is made too if it is missing, since the hosts need a copy of it as well.
     """
     from migrate.tools import certs as program
     from rpc import auth
