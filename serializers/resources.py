@@ -36,7 +36,7 @@ import threading
 import types
 import weakref
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import thread as thread_pool
 from typing import Any, NoReturn
 
@@ -861,18 +861,23 @@ def _make_traceback(places: list[tuple[str, str, str, int]]) -> types.TracebackT
     """A traceback that reads like the original one; its frames hold no variables."""
     made: types.TracebackType | None = None
     for filename, name, qualname, line in reversed(places):
-        code = compile("import sys; frame = sys._getframe()", filename, "exec")
-        code = code.replace(
+        code = _standing.__code__.replace(
+            co_filename=filename,
             co_name=name,
             co_qualname=qualname,
             co_firstlineno=line,
-            co_linetable=_one_line(len(code.co_code) // 2),
+            co_linetable=_one_line(len(_standing.__code__.co_code) // 2),
         )
         namespace: dict[str, Any] = {"__name__": "traceback", "__file__": filename}
-        exec(code, namespace)
-        frame = namespace.pop("frame")
+        # A generator's frame has no caller, so nothing of whoever loads this is kept with it.
+        frame = types.FunctionType(code, namespace)().gi_frame
         made = types.TracebackType(made, frame, frame.f_lasti, line)
     return made
+
+
+def _standing() -> Iterator[None]:
+    """Gives its frame to tracebacks; it is never run."""
+    yield
 
 
 def _one_line(units: int) -> bytes:

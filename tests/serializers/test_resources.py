@@ -20,7 +20,7 @@ import tempfile
 import threading
 import types
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -700,3 +700,17 @@ def test_a_registered_function_can_refuse_with_its_own_words() -> None:
             forget()
     assert str(caught.value).startswith("dict['lasers'][0]: ")
     assert str(caught.value).endswith("Laser: it is on; turn it off")
+
+
+def test_a_loaded_traceback_holds_nothing_of_who_loaded_it() -> None:
+    try:
+        raise ValueError("x")
+    except ValueError as exc:
+        data = serializers.dumps(exc)
+
+    step = cast(ValueError, serializers.loads(data)).__traceback__
+
+    assert step is not None and step.tb_frame.f_code.co_name.startswith("test_a_loaded")
+    while step is not None:
+        assert step.tb_frame.f_back is None
+        step = step.tb_next
