@@ -661,6 +661,9 @@ class Driver:
     def go_on(self, inc: Incarnation, entry: Entry) -> None:
         """End what `quiesced` began."""
         self.core.finish(inc, entry, OK, None, None, self.now_ms())
+        # It holds the future whose result holds it and the server: a ring, which would keep a copy
+        # that has moved away, and its arrays, until the collector comes by.
+        entry.args = None
         self.flush()
 
     def go_on_handing_out(self, server: ServerId) -> None:

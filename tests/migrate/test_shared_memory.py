@@ -7,7 +7,9 @@ import contextlib
 import gc
 import mmap
 import os
+import pathlib
 import random
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -254,5 +256,23 @@ def test_a_link_that_comes_up_anew_shares_again():
             assert a._links.shares(b.id)
             ref = await a.spawn(Keeper, options=on("b"))
             assert await ref.keep(np.zeros(SIZE, dtype=np.uint8))
+
+    run(body())
+
+
+def test_a_copy_that_was_quiet_once_and_moved_away_is_let_go_without_the_collector(
+    tmp_path: pathlib.Path,
+):
+    async def body() -> None:
+        async with nodes("a", "b") as (a, _):
+            ref = await a.spawn(Keeper)
+            await a.checkpoint(ref, f"file://{tmp_path / 'keeper'}")
+            copy = weakref.ref(a._driver.core.hosted[ref._server_id].host.obj)
+            gc.disable()
+            try:
+                await a.migrate(ref, to="b")
+                await until(lambda: copy() is None)
+            finally:
+                gc.enable()
 
     run(body())
