@@ -18,7 +18,7 @@ from migrate.shell import membership
 from migrate.shell.directories import DirectoryUnavailable, EtcdDirectory
 from tests.cluster.etcd_servers import EtcdServer, etcd_cluster, etcd_server, needs_etcd
 from tests.cluster.proxy import proxy_to
-from tests.cluster.test_etcd_directory import compact
+from tests.cluster.test_etcd_directory import compact, patient
 from tests.migrate.clusters import QUICK, linked, run
 from tests.migrate.servers import Counter
 
@@ -32,7 +32,7 @@ OPTIONS = QUICK.replace(lease_s=LEASE_S)
 
 def etcd(*addresses: str) -> EtcdDirectory:
     """With less patience than by default, so that a test need not wait for as long."""
-    return EtcdDirectory(addresses, call_timeout_s=0.5, patience_s=1.0)
+    return EtcdDirectory(addresses, call_timeout_s=1.0, patience_s=2.0)
 
 
 class Calling:
@@ -71,6 +71,8 @@ class Calling:
 @contextlib.asynccontextmanager
 async def three_nodes(*addresses: str) -> AsyncIterator[tuple[list[migrate.Node], Any, Calling]]:
     """Nodes a, b and c; a server at a that is called from b and from c."""
+    async with patient(*addresses):
+        pass  # However long etcd takes to be there.
     async with contextlib.AsyncExitStack() as stack:
         nodes = []
         for name in "abc":
