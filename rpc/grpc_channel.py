@@ -421,7 +421,8 @@ class GrpcTransport(Transport):
             await server.stop(None)
             raise ListenFailed(
                 f"cannot listen on {address}: the port is in use, or the address is not this "
-                "machine's; choose another one, or port 0 for any that is free",
+                "machine's; choose another one, or port 0 for any that is free"
+                + ("" if self._tls is None else " (or the certificates are none)"),
                 address=address,
             ) from cause
         await server.start()

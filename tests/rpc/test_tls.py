@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrate.tools import certs
-from rpc.errors import AuthFailed, LinkTimeout, ListenFailed, PeerRefused, RpcError, SecretFileError
+from rpc.errors import AuthFailed, LinkTimeout, ListenFailed, PeerRefused, SecretFileError
 from rpc.links import Links, PeerInfo
 from rpc.tls import Tls, default_tls_folder, load_tls
 from tests.rpc.harness import PATIENCE_S, SECRET, Recorder, peer, run
@@ -189,7 +189,7 @@ def test_certificates_that_are_none_fail_to_listen(folder: Path) -> None:
         node = load_tls(folder, "node")
         nonsense = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
         links = ends("a", Tls(node.ca, nonsense, node.key))
-        with pytest.raises(RpcError):
+        with pytest.raises(ListenFailed, match="certificates are none"):
             await links.listen("127.0.0.1:0")
         await links.close()
 
