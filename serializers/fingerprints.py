@@ -24,6 +24,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import inspect
 import operator
 import pathlib
 import sys
@@ -215,6 +216,8 @@ def _is_plain_class(kind: type) -> bool:
     slots = _slots_of(kind)
     if bool(slots) is bool(kind.__dictoffset__):
         return False  # Both, or nothing to compare.
+    if any(inspect.getattr_static(kind, slot.__name__, None) is not slot for slot in slots):
+        return False  # Pickle reads it by its name, which something else has in a subclass.
     return leaves_to_pickle(kind)
 
 

@@ -80,6 +80,31 @@ class TaggedMore(Numbered):
     """Has a dict beside its slots."""
 
 
+class Shadowed(Slotted):
+    """Pickle reads the property in place of the slot."""
+
+    __slots__ = ()
+    read = 0
+
+    @property
+    def a(self) -> Any:
+        Shadowed.read += 1
+        return Shadowed.read
+
+    @a.setter
+    def a(self, value: Any) -> None:
+        pass
+
+
+class Hidden:
+    """A slot whose name Python changes."""
+
+    __slots__ = ("__a",)
+
+    def __init__(self, a: Any) -> None:
+        self.__a = a
+
+
 class Proxy(Plain):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -195,6 +195,7 @@ def test_immutable_values_stay_alive_as_long_as_their_fingerprint_and_mutable_on
 
 
 NOT_PLAIN: dict[str, Callable[[], Any]] = {
+    "shadowed slot": lambda: classes.Shadowed(1, 2),
     "getattr": lambda: classes.Proxy(a=1),
     "reduce": lambda: classes.Reduced(a=1),
     "getstate": lambda: classes.Stateful(a=1),
@@ -258,6 +259,14 @@ class Nowhere(enum.Enum):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return str, ("anything",)
+
+
+def test_a_slot_with_a_private_name_is_plain() -> None:
+    row = (classes.Hidden(1), classes.Hidden(2))
+    made = Fingerprint(row)
+    row[1].__init__(True)  # type: ignore[misc]
+
+    assert made.changed(row) == [1]
 
 
 def test_members_of_enumerations_are_plain_if_their_value_tells_them() -> None:
