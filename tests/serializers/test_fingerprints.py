@@ -195,7 +195,7 @@ def test_immutable_values_stay_alive_as_long_as_their_fingerprint_and_mutable_on
 
 
 NOT_PLAIN: dict[str, Callable[[], Any]] = {
-    "shadowed slot": lambda: classes.Shadowed(1, 2),
+    "shadowed slot": lambda: _shadowed(),
     "getattr": lambda: classes.Proxy(a=1),
     "reduce": lambda: classes.Reduced(a=1),
     "getstate": lambda: classes.Stateful(a=1),
@@ -222,6 +222,12 @@ NOT_PLAIN: dict[str, Callable[[], Any]] = {
     "by value": lambda: type("Local", (), {"__module__": "__main__"})(),
     "replaced __dict__": lambda: _with_table(),
 }
+
+
+def _shadowed() -> Any:
+    made = classes.Shadowed(1, 2)
+    vars(classes.Slotted)["a"].__set__(made, 1)
+    return made
 
 
 def _with_table() -> Any:

@@ -423,6 +423,19 @@ def test_an_error_that_somebody_keeps_holds_no_memory_of_the_original(how: str) 
     writer.close()
 
 
+def test_bytearrays_can_be_resized_while_somebody_has_the_last_chunk() -> None:
+    """It may be on its way still when the move is over already."""
+    root = server(large=bytearray(500_000), small=bytearray(100_000))
+    made = Stream(root).round()
+    root.large[7] = 1
+    last = made.writer.last()
+    made.writer.close()
+
+    root.large.append(1)
+    root.small.append(1)
+    assert last
+
+
 def test_what_a_handler_dropped_is_not_held() -> None:
     root = server(
         plain={n: classes.Plain(a=n) for n in range(COUNT)},
