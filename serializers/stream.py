@@ -452,12 +452,14 @@ class StreamWriter:
                 # What it calls may have changed what was looked at before.
                 if not any(map(runs_code, pickler.kinds)) or found.still_holds():
                     break
+                # NB: its memo holds what it has met, which reducers would take for shared.
+                plain.let_go(sink, pickler)
                 trials += 1
-                if trials == TRIALS_MAX:
-                    return self._whole()
             except Shared as shared:
                 self._forget_cut(shared.cut)
             except Exception:
+                return self._whole()
+            if trials == TRIALS_MAX:
                 return self._whole()
             # What was claimed on the way may not be claimed again.
             self._owners.clear()
@@ -466,6 +468,7 @@ class StreamWriter:
         changes = {cut: found.changes[cut] for cut in found.changes if cut in pickler.met}
         listed = _listed(changes)
         if _share_too_much(listed, pickler.texts, sink.settle()):
+            plain.let_go(sink, pickler)
             return self._whole()
         pieces = self._take_dropped()
         if listed:
