@@ -22,6 +22,7 @@ import pytest
 
 import serializers
 from serializers import LoadFailed, auto, dirty, resources, stream
+from serializers.base import BufferKind, pack_head
 from serializers.stream import _OP, StreamReader, StreamWriter
 from tests.serializers import stream_classes as classes
 from tests.serializers import stream_programs
@@ -515,6 +516,52 @@ def test_buffers_come_out_writable_apart_and_resizable() -> None:
     got.views[0][20] = 5
     assert got.views[1][10] == 5
     assert root.views[0][20] == -1
+
+
+def test_memory_that_two_buffers_share_is_shared_or_not_as_by_a_snapshot() -> None:
+    data = bytearray(800_000)
+    one, two = np.frombuffer(data, "f8"), np.frombuffer(data, "u1")
+    typed = array.array("d", [0.0] * 50_000)
+    root = server(
+        one=one, two=two, three=memoryview(data)[8:600_000], typed=typed, view=memoryview(typed)
+    )
+    made = Stream(root).round()
+    one[3] = 1.0
+    got = made.end()
+    want: Any = serializers.loads(serializers.dumps(root))
+    names = list(vars(root))
+    for first in names:
+        for second in names:
+            shares = [
+                np.shares_memory(np.asarray(vars(o)[first]), np.asarray(vars(o)[second]))
+                for o in (got, want)
+            ]
+            assert shares[0] == shares[1], (first, second)
+
+
+def test_buffers_of_one_region_that_were_apart_come_out_apart() -> None:
+    size = 10_000
+    body = pickle.dumps(
+        [pickle.PickleBuffer(bytearray(size)), pickle.PickleBuffer(bytearray(size - 5))],
+        5,
+        buffer_callback=lambda _: None,
+    )
+    head = pack_head(
+        code_by_value=False,
+        body=body,
+        buffer_sizes_bytes=[size, size - 5],
+        kinds=bytes((BufferKind.WRITABLE, BufferKind.WRITABLE)),
+    )
+    reader = StreamReader(LIMIT_BYTES)
+    reader.take([chunk(stream._REGION, 1, size, b"\x01"), chunk(stream._BYTES, 1, 0, bytes(size))])
+    refers = [
+        chunk(stream._REFER, 1, offset, (size - offset).to_bytes(8, "little")) for offset in (0, 5)
+    ]
+    rest = _OP.pack(stream._REST, 2, len(head), len(head) + len(body)) + head + body
+    one, two = reader.last([rest, *refers])  # type: ignore[misc]
+    memoryview(one)[7] = 1
+
+    assert memoryview(two)[2] == 0
 
 
 # -- damaged chunks
