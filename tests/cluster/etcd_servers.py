@@ -74,6 +74,8 @@ class EtcdServer:
         self.tls = "--cert-file" in extra
         self._arguments = [
             *within,
+            # It ends with the tests also when they are killed.
+            *(("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()),
             BINARY or "etcd",
             *("--name", name),
             *("--data-dir", str(folder / f"{name}.etcd")),
