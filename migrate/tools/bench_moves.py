@@ -107,7 +107,8 @@ async def _measure(
     reports: dict[bool, list[migrate.MoveReport]] = {True: [], False: []}
     extras: dict[bool, list[int]] = {True: [], False: []}
     for move in range(moves):
-        for precopy, cluster in pairs.items():
+        # In both orders: who comes second meets what the first one leaves to be cleaned up.
+        for precopy, cluster in list(pairs.items())[:: -1 if move // 2 % 2 else 1]:
             await refs[precopy].touch()
             peak = _Peak([node.pid for node in cluster.nodes])
             watching = asyncio.create_task(peak.watch())
