@@ -94,6 +94,7 @@ def test_a_given_outcome_wins_over_the_default_of_the_class():
 def test_the_hierarchy_is_the_written_one():
     assert {cls.__name__: cls.__bases__[0].__name__ for cls in ALL} == {
         "MigrateError": "Exception",
+        "WorkerLost": "CallError",
         "UsageError": "MigrateError",
         "NameTaken": "UsageError",
         "NodeNotFound": "UsageError",
