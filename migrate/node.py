@@ -440,6 +440,10 @@ class Node(Peer):
                 return await self._nodes_after(*args)
             case "row_changes":
                 return await self._row_changes(*args)
+            case "rounds":
+                server, *seen = args
+                self._owned(server)
+                return await self._driver.rounds(server, (seen[0], seen[1]), WATCH_S)
             case "failpoints":
                 return self._set_failpoints(*args)
             case _:

@@ -55,6 +55,9 @@ T = TypeVar("T")
 
 log: Final = logging.getLogger("migrate")
 
+ROUNDS_AGAIN_S: Final = 1.0
+"""Wait before an owner that could not tell of a move's rounds is asked again."""
+
 FIND_S: Final = 15.0
 """How long a verb follows a server that is never where the directory says."""
 
@@ -516,21 +519,56 @@ class Peer(abc.ABC):
         server = _server_id(ref)
         row = await self._read(server)
         rev = 0
-        while True:
-            changes, rev = await self._row_changes(server, rev)
-            for now in changes:
-                if now is None:
-                    yield Event("stopped", server, node_name(row.owner), row.epoch, "")
-                    return
-                if now.state is RowState.LOST:
-                    yield Event("lost", server, node_name(now.owner), now.epoch, now.cause)
-                    return
-                if now.generation != row.generation:
-                    node = node_name(now.owner)
-                    yield Event("restored", server, node, now.epoch, now.cause)
-                elif now.owner != row.owner and now.epoch > row.epoch:
-                    yield Event("moved", server, node_name(now.owner), now.epoch, "")
-                row = now
+        seen = ("", 0)
+        rounds: asyncio.Future[Any] | None = None
+        rows: asyncio.Future[Any] = asyncio.ensure_future(self._row_changes(server, rev))
+        try:
+            while True:
+                if rounds is None:
+                    rounds = asyncio.ensure_future(self._rounds(ref, seen))
+                await asyncio.wait((rows, rounds), return_when=asyncio.FIRST_COMPLETED)
+                if rounds.done():
+                    told, rounds = rounds.result(), None
+                    if told is not None:
+                        move, target, before, sizes = told
+                        seen = move, before + len(sizes)
+                        for number, size in enumerate(sizes, before + 1):
+                            cause = f"round {number} sent {size} bytes ahead to {target}"
+                            yield Event("copying", server, node_name(row.owner), row.epoch, cause)
+                if not rows.done():
+                    continue
+                changes, rev = rows.result()
+                rows = asyncio.ensure_future(self._row_changes(server, rev))
+                for now in changes:
+                    if now is None:
+                        yield Event("stopped", server, node_name(row.owner), row.epoch, "")
+                        return
+                    if now.state is RowState.LOST:
+                        yield Event("lost", server, node_name(now.owner), now.epoch, now.cause)
+                        return
+                    if now.generation != row.generation:
+                        node = node_name(now.owner)
+                        yield Event("restored", server, node, now.epoch, now.cause)
+                    elif now.owner != row.owner and now.epoch > row.epoch:
+                        yield Event("moved", server, node_name(now.owner), now.epoch, "")
+                    if now.owner != row.owner and rounds is not None:
+                        rounds.cancel()  # It waits where the server was.
+                        rounds = None
+                    row = now
+        finally:
+            for waiting in (rows, rounds):
+                if waiting is not None and not waiting.cancel() and not waiting.cancelled():
+                    waiting.exception()  # Nobody asks for it any more.
+
+    async def _rounds(self, ref: Any, seen: tuple[str, int]) -> Any:
+        """Wait for rounds of a move of a server; None after a while without any."""
+        try:
+            return await self._at_owner(ref, "rounds", *seen)
+        except MigrateError as error:
+            # What became of the server its row tells.
+            log.debug("rounds of a move are not told: %s", error)
+            await asyncio.sleep(ROUNDS_AGAIN_S)
+            return None
 
     @abc.abstractmethod
     async def _row_changes(self, server: ServerId, rev: int) -> tuple[list[Row | None], int]:

@@ -20,7 +20,7 @@ __all__ = [
     "ServerInfo",
 ]
 
-EventKind: TypeAlias = Literal["moved", "promoted", "restored", "stopped", "lost"]
+EventKind: TypeAlias = Literal["copying", "moved", "promoted", "restored", "stopped", "lost"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,7 +175,8 @@ class Event:
     """Something that happened to a monitored server.
 
     Attributes:
-        kind: "moved": another node owns it. "promoted": a standby took over.
+        kind: "copying": a round of a move's pre-copy has ended; `cause` says how much
+            went where. "moved": another node owns it. "promoted": a standby took over.
             "restored": it came back from a checkpoint. "stopped" and "lost": there
             will be no other event.
         server: Id of the server.

@@ -21,7 +21,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import get_ident
 from typing import Any, Final, Literal, Protocol, cast
@@ -200,6 +200,7 @@ class MoveWatch:
     released_s: float = 0.0
     bytes_sent: int = 0
     rounds: int = 1
+    round_bytes: list[int] = field(default_factory=list)
     error: BaseException | None = None
     copy: Incarnation | None = None
     state: Gathered | None = None
@@ -241,6 +242,7 @@ class Driver:
         )
         self.host = Host(self, options)
         self.precopy = Precopy(self)
+        self._round_waiters: list[asyncio.Future[None]] = []
         # `Port.run`, bound once: it is on the per-message path.
         self.run = self.host.run
         # Only where fail points may be set does a message pay for the steps it passes.
@@ -804,6 +806,50 @@ class Driver:
                 self.send(self.core.moves_in[transfer].source, at)
             case _:
                 pass  # DropCopy: the object goes with its last reference
+
+    def round_ended(self, transfer: TransferId, size_bytes: int) -> None:
+        """A round of pre-copy has ended: tell whoever waits for that."""
+        watch = self._moves.get(transfer)
+        if watch is None:
+            return
+        watch.round_bytes.append(size_bytes)
+        waiting, self._round_waiters = self._round_waiters, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def rounds(
+        self, server: ServerId, seen: tuple[TransferId, int], timeout_s: float
+    ) -> tuple[TransferId, str, int, list[int]] | None:
+        """Wait for rounds of a move from here that have not been seen.
+
+        Args:
+            server: Hosted here.
+            seen: The move of which rounds were seen, and how many of them.
+            timeout_s: How long to wait.
+
+        Returns:
+            The move, its target's name, how many rounds ended before, and bytes of each since;
+            None if none ended in that time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    transfer = self.core.leaving.get(server, "")
+                    watch = self._moves.get(transfer)
+                    before = seen[1] if transfer == seen[0] else 0
+                    if watch is not None and len(watch.round_bytes) > before:
+                        since = watch.round_bytes[before:]
+                        return transfer, node_name(watch.target), before, since
+                    future = self.loop.create_future()
+                    self._round_waiters.append(future)
+                    try:
+                        await future
+                    finally:
+                        with contextlib.suppress(ValueError):
+                            self._round_waiters.remove(future)
+        except TimeoutError:
+            return None
 
     def progress(self, server: ServerId) -> MoveProgress | None:
         """How far a server hosted here is on its way to another node; None if it stays."""

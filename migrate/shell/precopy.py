@@ -117,6 +117,7 @@ class Precopy:
         if ended:
             round_bytes = writer.round_bytes
             log.info("pre-copy of %s: round %d sent %d bytes", inc.id, writer.rounds, round_bytes)
+            self._driver.round_ended(transfer, round_bytes)
         if size <= BULK_BYTES:
             return Copied(b"".join(pieces), ended)
         return Copied(cast(bytes, Gathered(merged(pieces))), ended)

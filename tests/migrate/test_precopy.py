@@ -535,6 +535,38 @@ def test_s44_what_is_left_for_the_quiescent_point_does_not_grow_with_the_state(
     assert max(small, large) < 64 << 10, left
 
 
+def test_a_monitor_is_told_of_each_round_and_then_of_the_move() -> None:
+    async def body() -> None:
+        options = OPTIONS.replace(same_host=False)
+        async with nodes("a", "b", options=options) as (a, b):
+            ref = await a.spawn(Field, 2 << 20)
+            events: list[migrate.Event] = []
+
+            async def watch() -> None:
+                async for event in b.monitor(ref):
+                    events.append(event)
+                    if [event.kind for event in events].count("moved") == 2:
+                        break
+
+            watching = asyncio.create_task(watch())
+            await until(lambda: bool(a._driver._round_waiters))
+            first = await a.migrate(ref, to="b")
+            await until(lambda: bool(b._driver._round_waiters))
+            second = await a.migrate(ref, to="a")
+            await watching
+            assert not [task for task in asyncio.all_tasks() if "rounds" in repr(task)]
+        for report in (first, second):
+            told = [event for event in events if event.cause.endswith(f"to {report.target}")]
+            moved = [event.node for event in events if event.kind == "moved"]
+            assert moved == ["b", "a"]
+            # The last round may be told by the move itself.
+            assert report.rounds - 2 <= len(told) <= report.rounds - 1
+            assert told[0].kind == "copying" and told[0].cause.startswith("round 1 sent 2")
+            assert told[0].node == report.source
+
+    run(body())
+
+
 @pytest.mark.cluster
 def test_s45_a_move_does_not_need_a_second_copy_of_the_state_at_its_source() -> None:
     size = 192 << 20

@@ -100,7 +100,7 @@ async def verbs(node: migrate.Node, ref: migrate.Ref[Counter], path: pathlib.Pat
     reveal_type(await node.stop(ref))  # revealed: None
     async for event in node.monitor(ref):
         reveal_type(event.node)  # revealed: str
-        kind: Literal["moved", "promoted", "restored", "stopped", "lost"] = event.kind
+        kind: Literal["copying", "moved", "promoted", "restored", "stopped", "lost"] = event.kind
         print(kind)
     try:
         await ref.incr()
