@@ -214,6 +214,10 @@ class NodeOptions:
     """Whether links to processes of this host and user go over a Unix-domain socket
     where both sides want it; otherwise over gRPC, as between hosts."""
 
+    share_memory: bool = True
+    """Whether large messages on such a socket go by shared memory, without being
+    copied through it; said of what this node sends."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_number(field, getattr(self, field.name))

@@ -199,7 +199,9 @@ class Peer(abc.ABC):
             await self._links.close()
 
     def _link_options(self) -> LinkOptions:
-        return LinkOptions(same_host=self._options.same_host)
+        return LinkOptions(
+            same_host=self._options.same_host, share_memory=self._options.share_memory
+        )
 
     def _check_new(self) -> None:
         if self._state != "new":

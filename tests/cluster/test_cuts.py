@@ -26,7 +26,12 @@ WAIT_S = 20.0
 
 def options(kind: str) -> migrate.NodeOptions:
     return migrate.NodeOptions(
-        same_host=kind == "unix", repeat_first_s=0.2, repeat_max_s=0.5, move_step_timeout_s=5.0
+        same_host=kind == "unix",
+        share_memory=False,
+        repeat_first_s=0.2,
+        repeat_max_s=0.5,
+        move_step_timeout_s=5.0,
+        precopy_bytes_min=1 << 60,  # so that the state leaves in one piece
     )
 
 
