@@ -185,7 +185,9 @@ class Precopy:
         except Exception as error:
             log.debug("chunk %d of %s failed", chunk.number, transfer, exc_info=error)
             event = DecodeFailed(f"{wire.exception_name(error)}: {error}")
-        self._driver.move_event(transfer, True, event)
+        # Else the move is over, or has begun anew by a Prepare that came late.
+        if self._readers.get(transfer) is reader:
+            self._driver.move_event(transfer, True, event)
 
     def load(self, transfer: TransferId, chunk: Sequence[memoryview]) -> tuple[Any, int]:
         """The object, from the last chunk of its stream, and the bytes that it took in all.

@@ -47,7 +47,7 @@ from migrate.core.events import (
 from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation, Phase, Plan, StateRecord
 from migrate.core.messages import CALL, CAST, OK, Message
-from migrate.core.move import MoveTimes, SourceMove
+from migrate.core.move import MoveTimes, SourceMove, TargetMove
 from migrate.core.node import Core, CoreOptions
 from tests.sim.directory import ANY_REV
 from tests.sim.faults import Crashed
@@ -643,7 +643,8 @@ class SimNode:
             case CopyAhead():
                 self.later(self._work(0, 1_000), self._copy_ahead, transfer)
             case TakeChunk():
-                self.later(self._work(0, 1_000), self._take_chunk, transfer, action)
+                target = self.core.moves_in[transfer]
+                self.later(self._work(0, 1_000), self._take_chunk, target, action)
             case EncodeState():
                 self.later(self._work(0, 3_000), self._freeze, transfer, action)
             case DecodeState():
@@ -729,10 +730,10 @@ class SimNode:
         state = pack(more) + bytes(1_000 >> min(9, move.rounds * 2)) if more else b""
         self._told(transfer, False, Copied(state, self.world.chance(0.6) or not more))
 
-    def _take_chunk(self, transfer: TransferId, action: TakeChunk) -> None:
-        target = self.core.moves_in.get(transfer)
-        if target is None:
-            return
+    def _take_chunk(self, target: TargetMove, action: TakeChunk) -> None:
+        transfer = target.transfer
+        if self.core.moves_in.get(transfer) is not target:
+            return  # Over; it may have begun anew since, by a Prepare that came late.
         if self._fails("take fails", self.world.plan.take_fails, target):
             self._told(transfer, True, DecodeFailed("cannot be installed"))
             return

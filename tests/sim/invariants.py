@@ -69,7 +69,7 @@ GUARANTEES = {
     ),
     2: ("order",),
     3: ("one owner", "epochs rise", "held back", "stale senders"),
-    4: ("source serves", "moves end", "lost"),
+    4: ("source serves", "moves end", "lost", "pre-copy"),
     5: ("timers",),
     6: ("bounded", "storm", "look-ups"),
 }
