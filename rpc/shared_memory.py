@@ -47,6 +47,9 @@ from rpc.frames import Gathered, Memory
 AVAILABLE: Final = sys.platform == "linux" and sys.implementation.name == "cpython"
 """Whether this system has memfd, and this Python tells where a buffer lies."""
 
+NAME: Final = "livemigrate-sealed"
+"""Of the memory, in /proc; what is mapped under it has been sealed (see `serializers.dirty`)."""
+
 SHARED_BYTES_MIN: Final = 64 << 10
 """A message from this size on goes by shared memory where it can. Source: measured, medians of 60
 alternating round trips, shared against inline: 32 KiB 221 and 213 us, 64 KiB 250 and 310, 256 KiB
@@ -71,6 +74,10 @@ INLINE_BYTES_MAX: Final = 16 << 10
 PATCHED_SHARE_MAX: Final = 4
 """A part more than a quarter of which was written is copied as a whole: it would not do so
 next time, and the memory of what it replaces is let go."""
+
+TRAVELS_BYTES_MAX: Final = 1 << 20
+"""Patches that a state may have and still travel by reference, without being sent ahead: copying
+them takes a fraction of a millisecond. They add up from move to move."""
 
 _HEAD: Final = struct.Struct("<QIIIQ")
 _SIZE: Final = struct.Struct("<Q")
@@ -177,7 +184,7 @@ def kept() -> int:
 
 def _write(pieces: Sequence[Buffer]) -> Sealed:
     """New sealed memory that holds the pieces, one after the other."""
-    descriptor = os.memfd_create("livemigrate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     sealed = Sealed(descriptor, sum(map(len, pieces)))
     for start in range(0, len(pieces), _IOV_MAX):
         batch = [memoryview(piece) for piece in pieces[start : start + _IOV_MAX]]
@@ -253,7 +260,7 @@ class Store:
     """
 
     def __init__(self) -> None:
-        descriptor = os.memfd_create("livemigrate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._sealed = Sealed(descriptor, 0)
 
     def write(self, data: Buffer) -> None:
@@ -294,7 +301,8 @@ def travels(part: memoryview) -> bool:
     if place is None:
         return False
     runs = [] if place.pristine else written(place.address, len(part))
-    return runs is not None and sum(length for _, length in runs) * PATCHED_SHARE_MAX <= len(part)
+    most = min(TRAVELS_BYTES_MAX, len(part) // PATCHED_SHARE_MAX)
+    return runs is not None and sum(length for _, length in runs) <= most
 
 
 def settled(message: Gathered) -> Gathered:

@@ -10,8 +10,9 @@ userfaultfd, read and set again ("armed") by one and the same PAGEMAP_SCAN, so t
 between reading and arming. Bytes are copied only after that, so a write is in the copy, or is
 found by the next scan, or both. What the kernel cannot promise is not asked of it:
 
-- Only private anonymous memory is registered. Shared memory is written through other address
-  spaces, and files change beneath private mappings; such regions are hashed. The mappings are
+- Only private anonymous memory is registered, and private mappings of memory that was sealed.
+  Shared memory is written through other address spaces, and other files change beneath private
+  mappings; such regions are hashed. The mappings are
   read after registering: what is mapped anew after that is not registered, and a scan fails there.
 - A scan that fails may have armed pages without saying which: the whole span counts as dirty, and
   its regions are registered again. Large regions are scanned apart, so that one that was mapped
@@ -495,15 +496,21 @@ class _Pages:
 def _mappings() -> Iterator[tuple[int, int, bool]]:
     """Yield the mappings of this process in ascending order: start, end, whether trackable.
 
-    Trackable is private memory with no file behind it.
+    Trackable is private memory with no file behind it, or one that can never change.
     """
     with open("/proc/self/maps", "rb") as maps:
         # At once: the shorter the time over which the kernel is asked, the better.
         lines = maps.read().splitlines()
     for line in lines:
-        bounds, access, _, _, inode = line.split(None, 5)[:5]
+        bounds, access, _, _, inode, *path = line.split(None, 5)
         start, _, end = bounds.partition(b"-")
-        yield int(start, 16), int(end, 16), access.endswith(b"p") and inode == b"0"
+        fixed = inode == b"0" or path == [SEALED_MAPPING]
+        yield int(start, 16), int(end, 16), access.endswith(b"p") and fixed
+
+
+SEALED_MAPPING = b"/memfd:livemigrate-sealed (deleted)"
+"""How /proc names a mapping of memory that `rpc.shared_memory` has sealed against every change, and
+maps only then: what is written to a private mapping of it is all that can change there."""
 
 
 _pages = _Pages()

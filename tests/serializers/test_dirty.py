@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rpc import shared_memory
 from serializers import dirty
 from serializers.dirty import DirtyTracker, Region
 from serializers.errors import TrackingUnavailable
@@ -995,3 +996,31 @@ def test_random_patterns_read_through_a_pipe(engine: Any, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", campaign.BROKEN)
 def test_a_tracker_that_lacks_something_is_found_out(name: str):
     print(f"{name}: {campaign.caught(name)} patterns")
+
+
+@needs_pages
+def test_private_mappings_of_sealed_memory_are_followed_by_pages():
+    size = 3 << 20
+    view = shared_memory.put([bytes(range(256)) * (size // 256)])
+    if view is None:
+        pytest.skip("no sealed memory here")
+    place = shared_memory._Found().where(view)
+    assert place is not None
+    array = np.frombuffer(shared_memory._map(place.sealed, 0, size), dtype="u1")
+    chance = random.Random(3)
+    array[chance.randrange(size)] += 1
+    with DirtyTracker() as tracker:
+        region = tracker.track(array.ctypes.data, size)
+        copy = bytearray(size)
+        for round_ in range(60):
+            ranges = tracker.dirty([region])[0]
+            if round_ == 1:
+                assert ranges == [], "what is only read is not dirty"
+            for offset, count in ranges:
+                copy[offset : offset + count] = tracker.take(region, offset, count) or b""
+            assert copy == array.tobytes()
+            for _ in range(chance.choice((1, 20)) if round_ else 0):
+                at = chance.randrange(size - 9000)
+                array[at : at + chance.choice((1, 9000))] += 1
+        assert not region.hashed
+    assert view.readonly
