@@ -366,20 +366,65 @@ _STATES: Final = bytes(
 def written(address: int, length: int) -> list[tuple[int, int]] | None:
     """Stretches of a private mapping that were written, as (offset, length) in whole pages.
 
-    Source: Documentation/admin-guide/mm/pagemap.rst: bits 61 to 63 of an entry say whether its
-    page is one of a file or shared, swapped out, and present.
+    Source: Documentation/admin-guide/mm/pagemap.rst: a page that is present or swapped out, and is
+    no page of a file, is a private copy. PAGEMAP_SCAN (Linux 6.7) looks for them in the kernel;
+    else they are found in the entries of pagemap, of which bits 61 to 63 say the same.
 
     Returns:
         The stretches in order, clipped to the bytes asked for; None if it cannot be known.
     """
+    try:
+        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        try:
+            return _scanned(descriptor, address, length)
+        except OSError:
+            return _looked_up(descriptor, address, length)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+_SCAN: Final = struct.Struct("12Q")
+_PAGEMAP_SCAN: Final = 0xC0606610
+"""`_IOWR('f', 16, struct pm_scan_arg)`. Source: include/uapi/linux/fs.h."""
+_IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
+_REGIONS_MAX: Final = 1024
+
+
+def _scanned(descriptor: int, address: int, length: int) -> list[tuple[int, int]]:
+    end = -(-(address + length) // _PAGE) * _PAGE
+    at = address // _PAGE * _PAGE
+    regions = (ctypes.c_uint64 * (3 * _REGIONS_MAX))()
+    runs: list[tuple[int, int]] = []
+    while at < end:
+        # Size, flags, start, end, walk end, regions and their number, most pages, inverted, all
+        # of, any of, returned.
+        request = bytearray(
+            _SCAN.pack(
+                *(_SCAN.size, 0, at, end, 0, ctypes.addressof(regions), _REGIONS_MAX, 0),
+                *(_IS_FILE, _IS_FILE, _IS_PRESENT | _IS_SWAPPED, _IS_PRESENT),
+            )
+        )
+        count = fcntl.ioctl(descriptor, _PAGEMAP_SCAN, request)
+        for index in range(count):
+            begin = max(regions[3 * index], address) - address
+            stop = min(regions[3 * index + 1], address + length) - address
+            if runs and sum(runs[-1]) == begin:
+                begin, _ = runs.pop()
+            runs.append((begin, stop - begin))
+        at = _SCAN.unpack(request)[4]
+    return runs
+
+
+def _looked_up(descriptor: int, address: int, length: int) -> list[tuple[int, int]] | None:
     first = address // _PAGE
     count = (address + length - 1) // _PAGE - first + 1
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as file:
-            entries = bytearray(8 * count)
-            if os.preadv(file.fileno(), [entries], 8 * first) != len(entries):
-                return None
-    except OSError:
+    entries = bytearray(8 * count)
+    if os.preadv(descriptor, [entries], 8 * first) != len(entries):
         return None
     states = entries[7::8].translate(_STATES)
     runs: list[tuple[int, int]] = []

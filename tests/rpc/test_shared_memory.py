@@ -552,3 +552,35 @@ def test_memory_outlives_the_process_that_wrote_it_and_the_one_that_read_it() ->
             got.clear()
 
     run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_ways_to_find_what_was_written_agree(seed: int) -> None:
+    chance = random.Random(seed)
+    size = chance.choice((5_000, 70_000, 3 << 20))
+    view = shared_memory.put([bytes(2 << 20), bytes(size)])
+    if view is None:
+        pytest.skip("no sealed memory here")
+    place = shared_memory._Found().where(view)
+    assert place is not None
+    skip = chance.randrange(9_000)
+    mine = shared_memory._map(place.sealed, skip, size)
+    wrote = sorted(chance.randrange(size) for _ in range(chance.choice((0, 1, 40))))
+    for at in wrote:
+        mine[at] = 1
+    sum(mine[::4096])  # What is only read is not written.
+    address = shared_memory._address(mine)
+    descriptor = os.open("/proc/self/pagemap", os.O_RDONLY)
+    try:
+        found = shared_memory._looked_up(descriptor, address, size)
+        assert shared_memory.written(address, size) == found
+        try:
+            assert shared_memory._scanned(descriptor, address, size) == found
+        except OSError:
+            pytest.skip("this kernel has no PAGEMAP_SCAN")
+    finally:
+        os.close(descriptor)
+    assert found is not None
+    for at in wrote:
+        assert any(begin <= at < begin + length for begin, length in found)
+    assert bool(wrote) == bool(found)
