@@ -36,7 +36,6 @@ Only a last chunk has a REST, once, followed by one INLINE or REFER for each of 
 
 from __future__ import annotations
 
-import ctypes
 import io
 import pickle
 import struct
@@ -52,6 +51,7 @@ from .dirty import DirtyTracker, Region
 from .errors import LoadFailed
 from .fingerprints import look_again
 from .parts import CUT_ITEMS_MIN, Change, Cut, Last, Part, Shared, places
+from .resources import address_of
 from .sink import PROTOCOL, Sink
 
 Piece: TypeAlias = bytes | memoryview
@@ -98,33 +98,6 @@ class Memory(Protocol):
     def has_room(self) -> bool: ...
     def store(self) -> Store: ...
     def travels(self, part: memoryview) -> bool: ...
-
-
-class _Buffer(ctypes.Structure):
-    # Source: `Py_buffer` in CPython's Include/pybuffer.h.
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
-
-
-def address_of(view: memoryview) -> int:
-    """Where the memory of a contiguous view begins."""
-    found = _Buffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(found), 0)
-    try:
-        return int(found.buf or 0)
-    finally:
-        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(found))
 
 
 class _RestPickler(auto._AutoPickler):
