@@ -19,7 +19,7 @@ from migrate.shell.directories import DirectoryUnavailable, EtcdDirectory
 from tests.cluster.etcd_servers import EtcdServer, etcd_cluster, etcd_server, needs_etcd
 from tests.cluster.proxy import proxy_to
 from tests.cluster.test_etcd_directory import compact, patient
-from tests.migrate.clusters import QUICK, linked, run
+from tests.migrate.clusters import QUICK, linked, run, until
 from tests.migrate.servers import Counter
 
 pytestmark = [pytest.mark.cluster, needs_etcd]
@@ -81,6 +81,7 @@ async def three_nodes(*addresses: str) -> AsyncIterator[tuple[list[migrate.Node]
             nodes.append(await stack.enter_async_context(node))
         for node in nodes:
             await linked(node, nodes)
+            await knows(node, nodes)
         ref = await nodes[0].spawn(Counter, options=migrate.SpawnOptions(name="hits"))
         calling = Calling(nodes[1], ref)
         try:
@@ -90,6 +91,13 @@ async def three_nodes(*addresses: str) -> AsyncIterator[tuple[list[migrate.Node]
         finally:
             await calling.drop()
         assert await nodes[2].call(ref, Counter.get) == made
+
+
+async def knows(node: migrate.Node, others: list[migrate.Node]) -> None:
+    """Wait until a node has read the rows of all the others; links may be up before that, since
+    whoever comes later calls.
+    """
+    await until(lambda: all(it.id in node._membership.nodes for it in others))
 
 
 async def once_it_is_back(verb: Callable[[], Awaitable[T]]) -> T:
@@ -193,6 +201,7 @@ def test_a_log_that_is_compacted_while_etcd_is_away_is_listed_again(tmp_path: Pa
                 proxy.cut()
                 for node in nodes:
                     await linked(node, [node, late])
+                    await knows(node, [node, late])
             await linked(nodes[0], nodes)
             async with asyncio.timeout(60):
                 while any(late.id in node._membership.nodes for node in nodes):  # noqa: ASYNC110
