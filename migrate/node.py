@@ -284,7 +284,7 @@ class Node(Peer):
         self, node: NodeId, rows: list[tuple[Row, int]]
     ) -> tuple[list[tuple[Row, int]], bool]:
         """See `Watcher`."""
-        return self._driver.core.burials(node, rows)
+        return self._driver.core.burials(node, rows, self._driver.now_ms())
 
     def _address_of(self, node: NodeId) -> str | None:
         row = self._membership.nodes.get(node)

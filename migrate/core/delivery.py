@@ -24,10 +24,15 @@ repeated until it is answered, so a grant that got lost, or came out of order, s
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from migrate.core.clock import SharedClock
 from migrate.core.ids import Epoch, NodeId, ServerId, SessionId, session_born_ms, session_sender
 from migrate.core.messages import CALL, EMPTY
+
+if TYPE_CHECKING:
+    from migrate.core.records import StepRecord
+    from migrate.core.standby import Replica
 
 NEVER = 1 << 62
 """A time or a number that is never reached."""
@@ -53,6 +58,7 @@ class Outgoing:
         "chain",
         "deadline_ms",
         "kind",
+        "leaves",
         "method",
         "payload",
         "run",
@@ -88,6 +94,7 @@ class Outgoing:
         self.sent_epoch: Epoch = 0  # of the server's owner, as it was believed then
         self.admitted = False
         self.withdrawn = 0  # the status it then ends in
+        self.leaves = 0  # once the sender's standbys have acknowledged this number
         self.wait = True  # for room in the mailbox
 
 
@@ -123,6 +130,7 @@ class SendSession:
         "repeat_armed",
         "repeats",
         "route",
+        "safe_low",
         "sender",
         "server",
         "waiting",
@@ -156,6 +164,12 @@ class SendSession:
         self.chained = False
         # An epoch of the generation that its requests are meant for; 0: not yet bound to one.
         self.generation: Epoch = 0
+        # Below it nothing is asked for again, whichever standby of the sender takes over.
+        self.safe_low = 1
+
+    def told_low(self) -> int:
+        """What `acked_below` may say: results that a failover may need again stay awaited."""
+        return self.low if self.sender.gate is None else min(self.low, self.safe_low)
 
     def has_room(self) -> bool:
         """Whether the next number may be given."""
@@ -205,15 +219,20 @@ class SendSession:
 class Sender:
     """One who sends: a node or client on its own account, or a hosted server.
 
-    A `muted` one sends nothing: its copy is frozen, or live and not yet released.
+    A `muted` one sends nothing: its copy is frozen, or live and not yet released. What one with a
+    `gate` sends waits for its standbys.
     """
 
-    __slots__ = ("chained", "epoch", "id", "met", "muted", "sessions")
+    __slots__ = ("chained", "epoch", "gate", "id", "met", "muted", "replays", "sessions")
 
     def __init__(self, id: str, epoch: Epoch = 0) -> None:
         self.id = id
         self.epoch = epoch
         self.muted = False
+        self.gate: Replica | None = None
+        # After a failover: requests that were made before it in the middle of a run, by the message
+        # (session, number) that was handled. Its handler has to make them again.
+        self.replays: dict[tuple[SessionId, int], deque[StepRecord]] | None = None
         # Servers it had a session with that is over: an epoch of the generation it met. If the
         # server has gone back in time since, this sender has yet to be told.
         self.met: dict[ServerId, Epoch] = {}
@@ -247,6 +266,7 @@ class Entry:
         "args",
         "chain",
         "deadline_ms",
+        "diverged",
         "kind",
         "method",
         "payload",
@@ -254,6 +274,7 @@ class Entry:
         "seq",
         "session",
         "trace",
+        "waits",
     )
 
     def __init__(
@@ -278,6 +299,12 @@ class Entry:
         self.deadline_ms = deadline_ms
         self.trace = trace
         self.run = 0  # the number of its run, once it has begun
+        self.diverged = False  # after a failover it did not make the requests that it had made
+        self.waits = False  # its handler may make requests and wait for them; of a gated server
+
+    def key(self) -> tuple[SessionId, int]:
+        """What tells the message from others, also after a failover."""
+        return (self.session.id, self.seq) if self.session is not None else ("", self.seq)
 
 
 class ReceiveSession:

@@ -9,7 +9,9 @@ its own transfer id in the row means success.
     ACTIVE(e, A) --commit--> COMMITTED(e+1, B, t) --confirm--> ACTIVE(e+1, B, t)
                                     |
                                     +--reclaim--> ACTIVE(e+2, A, t')
-    any(e, X), X seen dead --bury--> LOST(e+1, X)
+    ACTIVE(e, A, standbys) --configure--> ACTIVE(e+1, A, other standbys)
+    any(e, A, standbys B...), A suspected --promote--> ACTIVE(e+1, B, standbys without B)
+    any(e, X), X seen dead, no standby left --bury--> LOST(e+1, X)
     LOST(e, X) or no row --restore--> ACTIVE(e', Y), a new generation
     ACTIVE(e, A) --replace--> ACTIVE(e+1, A), a new generation
 
@@ -45,6 +47,13 @@ class RowState(enum.IntEnum):
     LOST = 2
 
 
+class Mode(enum.IntEnum):
+    """When what a server lets out leaves: see `core/standby.py`."""
+
+    SYNC = 0  # once every standby has acknowledged what it depends on
+    ASYNC = 1  # at once
+
+
 class Rollback(Struct, frozen=True, array_like=True):
     """The server went back in time: at epoch `generation` it became what it was at `then_s`.
 
@@ -65,7 +74,8 @@ class Row(Struct, frozen=True, array_like=True):
 
     `methods` lets a ref be made for a class that cannot be imported. `previous` is the source
     of a COMMITTED row, which still holds a frozen copy: such a row is not buried while that
-    node lives.
+    node lives. `standbys` are the configuration: any of them has all that was ever let out, so each
+    may take over (`mode` ASYNC: but for the last of it). `journal` is the one that has it too.
     """
 
     server: ServerId
@@ -82,6 +92,8 @@ class Row(Struct, frozen=True, array_like=True):
     cause: str = ""
     previous: NodeId = ""
     rollbacks: tuple[Rollback, ...] = ()
+    mode: Mode = Mode.SYNC
+    journal: str = ""
 
 
 def committed(row: Row, target: NodeId, transfer: TransferId, version: int) -> Row:
@@ -111,6 +123,74 @@ def reclaimed(row: Row, source: NodeId, transfer: TransferId, version: int) -> R
         transfer=transfer,
         version=version,
     )
+
+
+def configured(
+    row: Row, standbys: tuple[NodeId, ...], mode: Mode, journal: str, transfer: TransferId
+) -> Row:
+    """The row after its owner changed who stands by."""
+    return structs.replace(
+        row,
+        epoch=row.epoch + 1,
+        standbys=standbys,
+        mode=mode,
+        journal=journal,
+        state=RowState.ACTIVE,
+        transfer=transfer,
+    )
+
+
+def promoted(
+    row: Row,
+    node: NodeId,
+    transfer: TransferId,
+    version: int,
+    then_s: float,
+    now_s: float,
+) -> Row:
+    """The row after a standby has taken over from an owner that is dead, or suspected.
+
+    Args:
+        row: As it was read.
+        node: The standby.
+        transfer: Nonce of this change.
+        version: State version of the class at `node`.
+        then_s: Of a standby in mode ASYNC, when the last of what it has was made; what its owner
+            let out after that is gone, so a new generation begins. In seconds since 1970.
+        now_s: Now, in seconds since 1970.
+    """
+    epoch = row.epoch + 1
+    after = structs.replace(
+        row,
+        epoch=epoch,
+        owner=node,
+        state=RowState.ACTIVE,
+        transfer=transfer,
+        version=version,
+        standbys=tuple(standby for standby in row.standbys if standby != node),
+        previous="",
+        journal="",
+    )
+    if row.mode is not Mode.ASYNC:
+        return after
+    kept = _kept(row.rollbacks, Rollback(epoch, then_s, now_s))
+    return structs.replace(after, generation=epoch, rollbacks=kept)
+
+
+def without_standby(row: Row, standby: NodeId, transfer: TransferId) -> Row:
+    """The row of a dead owner after a standby said that it cannot take over."""
+    left = tuple(node for node in row.standbys if node != standby)
+    return structs.replace(row, epoch=row.epoch + 1, standbys=left, transfer=transfer)
+
+
+def _kept(earlier: tuple[Rollback, ...], last: Rollback) -> tuple[Rollback, ...]:
+    # What goes further back than an earlier one says all that one said.
+    kept = [rollback for rollback in earlier if rollback.then_s < last.then_s]
+    kept.append(last)
+    if len(kept) > ROLLBACKS_MAX:
+        first, second = kept[:2]
+        kept[:2] = [Rollback(second.generation, first.then_s, second.now_s)]
+    return tuple(kept)
 
 
 def buried(row: Row, cause: str) -> Row:
@@ -151,12 +231,6 @@ def restored(
     before = known.epoch if known is not None else rev_max
     epoch = max(before, checkpoint.epoch) + 1
     earlier = known.rollbacks if known is not None else checkpoint.rollbacks
-    # What goes further back than an earlier one says all that one said.
-    kept = [rollback for rollback in earlier if rollback.then_s < then_s]
-    kept.append(Rollback(epoch, then_s, now_s))
-    if len(kept) > ROLLBACKS_MAX:
-        first, second = kept[:2]
-        kept[:2] = [Rollback(second.generation, first.then_s, second.now_s)]
     return Row(
         server=checkpoint.server,
         epoch=epoch,
@@ -169,7 +243,7 @@ def restored(
         methods=methods,
         generation=epoch,
         cause=cause,
-        rollbacks=tuple(kept),
+        rollbacks=_kept(earlier, Rollback(epoch, then_s, now_s)),
     )
 
 

@@ -1,16 +1,13 @@
-"""One copy of a server, and what of it travels besides the user's object.
-
-The record that travels is made of plain values; the object itself, and arguments that are
-still live objects, are turned into bytes by the shell.
+"""One copy of a server, and how what travels of it besides the user's object (`records`) is taken
+down and built again.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable
-
-from msgspec import Struct
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
 from migrate.core.delivery import (
     QUIESCE,
@@ -24,8 +21,27 @@ from migrate.core.delivery import (
 )
 from migrate.core.directory import Row
 from migrate.core.ids import NodeId, ServerId, SessionId, session_sender
-from migrate.core.messages import CALL, CAST, Envelope, Message
+from migrate.core.messages import CALL, CAST, EMPTY, Envelope, Message
+from migrate.core.records import (
+    CheckpointRecord,
+    CutRecord,
+    DroppedRecord,
+    EntryRecord,
+    OutgoingRecord,
+    PlanRecord,
+    SendRecord,
+    SessionRecord,
+    StateRecord,
+    StepRecord,
+    TimerRecord,
+    Wanted,
+)
 from migrate.errors import PeerError
+
+if TYPE_CHECKING:
+    from migrate.core.standby import Replica
+
+Replays: TypeAlias = "dict[tuple[SessionId, int], deque[StepRecord]]"
 
 _WINDOW_MAX = 1 << 16
 """What `NodeOptions.window` may be at most."""
@@ -86,6 +102,7 @@ class Incarnation:
         "background",
         "early",
         "forwarding_to",
+        "gated",
         "held",
         "holding",
         "host",
@@ -100,6 +117,7 @@ class Incarnation:
         "records",
         "reentrant",
         "removal",
+        "replica",
         "rev",
         "row",
         "run_no",
@@ -109,6 +127,7 @@ class Incarnation:
         "starting",
         "starved",
         "timers",
+        "wanted",
     )
 
     def __init__(self, row: Row, rev: int, limit: int, reentrant: bool, host: object) -> None:
@@ -134,6 +153,10 @@ class Incarnation:
         self.removal = Removal.NONE
         self.starved: dict[SessionId, ReceiveSession] = {}
         self.pump_due = False
+        self.wanted = Wanted()
+        # Its standbys; while `gated`, what would be seen waits for them.
+        self.replica: Replica | None = None
+        self.gated = False
         # Target before its release: what would be seen waits here.
         self.holding = False
         self.held: list[tuple[NodeId, Message]] = []
@@ -146,114 +169,6 @@ class Incarnation:
         return not self.running and self.background == 0 and not self.starting
 
 
-class EntryRecord(Struct, array_like=True):
-    """An `Entry` as it travels; `left_ms` is the time it has left (-1: no limit)."""
-
-    session: SessionId
-    seq: int
-    kind: int
-    method: str
-    payload: bytes
-    chain: tuple[str, ...]
-    left_ms: int
-    trace: str
-
-
-class SessionRecord(Struct, array_like=True):
-    """A `ReceiveSession` as it travels."""
-
-    id: SessionId
-    reply_to: NodeId
-    expected: int
-    acked_below: int
-    silent_ms: int
-    sender_epoch: int
-    records: dict[int, tuple[int, bytes]]
-    early: list[EntryRecord]
-    ended: bool = False
-
-
-class OutgoingRecord(Struct, array_like=True):
-    """An unsettled `Outgoing` of the server's own; `seq` 0: not yet numbered."""
-
-    seq: int
-    kind: int
-    method: str
-    payload: bytes
-    chain: tuple[str, ...]
-    left_ms: int
-
-
-class SendRecord(Struct, array_like=True):
-    """A `SendSession` as it travels."""
-
-    id: SessionId
-    server: str
-    next_seq: int
-    node: NodeId
-    epoch: int
-    outgoing: list[OutgoingRecord]
-    generation: int = 0
-
-
-class TimerRecord(Struct, array_like=True):
-    """A `TimerState` as it travels: the remaining time."""
-
-    method: str
-    period_ms: int
-    left_ms: int
-    queued: bool
-
-
-class PlanRecord(Struct, array_like=True):
-    """A `Plan` as it travels: the remaining time."""
-
-    url: str
-    every_ms: int
-    keep: int
-    left_ms: int
-
-
-class StateRecord(Struct, array_like=True):
-    """Everything of a server that travels, but for the user's object."""
-
-    limit: int
-    reentrant: bool
-    run_no: int
-    mailbox: list[EntryRecord]
-    sessions: list[SessionRecord]
-    sending: list[SendRecord]
-    timers: list[TimerRecord]
-    plans: list[PlanRecord] = []
-    met: dict[str, int] = {}
-
-
-class DroppedRecord(Struct, array_like=True):
-    """A request of the server's own that nobody had acknowledged when a checkpoint was taken."""
-
-    server: str
-    kind: int
-    method: str
-
-
-class CheckpointRecord(Struct, array_like=True):
-    """What a checkpoint holds of a server, but for the user's object.
-
-    Sessions and completion records belong to a generation that is over when the checkpoint is
-    read, so they are not in it. Of the mailbox there are the casts, because each was
-    acknowledged, and the server's own timers. The calls are not: none of them was answered, and
-    whoever was answered later is told of the roll-back. So a sender has one rule: what was
-    acknowledged before the checkpoint holds, what was acknowledged after it does not.
-    """
-
-    run_no: int
-    mailbox: list[EntryRecord]
-    timers: list[TimerRecord]
-    plans: list[PlanRecord]
-    met: dict[str, int]
-    dropped: list[DroppedRecord]
-
-
 def _left(deadline_ms: int, now_ms: int) -> int:
     return -1 if deadline_ms == 0 else max(0, deadline_ms - now_ms)
 
@@ -262,7 +177,8 @@ def _deadline(left_ms: int, now_ms: int) -> int:
     return 0 if left_ms < 0 else now_ms + left_ms
 
 
-def _entry_record(entry: Entry, pack: Callable[[object], bytes], now_ms: int) -> EntryRecord:
+def entry_record(entry: Entry, pack: Callable[[object], bytes], now_ms: int) -> EntryRecord:
+    """A message of a mailbox as it travels."""
     payload = entry.payload if entry.payload is not None else pack(entry.args)
     return EntryRecord(
         entry.session.id if entry.session is not None else "",
@@ -301,6 +217,49 @@ def _take_plans(inc: Incarnation, records: list[PlanRecord], now_ms: int) -> Non
         inc.plans[p.url] = Plan(p.url, p.every_ms, p.keep, now_ms + p.left_ms)
 
 
+def _session_record(
+    session: ReceiveSession,
+    expected: int,
+    records: dict[int, Record],
+    early: Iterable[Entry],
+    pack: Callable[[object], bytes],
+    now_ms: int,
+) -> SessionRecord:
+    return SessionRecord(
+        session.id,
+        session.reply_to,
+        expected,
+        session.acked_below,
+        now_ms - session.heard_ms,
+        session.sender_epoch,
+        {seq: (record.status, record.payload) for seq, record in records.items()},
+        [entry_record(entry, pack, now_ms) for entry in early],
+        session.ended,
+    )
+
+
+def _send_record(session: SendSession, pack: Callable[[object], bytes], now_ms: int) -> SendRecord:
+    return SendRecord(
+        session.id,
+        session.server,
+        session.next_seq,
+        session.route.node or "",
+        session.route.epoch,
+        [
+            OutgoingRecord(
+                out.seq,
+                out.kind,
+                out.method,
+                out.payload if out.payload is not None else pack(out.args),
+                out.chain,
+                _left(out.deadline_ms, now_ms),
+            )
+            for out in [*session.outstanding.values(), *session.waiting]
+        ],
+        session.generation,
+    )
+
+
 def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> StateRecord:
     """Take down everything that travels with the server.
 
@@ -309,50 +268,242 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
         pack: Turns live arguments into bytes; may raise what it likes, nothing is lost.
         now_ms: Remaining times count from here.
     """
-
-    def outgoing_record(out: Outgoing) -> OutgoingRecord:
-        payload = out.payload if out.payload is not None else pack(out.args)
-        left = _left(out.deadline_ms, now_ms)
-        return OutgoingRecord(out.seq, out.kind, out.method, payload, out.chain, left)
-
     return StateRecord(
         limit=inc.limit,
         reentrant=inc.reentrant,
         run_no=inc.run_no,
         mailbox=[
-            _entry_record(entry, pack, now_ms) for entry in inc.mailbox if entry.kind != QUIESCE
+            entry_record(entry, pack, now_ms) for entry in inc.mailbox if entry.kind != QUIESCE
         ],
         sessions=[
-            SessionRecord(
-                session.id,
-                session.reply_to,
-                session.expected,
-                session.acked_below,
-                now_ms - session.heard_ms,
-                session.sender_epoch,
-                {seq: (record.status, record.payload) for seq, record in session.records.items()},
-                [_entry_record(entry, pack, now_ms) for entry in session.early.values()],
-                session.ended,
-            )
-            for session in inc.sessions.values()
+            _session_record(it, it.expected, it.records, it.early.values(), pack, now_ms)
+            for it in inc.sessions.values()
         ],
         sending=[
-            SendRecord(
-                session.id,
-                session.server,
-                session.next_seq,
-                session.route.node or "",
-                session.route.epoch,
-                [outgoing_record(out) for out in session.outstanding.values()]
-                + [outgoing_record(out) for out in session.waiting],
-                session.generation,
-            )
+            _send_record(session, pack, now_ms)
             for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]
         ],
         timers=_timer_records(inc, now_ms),
         plans=_plan_records(inc, now_ms),
         met=dict(inc.sender.met),
+        wanted=inc.wanted,
     )
+
+
+class Changes:
+    """What of a server changed since the last cut, besides its object."""
+
+    __slots__ = ("casts", "ended", "records", "sending", "sending_ended", "sessions")
+
+    def __init__(self) -> None:
+        self.sessions: dict[SessionId, ReceiveSession] = {}
+        self.ended: dict[SessionId, None] = {}
+        self.records: list[tuple[ReceiveSession, int]] = []  # results that are new
+        self.casts: list[Entry] = []  # admitted
+        self.sending: dict[SessionId, SendSession] = {}
+        self.sending_ended: dict[SessionId, None] = {}
+
+    def is_empty(self) -> bool:
+        """Whether a cut would say nothing new of the server but for its object."""
+        return not (self.sessions or self.ended or self.sending or self.sending_ended)
+
+
+def cut(
+    inc: Incarnation, changes: Changes | None, pack: Callable[[object], bytes], now_ms: int
+) -> CutRecord:
+    """Take down what a standby needs of a server at a quiescent point; it is not changed.
+
+    Args:
+        inc: Its copy.
+        changes: Since the last cut; None: everything.
+        pack: Turns live arguments into bytes.
+        now_ms: Remaining times count from here.
+    """
+    untaken: dict[SessionId, int] = {}
+    casts: dict[SessionId, list[Entry]] = {}
+    for entry in inc.mailbox:
+        session = entry.session
+        if session is None:
+            continue
+        untaken.setdefault(session.id, entry.seq)
+        if changes is None and entry.kind == CAST:
+            casts.setdefault(session.id, []).append(entry)
+    records: dict[SessionId, dict[int, Record]] = {}
+    if changes is None:
+        sessions = inc.sessions
+        sending = {**{it.id: it for it in inc.sender.sessions.values()}, **inc.sender.chained}
+    else:
+        sessions, sending = changes.sessions, changes.sending
+        for entry in changes.casts:
+            session = entry.session
+            assert session is not None
+            if entry.seq >= untaken.get(session.id, session.expected):
+                casts.setdefault(session.id, []).append(entry)
+        for session, seq in changes.records:
+            record = session.records.get(seq)
+            if record is not None:
+                records.setdefault(session.id, {})[seq] = record
+    return CutRecord(
+        limit=inc.limit,
+        reentrant=inc.reentrant,
+        run_no=inc.run_no,
+        sessions=[
+            _session_record(
+                session,
+                untaken.get(session.id, session.expected),
+                session.records if changes is None else records.get(session.id, {}),
+                casts.get(session.id, ()),
+                pack,
+                now_ms,
+            )
+            for session in sessions.values()
+        ],
+        sending=[_send_record(session, pack, now_ms) for session in sending.values()],
+        timers=_timer_records(inc, now_ms),
+        plans=_plan_records(inc, now_ms),
+        met=dict(inc.sender.met),
+        wanted=inc.wanted,
+        ended=[] if changes is None else list(changes.ended),
+        sending_ended=[] if changes is None else list(changes.sending_ended),
+    )
+
+
+class Image:
+    """What a standby knows of a server besides its object: the cuts and steps so far."""
+
+    __slots__ = ("kept_ms", "last", "sending", "sessions", "steps")
+
+    def __init__(self) -> None:
+        self.last: CutRecord | None = None
+        self.kept_ms = 0
+        self.sessions: dict[SessionId, SessionRecord] = {}
+        self.sending: dict[SessionId, SendRecord] = {}
+        self.steps: list[StepRecord] = []
+
+    def take(self, record: CutRecord, whole: bool, now_ms: int) -> None:
+        """Go on to the next cut."""
+        if whole:
+            self.sessions.clear()
+            self.sending.clear()
+        for sid in record.ended:
+            self.sessions.pop(sid, None)
+        for session in record.sessions:
+            known = self.sessions.get(session.id)
+            if known is not None:
+                session.records = {
+                    seq: result
+                    for seq, result in {**known.records, **session.records}.items()
+                    if seq >= session.acked_below
+                }
+                session.early = [
+                    item for item in known.early if item.seq >= session.expected
+                ] + session.early
+            self.sessions[session.id] = session
+        for sid in record.sending_ended:
+            self.sending.pop(sid, None)
+        for sending in record.sending:
+            self.sending[sending.id] = sending
+        self.last = record
+        self.kept_ms = now_ms
+        self.steps.clear()
+
+    def state(self, server: ServerId, now_ms: int) -> tuple[StateRecord, Replays]:
+        """What `restore` builds the server from, and what its handlers have to repeat.
+
+        What was being handled in the middle of a run comes first in the mailbox.
+        """
+        last = self.last
+        assert last is not None
+        gone_ms = max(0, now_ms - self.kept_ms)
+        replays: Replays = {}
+        first: list[EntryRecord] = []
+        sending = dict(self.sending)
+        for step in self.steps:
+            self._take_step(step, sending, replays, first)
+        begun = {(item.session, item.seq) for item in first}
+        mailbox = list(first)
+        sessions: list[SessionRecord] = []
+        for session in self.sessions.values():
+            early = {item.seq: item for item in session.early}
+            expected = session.expected
+            while True:
+                if (session.id, expected) in begun:
+                    early.pop(expected, None)
+                elif expected in early:
+                    mailbox.append(early.pop(expected))
+                elif expected not in session.records:
+                    break
+                expected += 1
+            sessions.append(
+                SessionRecord(
+                    session.id,
+                    session.reply_to,
+                    expected,
+                    session.acked_below,
+                    session.silent_ms + gone_ms,
+                    session.sender_epoch,
+                    session.records,
+                    list(early.values()),
+                    session.ended,
+                )
+            )
+        timers = [
+            TimerRecord(
+                t.method, t.period_ms, 0 if t.queued else max(0, t.left_ms - gone_ms), False
+            )
+            for t in last.timers
+        ]
+        plans = [
+            PlanRecord(p.url, p.every_ms, p.keep, max(0, p.left_ms - gone_ms)) for p in last.plans
+        ]
+        record = StateRecord(
+            limit=last.limit,
+            reentrant=last.reentrant,
+            run_no=last.run_no,
+            mailbox=mailbox,
+            sessions=sessions,
+            sending=list(sending.values()),
+            timers=timers,
+            plans=plans,
+            met=last.met,
+            wanted=last.wanted,
+        )
+        return record, replays
+
+    @staticmethod
+    def _take_step(
+        step: StepRecord,
+        sending: dict[SessionId, SendRecord],
+        replays: Replays,
+        first: list[EntryRecord],
+    ) -> None:
+        known = sending.get(step.session)
+        if known is None:
+            known = SendRecord(
+                step.session, step.server, 1, step.node, step.epoch, [], step.generation
+            )
+            known.next_seq = step.seq
+        item = step.entry
+        if not item.method:
+            # Nobody makes it again: its number goes as an empty one.
+            method = "call" if step.kind == CALL else "cast"
+            out = OutgoingRecord(step.seq, EMPTY, method, b"", (), -1)
+            known = SendRecord(
+                known.id,
+                known.server,
+                max(known.next_seq, step.seq + 1),
+                known.node,
+                known.epoch,
+                [*known.outgoing, out],
+                known.generation,
+            )
+        else:
+            key = (item.session, item.seq)
+            if key not in replays:
+                replays[key] = deque()
+                first.append(item)
+            replays[key].append(step)
+        sending[step.session] = known
 
 
 def _entry(inc: Incarnation, item: EntryRecord, now_ms: int) -> Entry:
@@ -373,8 +524,9 @@ def _entry(inc: Incarnation, item: EntryRecord, now_ms: int) -> Entry:
     )
 
 
-def contradiction(record: StateRecord, server: ServerId) -> str:
-    """What in a record no node writes; "" if it could be one that `export` made.
+def contradiction(record: StateRecord, server: ServerId, *, failover: bool = False) -> str:
+    """What in a record no node writes; "" if it could be one that `export` made, or (`failover`) an
+    `Image`.
 
     A copy keeps counters of what the record holds, and adds to its numbers. This is what they
     rest on; whatever else a peer makes up concerns only the server that it gives away.
@@ -386,7 +538,8 @@ def contradiction(record: StateRecord, server: ServerId) -> str:
         early = [item.seq for item in s.early]
         if s.id in sessions or not 1 <= s.acked_below <= s.expected < _NUMBER_MAX:
             return f"session {s.id!r} is there twice, or its numbers cannot be"
-        if not all(s.acked_below <= seq < s.expected for seq in s.records):
+        limit = _NUMBER_MAX if failover else s.expected
+        if not all(s.acked_below <= seq < limit for seq in s.records):
             return f"session {s.id!r} has results of requests that it has not taken, or has freed"
         if len(set(early)) != len(early) or not all(
             s.expected < item.seq < _NUMBER_MAX and item.session == s.id for item in s.early
@@ -438,6 +591,8 @@ def restore(
     route_of: Callable[[str, NodeId, int], Route],
     window: int,
     now_ms: int,
+    *,
+    failover: bool = False,
 ) -> Incarnation:
     """Build the copy that `record` describes; it is FROZEN and holds back what it would send.
 
@@ -450,11 +605,13 @@ def restore(
         route_of: Gives the core's shared route to a server, created with the hint.
         window: This node's sending window.
         now_ms: Remaining times count from here.
+        failover: The record is an `Image`'s: results may be there of requests that come after one
+            that no handler has taken.
 
     Raises:
         PeerError: The record contradicts itself.
     """
-    wrong = contradiction(record, row.server)
+    wrong = contradiction(record, row.server, failover=failover)
     if wrong:
         raise PeerError(f"the state contradicts itself: {wrong}", server=row.server)
     inc = Incarnation(row, rev, record.limit, record.reentrant, host)
@@ -486,6 +643,7 @@ def restore(
     _take_timers(inc, record.timers, now_ms)
     _take_plans(inc, record.plans, now_ms)
     inc.sender.met = dict(record.met)
+    inc.wanted = record.wanted or Wanted()
     for r in record.sending:
         route = route_of(r.server, r.node, r.epoch)
         sending = SendSession(r.id, r.server, inc.sender, route, window, now_ms)
@@ -519,7 +677,7 @@ def checkpoint(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -
     """
     return CheckpointRecord(
         run_no=inc.run_no,
-        mailbox=[_entry_record(entry, pack, now_ms) for entry in inc.mailbox if entry.kind == CAST],
+        mailbox=[entry_record(entry, pack, now_ms) for entry in inc.mailbox if entry.kind == CAST],
         timers=_timer_records(inc, now_ms),
         plans=_plan_records(inc, now_ms),
         met=_generations(inc.sender),

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from migrate.core.directory import EPOCH_MAX, Row
 from migrate.core.ids import NodeId, ServerId, SessionId, TransferId
+from migrate.core.records import CutRecord, StepRecord
 
 # Kinds of an envelope.
 CALL = 0
@@ -96,11 +97,15 @@ class Acked(Struct, array_like=True, tag=4, gc=False):
 
 
 class Moved(Struct, array_like=True, tag=5, gc=False):
-    """The server is at `node` since `epoch`; receivers keep only the highest epoch."""
+    """The server is at `node` since `epoch`; receivers keep only the highest epoch.
+
+    `failover`: its former owner is gone, with what was sent to it.
+    """
 
     server: ServerId
     node: NodeId
     epoch: int
+    failover: bool = False
 
 
 class NotHere(Struct, array_like=True, tag=6, gc=False):
@@ -283,6 +288,83 @@ class Answer(Struct, array_like=True, tag=51, gc=False):
     payload: bytes
 
 
+class Follow(Struct, array_like=True, tag=60, gc=False):
+    """Owner to standby: keep a copy of this server, by the stream of this name."""
+
+    stream: TransferId
+    server: ServerId
+    epoch: Annotated[int, Meta(ge=0, lt=EPOCH_MAX)]
+    cls: str
+    version: int
+    by_value: bool
+    python: str
+    name: str = ""
+
+
+class Following(Struct, array_like=True, tag=61, gc=False):
+    """Standby to owner: it can be had here; send."""
+
+    stream: TransferId
+
+
+class FollowRefused(Struct, array_like=True, tag=62, gc=False):
+    """Standby to owner: no; `reason` is for the user."""
+
+    stream: TransferId
+    reason: str
+
+
+class Cut(Struct, array_like=True, tag=63, gc=False):
+    """Owner to standby: the state at a quiescent point, whole or what changed since the last one.
+
+    The object is in `state`, opaque here. `number` counts cuts and steps of the owner together.
+    """
+
+    stream: TransferId
+    server: ServerId
+    epoch: Annotated[int, Meta(ge=0, lt=EPOCH_MAX)]
+    number: int
+    whole: bool
+    record: CutRecord
+    state: bytes
+
+
+class Step(Struct, array_like=True, tag=64, gc=False):
+    """Owner to standby: a handler is about to make this request, in the middle of its run."""
+
+    stream: TransferId
+    server: ServerId
+    epoch: Annotated[int, Meta(ge=0, lt=EPOCH_MAX)]
+    number: int
+    step: StepRecord
+
+
+class Kept(Struct, array_like=True, tag=65, gc=False):
+    """Standby to owner: it has all cuts and steps up to `number`."""
+
+    stream: TransferId
+    epoch: int
+    number: int
+
+
+class KeepRefused(Struct, array_like=True, tag=66, gc=False):
+    """Standby to owner: it takes nothing below `epoch`; 0: it has nothing of this stream (now)."""
+
+    stream: TransferId
+    epoch: int
+    reason: str
+
+
+class Unfollow(Struct, array_like=True, tag=67, gc=False):
+    """Owner to standby: it stands by no more."""
+
+    stream: TransferId
+    server: ServerId
+
+
+StandbyMessage: TypeAlias = (
+    Follow | Following | FollowRefused | Cut | Step | Kept | KeepRefused | Unfollow
+)
 MoveMessage: TypeAlias = (
     Prepare
     | Prepared
@@ -308,6 +390,7 @@ Message: TypeAlias = (
     | NotHere
     | WaitProbe
     | MoveMessage
+    | StandbyMessage
     | ReleasedAt
     | Load
     | ClockTold

@@ -82,12 +82,10 @@ from migrate.core.ids import (
     session_sender,
 )
 from migrate.core.incarnation import (
-    CheckpointRecord,
     Incarnation,
     Phase,
     Plan,
     Removal,
-    StateRecord,
     TimerState,
     checkpoint,
     export,
@@ -99,6 +97,7 @@ from migrate.core.messages import (
     CAST,
     CLOSED,
     CYCLE,
+    DIVERGED,
     EMPTY,
     EXPIRED,
     FORGOTTEN,
@@ -113,7 +112,15 @@ from migrate.core.messages import (
     TIMED_OUT,
     WITHDRAWN,
     Acked,
+    Chunk,
+    ChunkTaken,
+    Cut,
     Envelope,
+    Follow,
+    Following,
+    FollowRefused,
+    KeepRefused,
+    Kept,
     Message,
     Moved,
     MoveMessage,
@@ -121,6 +128,8 @@ from migrate.core.messages import (
     Prepare,
     Receipt,
     Reply,
+    Step,
+    Unfollow,
     WaitProbe,
 )
 from migrate.core.move import (
@@ -132,6 +141,8 @@ from migrate.core.move import (
     TargetPhase,
     answer_unknown,
 )
+from migrate.core.records import CheckpointRecord, StateRecord, StepRecord
+from migrate.core.standby import StandbyPort, Standbys, StandbyTimes
 from migrate.core.timers import Timers
 
 PUMP_MAX = 512
@@ -171,9 +182,10 @@ class CoreOptions:
     moves_max: int = 64
     moves_in_max: int = 256
     move: MoveTimes = field(default_factory=MoveTimes)
+    standby: StandbyTimes = field(default_factory=StandbyTimes)
 
 
-class Port(Protocol):
+class Port(StandbyPort, Protocol):
     """What a core acts through. Every method returns at once; none calls the core back."""
 
     def send(self, node: NodeId, message: Message) -> None:
@@ -264,6 +276,7 @@ class Core:
         self.timers = Timers()
         self.waits: dict[str, dict[Outgoing, SendSession]] = {}
         self._queue: deque[SourceMove] = deque()
+        self.delayed: dict[ServerId, SourceMove] = {}  # until the row names its standbys
         self._knocking: dict[ServerId, list[Envelope]] = {}
         self._idle: dict[SessionId, SendSession] = {}
         self._receipts: dict[SessionId, tuple[Incarnation, ReceiveSession]] = {}
@@ -273,21 +286,27 @@ class Core:
         self._pumping: Incarnation | None = None
         # Called after each message of a move: a server stands still until it has arrived.
         self.hurry: Callable[[], None] = _no_hurry
+        self.standbys = Standbys(self, port, options.standby)
         self.marks = True  # whether `Port.perform` wants to hear of each step of a move
         self.crowded = False  # the loop needs a turn: hand out nothing on this stack
         self._wake_ms = NEVER
-        self._set_timer(("sweep",), now_ms + self._sweep_ms())
+        self.set_timer(("sweep",), now_ms + self._sweep_ms())
 
     # ------------------------------------------------------------------ time
 
     def _sweep_ms(self) -> int:
         return max(1_000, self.options.session_expiry_ms // 10)
 
-    def _set_timer(self, key: tuple[str, ...], due_ms: int) -> None:
+    def set_timer(self, key: tuple[str, ...], due_ms: int) -> None:
+        """Have `_fire` called with a key at that time; it replaces what the key was set to."""
         self.timers.set(key, due_ms)
         if due_ms < self._wake_ms:
             self._wake_ms = due_ms
             self.port.wake_at(due_ms)
+
+    def cancel_timer(self, key: tuple[str, ...]) -> None:
+        """Forget a timer; nothing happens if it is not set."""
+        self.timers.cancel(key)
 
     def tick(self, now_ms: int) -> None:
         """Do what is due."""
@@ -297,7 +316,7 @@ class Core:
             if key is None:
                 break
             self._fire(key, now_ms)  # type: ignore[arg-type]
-        self._flush(now_ms)
+        self.flush(now_ms)
         due = self.timers.next_ms()
         if due is not None and due < self._wake_ms:
             self._wake_ms = due
@@ -333,9 +352,15 @@ class Core:
                 target = self.moves_in.get(transfer)
                 if target is not None:
                     self._apply_target(target, target.handle(TimerFired(), now_ms), now_ms)
+            case ("standby", server):
+                self.standbys.owner_timer(server, now_ms)
+            case ("cut", server):
+                self.standbys.cut_due(server, now_ms)
+            case ("claim", server):
+                self.standbys.claim_timer(server, now_ms)
             case ("sweep",):
                 self._sweep(now_ms)
-                self._set_timer(("sweep",), now_ms + self._sweep_ms())
+                self.set_timer(("sweep",), now_ms + self._sweep_ms())
 
     def _sweep(self, now_ms: int) -> None:
         if self.forwarding.expire(now_ms):
@@ -365,7 +390,7 @@ class Core:
             if sending.low > 1 and sending.route.node not in (None, self.node):
                 # Said again: the last time may have been lost with a link.
                 sending.acked_told = 0
-                self._settled(sending, now_ms)
+                self.settled(sending, now_ms)
             if now_ms - sending.last_used_ms > self.options.session_expiry_ms // 4:
                 self._close_session(sending)
 
@@ -431,10 +456,14 @@ class Core:
         """Forget an idle session, and tell the owner that it may too."""
         if session.next_seq > 1 and session.route.node is not None:
             final = Acked(session.id, session.server, session.next_seq, True)
-            self._send(session.route.node, final)
+            self.send(session.route.node, final)
         self._drop_sending(session)
 
     def _drop_sending(self, session: SendSession) -> None:
+        if session.sender.gate is not None:
+            changes = session.sender.gate.changes
+            changes.sending.pop(session.id, None)
+            changes.sending_ended[session.id] = None
         if session.generation and session.next_seq > 1:
             session.sender.remember(session.server, session.generation)
         self.sending.pop(session.id, None)
@@ -469,11 +498,17 @@ class Core:
             done. The result comes by `Port.resolve`, perhaps before this returns.
         """
         session = sender.sessions.get(server)
+        if sender.replays and out.run and self._replay(sender, server, out, now_ms):
+            return sender.sessions.get(server) or self.open_session(sender, server, now_ms)
         if out.chain and out.kind == CALL and self._in_chain(server, out.chain):
             session = self._chained(sender, server, now_ms)
         elif session is None:
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
-        elif now_ms - session.last_used_ms > self.options.session_expiry_ms // 4 and session.idle():
+        elif (
+            now_ms - session.last_used_ms > self.options.session_expiry_ms // 4
+            and session.idle()
+            and session.told_low() == session.next_seq
+        ):
             # The owner may forget an idle session; a fresh one cannot be mistaken for it.
             self._close_session(session)
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
@@ -483,24 +518,108 @@ class Core:
             if not wait:
                 return None
             session.waiting.append(out)
+            if sender.gate is not None:
+                sender.gate.changes.sending[session.id] = session
         else:
             session.number(out)
-            self._dispatch(session, out, now_ms)
+            if sender.gate is not None:
+                self.standbys.step(session, out, now_ms)
+            self.dispatch(session, out, now_ms)
+        self._wait_for(session, out, now_ms)
+        if self._loopback or self._receipts or self.standbys.due:
+            self.flush(now_ms)
+        return session
+
+    def _wait_for(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
+        """Mind the deadline of a request, and probe along the wait of the handler that makes it."""
         if out.token is not None:
             deadline = out.deadline_ms
             if deadline and deadline < session.deadline_ms:
                 session.deadline_ms = deadline
-                self._set_timer(("deadline", session.id), deadline)
+                self.set_timer(("deadline", session.id), deadline)
             if out.run and out.kind == CALL and (out.seq == 0 or out.seq in session.outstanding):
                 waits = self.waits.get(out.run)
                 if waits is None:
                     self.waits[out.run] = {out: session}
-                    self._set_timer(("probe", out.run), now_ms + self.options.probe_ms)
+                    self.set_timer(("probe", out.run), now_ms + self.options.probe_ms)
                 else:
                     waits[out] = session
-        if self._loopback or self._receipts:
-            self._flush(now_ms)
+
+    def _replay(self, sender: Sender, server: ServerId, out: Outgoing, now_ms: int) -> bool:
+        """A handler that a failover broke off makes a request again: under the number it had.
+
+        Returns:
+            False if it had not come as far, so that the request is a new one.
+        """
+        inc = self.hosted.get(sender.id)
+        entry = inc.running.get(self.run_number(out.run)) if inc is not None else None
+        if entry is None or sender.replays is None:
+            return False
+        steps = sender.replays.get(entry.key())
+        if steps is None or (not steps and not entry.diverged):
+            return False
+        step = steps[0] if steps else None
+        if out.payload is None:
+            out.payload = self.port.pack(out.args)
+        if entry.diverged or step is None or not self._is_same(step, server, out):
+            entry.diverged = True
+            self._resolve(out, DIVERGED, b"", None)
+            return True
+        steps.popleft()
+        session = self._repeated_number(step, out)
+        if session is None:
+            return False
+        out.wait = True
+        if sender.gate is not None:
+            self.standbys.step(session, out, now_ms)
+        self.dispatch(session, out, now_ms)
+        self._wait_for(session, out, now_ms)
+        return True
+
+    def _is_same(self, step: StepRecord, server: ServerId, out: Outgoing) -> bool:
+        payload = out.payload or b""
+        return (
+            step.server == server
+            and step.kind == out.kind
+            and step.method == out.method
+            and (not step.digest or step.digest == self.port.digest(payload))
+        )
+
+    def _repeated_number(self, step: StepRecord, out: Outgoing) -> SendSession | None:
+        session = self.sending.get(step.session)
+        if session is None:
+            return None  # its server has gone back in time since, or is gone
+        session.generation = session.generation or step.generation
+        out.seq = step.seq
+        session.outstanding[step.seq] = out
+        session.next_seq = max(session.next_seq, step.seq + 1)
         return session
+
+    def _replayed(self, inc: Incarnation, entry: Entry, status: int, now_ms: int) -> int:
+        """A handler has ended; had it made requests before a failover that it did not make again?
+
+        Their numbers were used, so they go as empty ones.
+        """
+        assert inc.sender.replays is not None
+        left = inc.sender.replays.pop(entry.key(), None)
+        if not inc.sender.replays:
+            inc.sender.replays = None
+        for step in left or ():
+            entry.diverged = True
+            method = "call" if step.kind == CALL else "cast"
+            out = Outgoing(EMPTY, method, b"", None, (), 0, None, "")
+            out.withdrawn = CLOSED
+            session = self._repeated_number(step, out)
+            if session is not None:
+                if inc.sender.gate is not None:
+                    self.standbys.step(session, out, now_ms)
+                self.dispatch(session, out, now_ms)
+        return DIVERGED if entry.diverged else status
+
+    @staticmethod
+    def run_number(run: str) -> int:
+        """The number in the name of a run; 0 if it is malformed."""
+        return number(run.rpartition("/")[2]) or 0
 
     def _chained(self, sender: Sender, server: ServerId, now_ms: int) -> SendSession:
         """A session for a re-entrant call: one of its own that nothing is outstanding in.
@@ -521,9 +640,10 @@ class Core:
         prefix = server + "/"
         return any(run.startswith(prefix) for run in chain)
 
-    def _dispatch(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
+    def dispatch(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
         """Send a numbered request to where its server is believed to be."""
-        if session.sender.muted:
+        sender = session.sender
+        if sender.muted or (sender.gate is not None and out.leaves > sender.gate.acked):
             return
         inc = self.hosted.get(session.server)
         if inc is not None:
@@ -556,7 +676,7 @@ class Core:
             payload = out.payload = self.port.pack(out.args)
         out.sent_ms = now_ms
         out.sent_epoch = session.route.epoch
-        low = session.low
+        low = session.told_low()
         session.acked_told = low
         deadline = out.deadline_ms
         self.port.send(
@@ -573,7 +693,7 @@ class Core:
                 self.node,
                 session.route.epoch,
                 session.sender.epoch,
-                session.generation or self._bind(session, session.route.epoch),
+                session.generation or self.bind(session, session.route.epoch),
                 0,
                 out.chain,
             ),
@@ -582,7 +702,7 @@ class Core:
             self._arm_repeat(session, now_ms)
 
     @staticmethod
-    def _bind(session: SendSession, epoch: int) -> int:
+    def bind(session: SendSession, epoch: int) -> int:
         """Decide which generation a session is meant for: the one its sender has met, if it has.
 
         Otherwise that of the epoch at which the server is believed to be where this goes.
@@ -594,7 +714,7 @@ class Core:
         if not session.repeat_armed:
             session.repeat_armed = True
             session.repeats = 0
-            self._set_timer(("repeat", session.id), now_ms + self.options.repeat_first_ms)
+            self.set_timer(("repeat", session.id), now_ms + self.options.repeat_first_ms)
 
     def _repeat(self, session: SendSession, now_ms: int) -> None:
         """Send again what has been without an answer for long."""
@@ -611,10 +731,10 @@ class Core:
         session.repeat_armed = True
         session.repeats = session.repeats + 1 if again else 0
         wait = min(most, first << min(session.repeats, 8))
-        self._set_timer(("repeat", session.id), now_ms + wait)
+        self.set_timer(("repeat", session.id), now_ms + wait)
         for out in again:
             if out.seq in session.outstanding:
-                self._dispatch(session, out, now_ms)
+                self.dispatch(session, out, now_ms)
         route = session.route
         if session.repeats > 1 and route.node is not None and not route.looking:
             # Silence: the node may be paused, and the server long elsewhere. It is still asked
@@ -642,12 +762,12 @@ class Core:
                 self._withdraw(session, out, FULL if out.seq >= session.grant else EXPIRED)
                 out.deadline_ms = now_ms + GRACE_MS
                 nearest = min(nearest, out.deadline_ms)
-                self._dispatch(session, out, now_ms)
+                self.dispatch(session, out, now_ms)
             else:
                 self._resolve(out, TIMED_OUT, b"", out.sent_ms >= 0)
         if nearest < session.deadline_ms:
             session.deadline_ms = nearest
-            self._set_timer(("deadline", session.id), nearest)
+            self.set_timer(("deadline", session.id), nearest)
 
     @staticmethod
     def _withdraw(session: SendSession, out: Outgoing, status: int) -> None:
@@ -684,24 +804,30 @@ class Core:
         while waiting and session.has_room():
             out = waiting.popleft()
             session.number(out)
-            self._dispatch(session, out, now_ms)
+            if session.sender.gate is not None:
+                self.standbys.step(session, out, now_ms)
+            self.dispatch(session, out, now_ms)
 
-    def _settled(self, session: SendSession, now_ms: int) -> None:
+    def settled(self, session: SendSession, now_ms: int) -> None:
         """Something was settled: use the room, or note that the session became idle."""
+        if session.sender.gate is not None:
+            session.sender.gate.changes.sending[session.id] = session
         if session.waiting:
             self._refill(session, now_ms)
         if not session.outstanding:
-            if session.low != session.acked_told and session.id not in self._idle:
+            if session.told_low() != session.acked_told and session.id not in self._idle:
                 if not self._idle:
-                    self._set_timer(("acks",), now_ms + self.options.ack_idle_ms)
+                    self.set_timer(("acks",), now_ms + self.options.ack_idle_ms)
                 self._idle[session.id] = session
 
     def _tell_acks(self) -> None:
         for session in self._idle.values():
             node = session.route.node
-            if session.low != session.acked_told and node is not None and node != self.node:
-                session.acked_told = session.low
-                self._send(node, Acked(session.id, session.server, session.low))
+            low = session.told_low()
+            gated = session.sender.gate is not None
+            if low != session.acked_told and node is not None and (node != self.node or gated):
+                session.acked_told = low
+                self.send(node, Acked(session.id, session.server, low))
         self._idle.clear()
 
     # -- where servers are
@@ -717,7 +843,7 @@ class Core:
         route.attempts += 1
         route.node = None
         route.looking = True
-        self._set_timer(("look", route.server), now_ms + wait)
+        self.set_timer(("look", route.server), now_ms + wait)
 
     def located(self, server: ServerId, known: bool, row: Row | None, now_ms: int) -> None:
         """The answer to `Port.look_up`.
@@ -760,7 +886,7 @@ class Core:
             route.looking = False
             route.node, route.epoch = row.owner, row.epoch
             self._retransmit(route, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def _fail(self, route: Route, status: int, payload: bytes, now_ms: int) -> None:
         """Nobody will ever answer: settle everything outstanding to the server."""
@@ -782,7 +908,7 @@ class Core:
                 if out.seq in session.outstanding and (
                     out.seq < session.grant or out.seq == session.low
                 ):
-                    self._dispatch(session, out, now_ms)
+                    self.dispatch(session, out, now_ms)
             if session.waiting:
                 self._refill(session, now_ms)
 
@@ -805,6 +931,8 @@ class Core:
         out = session.settle(reply.seq)
         if out is None:
             return
+        if session.sender.gate is not None:
+            session.sender.gate.changes.sending[session.id] = session
         if out.withdrawn and status == WITHDRAWN:
             status = out.withdrawn
         session.route.attempts = 0
@@ -815,7 +943,7 @@ class Core:
         if status == FORGOTTEN:
             self._forgotten(session, now_ms)
         if session.waiting or not session.outstanding:
-            self._settled(session, now_ms)
+            self.settled(session, now_ms)
 
     def _rolled_back(self, session: SendSession, payload: bytes, now_ms: int) -> None:
         """The server went back in time: whoever made requests of it before is told, once.
@@ -860,7 +988,7 @@ class Core:
             fresh.waiting.extend(waiting)
             fresh.deadline_ms = min((o.deadline_ms or NEVER for o in waiting), default=NEVER)
             if fresh.deadline_ms < NEVER:
-                self._set_timer(("deadline", fresh.id), fresh.deadline_ms)
+                self.set_timer(("deadline", fresh.id), fresh.deadline_ms)
             self._refill(fresh, now_ms)
 
     def _on_receipt(self, receipt: Receipt, node: NodeId, now_ms: int) -> None:
@@ -871,13 +999,15 @@ class Core:
             if sender == self.node or (inc is not None and not inc.sender.muted):
                 # Closed here, and its owner does not know.
                 below = receipt.admitted_below
-                self._send(node, Acked(receipt.session, receipt.server, below, True))
+                self.send(node, Acked(receipt.session, receipt.server, below, True))
                 return
             self._pass_on(receipt, self.forwarding.get(session_sender(receipt.session), now_ms))
             return
         inc = self.hosted.get(session.sender.id)
         if inc is not None and inc.phase is Phase.FROZEN:
             return
+        if session.sender.gate is not None:
+            session.sender.gate.changes.sending[session.id] = session
         was_limited = session.grant != NEVER
         for out in session.receipt(receipt.admitted_below, receipt.window):
             self._resolve(out, OK, None, None)
@@ -886,12 +1016,12 @@ class Core:
                 out.admitted or (was_limited and out.seq < session.grant)
             ):
                 out.admitted = False
-                self._dispatch(session, out, now_ms)
+                self.dispatch(session, out, now_ms)
         session.route.attempts = 0
         if receipt.window == 0:
             self._withdraw_refused(session, now_ms)
         if session.waiting or not session.outstanding:
-            self._settled(session, now_ms)
+            self.settled(session, now_ms)
 
     def _withdraw_refused(self, session: SendSession, now_ms: int) -> None:
         """The mailbox is full: what may not wait for room is taken back.
@@ -904,7 +1034,7 @@ class Core:
             # Without a token nobody could be told: such a cast goes on being repeated.
             if refused and not out.wait and out.token is not None:
                 self._withdraw(session, out, FULL)
-                self._dispatch(session, out, now_ms)
+                self.dispatch(session, out, now_ms)
 
     def _on_moved(self, moved: Moved, now_ms: int) -> None:
         tombstone = self.tombstones.get(moved.server)
@@ -920,7 +1050,8 @@ class Core:
             if route.node is not None:
                 self._look_or_wait(route, now_ms)
             return
-        waiting = route.node is None
+        # After a failover nobody passes on what was sent to the former owner.
+        waiting = route.node is None or moved.failover
         route.node, route.epoch = moved.node, moved.epoch
         route.looking = False
         if waiting:
@@ -938,7 +1069,7 @@ class Core:
                 return
             if out.sent_epoch < route.epoch:
                 # We know better by now: it goes there, and at once.
-                self._dispatch(session, out, now_ms)
+                self.dispatch(session, out, now_ms)
             elif route.node is not None:
                 # NB: there it was sent already. Sent again at once it would go round until the
                 # one who passes it on learns better, which may take as long as the directory
@@ -985,7 +1116,7 @@ class Core:
         self.forwarding.forget(row.server)
         for method, period in timers:
             inc.timers[method] = TimerState(method, period, now_ms + period)
-            self._set_timer(("tick", row.server, method), now_ms + period)
+            self.set_timer(("tick", row.server, method), now_ms + period)
         return inc
 
     def started(self, server: ServerId, now_ms: int) -> None:
@@ -997,15 +1128,17 @@ class Core:
         if inc.phase is Phase.STARTING:
             inc.phase = Phase.RUNNING
         self._arm_ticks(inc, now_ms)
-        self._rest(inc, now_ms)
-        self._flush(now_ms)
+        if inc.replica is not None:
+            self.standbys.cut_soon(inc, now_ms)
+        self.rest(inc, now_ms)
+        self.flush(now_ms)
 
     def _arm_ticks(self, inc: Incarnation, now_ms: int) -> None:
         for timer in inc.timers.values():
             if not timer.queued:
-                self._set_timer(("tick", inc.id, timer.method), max(now_ms, timer.due_ms))
+                self.set_timer(("tick", inc.id, timer.method), max(now_ms, timer.due_ms))
         for plan in inc.plans.values():
-            self._set_timer(("plan", inc.id, plan.url), max(now_ms, plan.due_ms))
+            self.set_timer(("plan", inc.id, plan.url), max(now_ms, plan.due_ms))
 
     def plan(self, server: ServerId, url: str, every_ms: int, keep: int, now_ms: int) -> bool:
         """Take a checkpoint every so often from now on; 0 ends it. False: not here (any more)."""
@@ -1016,7 +1149,7 @@ class Core:
         self.timers.cancel(("plan", server, url))
         if every_ms:
             plan = inc.plans[url] = Plan(url, every_ms, keep, now_ms + every_ms)
-            self._set_timer(("plan", server, url), plan.due_ms)
+            self.set_timer(("plan", server, url), plan.due_ms)
         return True
 
     def _plan_due(self, server: ServerId, url: str, now_ms: int) -> None:
@@ -1026,7 +1159,7 @@ class Core:
             return  # it is due where the server goes on
         missed = (now_ms - plan.due_ms) // plan.every_ms
         plan.due_ms += (missed + 1) * plan.every_ms
-        self._set_timer(("plan", server, url), plan.due_ms)
+        self.set_timer(("plan", server, url), plan.due_ms)
         self.port.checkpoint_due(inc, plan)
 
     def _tick_server(self, server: ServerId, method: str, now_ms: int) -> None:
@@ -1057,8 +1190,8 @@ class Core:
                 self._on_reply(message, now_ms)  # type: ignore[arg-type]
             elif not self._on_message(message, node, now_ms):
                 rest.append(message)
-        if self._loopback or self._receipts:
-            self._flush(now_ms)
+        if self._loopback or self._receipts or self.standbys.is_due():
+            self.flush(now_ms)
         return rest
 
     def _on_message(self, message: Message, node: NodeId, now_ms: int) -> bool:
@@ -1079,33 +1212,46 @@ class Core:
                 self._on_wait_probe(message, now_ms)
             case Prepare():
                 self._on_prepare(message, node, now_ms)
+            case Cut() | Step() | Kept() | Follow() | Following() | FollowRefused():
+                self.standbys.on_message(message, node, now_ms)
+            case KeepRefused() | Unfollow():
+                self.standbys.on_message(message, node, now_ms)
+            case Chunk() | ChunkTaken() if self.standbys.takes(message.transfer):
+                self.standbys.on_chunk(message, node, now_ms)
             case _ if hasattr(message, "transfer"):
                 self._on_move_message(message, node, now_ms)  # type: ignore[arg-type]
             case _:
                 return False
         return True
 
-    def _flush(self, now_ms: int) -> None:
+    def flush(self, now_ms: int) -> None:
         """Handle what is addressed to this very node, and send the receipts that are due."""
-        while self._loopback or self._receipts:
+        while self._loopback or self._receipts or self.standbys.is_due():
             receipts, self._receipts = self._receipts, {}
             for inc, session in receipts.values():
                 self._tell(inc, session.reply_to, self._receipt(inc, session))
             while self._loopback:
                 self._on_message(self._loopback.popleft(), self.node, now_ms)
+            if not self._receipts and self.standbys.is_due():
+                # After what was let out so far, so that it is waited for as little as possible.
+                self.standbys.flush(now_ms)
 
-    def _send(self, node: NodeId, message: Message) -> None:
+    def send(self, node: NodeId, message: Message) -> None:
         if node == self.node:
             self._loopback.append(message)
         else:
             self.port.send(node, message)
 
     def _tell(self, inc: Incarnation, node: NodeId, message: Message) -> None:
-        """Send in the name of a hosted server: held back while its copy is not released."""
+        """Send in the name of a hosted server: held back while its copy is not released, and until
+        its standbys know what it says.
+        """
         if inc.holding:
             inc.held.append((node, message))
+        elif inc.gated:
+            self.standbys.hold(inc, node, message)
         else:
-            self._send(node, message)
+            self.send(node, message)
 
     def _receipt(self, inc: Incarnation, session: ReceiveSession) -> Receipt:
         window = 0 if session.starved else -1
@@ -1142,16 +1288,16 @@ class Core:
         if to is not None and env.hops < HOPS_MAX:
             self._forward(env, *to)
         else:
-            self._send(env.reply_to, NotHere(server, env.session, env.seq))
+            self.send(env.reply_to, NotHere(server, env.session, env.seq))
 
     def _forward(self, env: Envelope, node: NodeId, epoch: int) -> None:
         if env.hops >= HOPS_MAX:
-            self._send(env.reply_to, NotHere(env.server, env.session, env.seq))
+            self.send(env.reply_to, NotHere(env.server, env.session, env.seq))
             return
         env.hops += 1
-        self._send(node, env)
+        self.send(node, env)
         if env.epoch < epoch:
-            self._send(env.reply_to, Moved(env.server, node, epoch))
+            self.send(env.reply_to, Moved(env.server, node, epoch))
 
     def _pass_on(
         self, message: Acked | Reply | Receipt | WaitProbe, to: tuple[NodeId, int] | None
@@ -1163,19 +1309,19 @@ class Core:
         """
         if to is not None and message.hops < HOPS_MAX:
             message.hops += 1
-            self._send(to[0], message)
+            self.send(to[0], message)
 
     def _answer_late(self, tombstone: Tombstone, env: Envelope) -> None:
         session = tombstone.sessions.get(env.session)
         record = session.records.get(env.seq) if session is not None else None
         if record is not None:
-            self._send(env.reply_to, Reply(env.session, env.seq, record.status, record.payload))
+            self.send(env.reply_to, Reply(env.session, env.seq, record.status, record.payload))
         elif session is not None and env.seq < session.expected and env.kind == CAST:
-            self._send(env.reply_to, Receipt(env.session, env.server, session.expected))
+            self.send(env.reply_to, Receipt(env.session, env.server, session.expected))
         else:
             done = session is not None and env.seq < session.expected
             status = FORGOTTEN if done else STOPPED
-            self._send(env.reply_to, Reply(env.session, env.seq, status, b""))
+            self.send(env.reply_to, Reply(env.session, env.seq, status, b""))
 
     def _session(
         self,
@@ -1194,6 +1340,8 @@ class Core:
         if len(inc.sessions) >= self.options.sessions_max:
             return REFUSED
         session = inc.sessions[sid] = ReceiveSession(sid, node, now_ms)
+        if inc.replica is not None:
+            self.standbys.cut_soon(inc, now_ms)
         return session
 
     def _arrive(self, inc: Incarnation, env: Envelope, now_ms: int) -> None:
@@ -1217,6 +1365,8 @@ class Core:
             session.sender_epoch = env.sender_epoch
         session.heard_ms = now_ms
         session.reply_to = env.reply_to
+        if inc.replica is not None:
+            inc.replica.changes.sessions[sid] = session
         if env.acked_below > session.acked_below:
             self._acknowledge(inc, session, env.acked_below)
         expected = session.expected
@@ -1245,7 +1395,7 @@ class Core:
             self._refuse(inc, session)
             return
         self._admit(inc, session, self._entry(session, env, now_ms), now_ms)
-        if session.early:
+        if session.early or session.expected in session.records:
             self._admit_early(inc, session, now_ms)
 
     @staticmethod
@@ -1270,9 +1420,9 @@ class Core:
         sid = sending.id
         session = inc.sessions.get(sid)
         seq = out.seq
-        low = sending.low
+        low = sending.told_low()
         if session is None:
-            generation = sending.generation or self._bind(sending, inc.row.epoch)
+            generation = sending.generation or self.bind(sending, inc.row.epoch)
             if generation < inc.row.generation:
                 news = directory.encode_news(directory.news_of(inc.row, generation))
                 self._rolled_back(sending, news, now_ms)
@@ -1288,6 +1438,8 @@ class Core:
         session.sender_epoch = sending.sender.epoch
         session.heard_ms = now_ms
         session.reply_to = self.node
+        if inc.replica is not None:
+            inc.replica.changes.sessions[sid] = session
         if low > session.acked_below:
             self._acknowledge(inc, session, low)
         sending.acked_told = low
@@ -1324,7 +1476,7 @@ class Core:
             self._arm_repeat(sending, now_ms)
             return
         self._admit(inc, session, entry, now_ms)
-        if session.early:
+        if session.early or session.expected in session.records:
             self._admit_early(inc, session, now_ms)
 
     def _no_room(self, inc: Incarnation) -> bool:
@@ -1397,9 +1549,14 @@ class Core:
 
     def _admit_early(self, inc: Incarnation, session: ReceiveSession, now_ms: int) -> None:
         early = session.early
-        while session.expected in early:
-            inc.early -= 1
-            self._admit(inc, session, early.pop(session.expected), now_ms)
+        while True:
+            if session.expected in early:
+                inc.early -= 1
+                self._admit(inc, session, early.pop(session.expected), now_ms)
+            elif session.expected in session.records:
+                session.expected += 1  # answered before a failover, ahead of what came before it
+            else:
+                break
 
     def _nested(self, inc: Incarnation, chain: tuple[str, ...]) -> bool:
         """Whether a call comes from below a handler of this very server that still runs."""
@@ -1426,6 +1583,8 @@ class Core:
                 return
         elif kind == CAST:
             self._receipts[session.id] = (inc, session)
+            if inc.replica is not None:
+                inc.replica.changes.casts.append(entry)
         elif kind == EMPTY:
             session.pending += 1
             self._answer(inc, entry, WITHDRAWN, b"", None, now_ms)
@@ -1445,7 +1604,7 @@ class Core:
         inc.pump_due = False
         if self.hosted.get(inc.id) is inc:
             self._pump(inc, now_ms)
-            self._flush(now_ms)
+            self.flush(now_ms)
 
     def _pump(self, inc: Incarnation, now_ms: int) -> None:
         if inc.running or inc.phase is not Phase.RUNNING:
@@ -1477,6 +1636,12 @@ class Core:
                 self.port.pump_later(inc)
                 break
             left -= 1
+            replica = inc.replica
+            if replica is not None and replica.due and inc.gated:
+                if self.port.may_wait(inc, mailbox[0]):
+                    # What was done so far must not wait for this run, which may take long; nor may
+                    # a failover repeat this run upon an older state.
+                    self.standbys.cut(inc, now_ms)
             entry = mailbox.popleft()
             if entry.session is None:
                 if entry.kind == QUIESCE:
@@ -1488,7 +1653,7 @@ class Core:
                 timer = inc.timers.get(entry.method)
                 if timer is not None:
                     timer.queued = False
-                    self._set_timer(("tick", inc.id, entry.method), timer.due_ms)
+                    self.set_timer(("tick", inc.id, entry.method), timer.due_ms)
             elif entry.kind == CALL and entry.deadline_ms and entry.deadline_ms <= now_ms:
                 # NB: calls only. A cast in the mailbox is acknowledged, so it is carried out.
                 self._answer(inc, entry, EXPIRED, b"", None, now_ms)
@@ -1503,15 +1668,28 @@ class Core:
         inc.run_no += 1
         entry.run = inc.run_no
         inc.running[entry.run] = entry
+        if inc.replica is not None:
+            self._begin_replicated(inc, entry, now_ms)
         self._depth += 1
         try:
             done = self.port.run(inc, entry)
         finally:
             self._depth -= 1
         if done is not None:
+            status, payload, value = done
             del inc.running[entry.run]
+            if inc.sender.replays:
+                status = self._replayed(inc, entry, status, now_ms)
             if entry.kind == CALL:
-                self._answer(inc, entry, done[0], done[1], done[2], now_ms)
+                self._answer(inc, entry, status, payload, value, now_ms)
+
+    def _begin_replicated(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
+        replica = inc.replica
+        assert replica is not None
+        if entry.session is not None:
+            replica.changes.sessions[entry.session.id] = entry.session
+        entry.waits = inc.gated and self.port.may_wait(inc, entry)
+        self.standbys.cut_soon(inc, now_ms)
 
     def finish(
         self,
@@ -1534,22 +1712,27 @@ class Core:
         """
         if inc.running.pop(entry.run, None) is None:
             return
+        if inc.sender.replays:
+            status = self._replayed(inc, entry, status, now_ms)
         if entry.session is not None and entry.kind == CALL:
             self._answer(inc, entry, status, payload, value, now_ms)
-        if inc.mailbox or inc.starved or inc.phase is not Phase.RUNNING:
-            self._rest(inc, now_ms)
-        if self._loopback or self._receipts:
-            self._flush(now_ms)
+        if inc.mailbox or inc.starved or inc.phase is not Phase.RUNNING or inc.replica is not None:
+            self.rest(inc, now_ms)
+        if self._loopback or self._receipts or self.standbys.is_due():
+            self.flush(now_ms)
 
     def background(self, inc: Incarnation, change: int, now_ms: int) -> None:
         """A task that a handler started has begun (+1) or ended (-1)."""
         inc.background += change
         if change < 0:
-            self._rest(inc, now_ms)
-            self._flush(now_ms)
+            self.rest(inc, now_ms)
+            self.flush(now_ms)
 
-    def _rest(self, inc: Incarnation, now_ms: int) -> None:
+    def rest(self, inc: Incarnation, now_ms: int) -> None:
         """A handler or task ended: hand out the next, or say that the server is quiet."""
+        replica = inc.replica
+        if replica is not None and replica.due:
+            self.standbys.due[inc.id] = inc
         if inc.phase is Phase.RUNNING:
             self._pump(inc, now_ms)
         elif inc.quiet() and self.hosted.get(inc.id) is inc:
@@ -1557,7 +1740,7 @@ class Core:
                 # It was asked for before the move, or the stop, that waits for the same.
                 self._keep_quiet(inc, inc.mailbox.popleft())
             elif inc.phase is Phase.QUIESCING:
-                if not inc.holding:
+                if not inc.holding and (replica is None or replica.settled()):
                     self._quiesced(inc, now_ms)
             elif inc.phase is Phase.STOPPING:
                 self._stop_now(inc)
@@ -1577,10 +1760,11 @@ class Core:
             return
         session.pending -= 1
         seq = entry.seq
-        if session.reply_to == self.node and not inc.holding:
+        if session.reply_to == self.node and not inc.holding and not inc.gated:
             sending = self.sending.get(session.id)
-            # A muted sender is a copy that may still be dropped: its result needs a record.
-            if sending is not None and not sending.sender.muted:
+            # A muted sender is a copy that may still be dropped: its result needs a record. So does
+            # that of one whose standby may ask again.
+            if sending is not None and not sending.sender.muted and sending.sender.gate is None:
                 out = sending.settle(seq)
                 low = sending.acked_told = sending.low
                 if session.records:
@@ -1593,7 +1777,7 @@ class Core:
                         status = out.withdrawn
                     self._resolve(out, status, payload, value)
                 if sending.waiting:
-                    self._settled(sending, now_ms)
+                    self.settled(sending, now_ms)
                 return
         if payload is None:
             status, payload = self.port.pack_result(status, value)
@@ -1601,8 +1785,11 @@ class Core:
             session.records[seq] = Record(status, payload)
             inc.records += 1
             inc.record_bytes += len(payload)
+        if inc.replica is not None:
+            inc.replica.changes.sessions[session.id] = session
+            inc.replica.changes.records.append((session, seq))
         reply = Reply(session.id, seq, status, payload)
-        if inc.holding or session.reply_to == self.node:
+        if inc.holding or inc.gated or session.reply_to == self.node:
             self._tell(inc, session.reply_to, reply)
         else:
             self.port.send(session.reply_to, reply)
@@ -1619,6 +1806,8 @@ class Core:
         if session is None:
             return
         session.heard_ms = now_ms
+        if inc.replica is not None:
+            inc.replica.changes.sessions[session.id] = session
         if acked.acked_below > session.acked_below:
             self._acknowledge(inc, session, acked.acked_below)
         if acked.final:
@@ -1629,6 +1818,9 @@ class Core:
     def _end_session(self, inc: Incarnation, session: ReceiveSession) -> None:
         inc.sessions.pop(session.id, None)
         inc.starved.pop(session.id, None)
+        if inc.replica is not None:
+            inc.replica.changes.sessions.pop(session.id, None)
+            inc.replica.changes.ended[session.id] = None
         inc.records -= len(session.records)
         inc.record_bytes -= sum(len(r.payload) for r in session.records.values())
         inc.early -= len(session.early)
@@ -1643,7 +1835,7 @@ class Core:
             return
         for out, session in waits.items():
             self._send_probe(session, out, (run,))
-        self._set_timer(("probe", run), now_ms + 10 * self.options.probe_ms)
+        self.set_timer(("probe", run), now_ms + 10 * self.options.probe_ms)
 
     def _send_probe(self, session: SendSession, out: Outgoing, path: tuple[str, ...]) -> None:
         if session.sender.muted:
@@ -1651,7 +1843,7 @@ class Core:
         node = self.node if session.server in self.hosted else session.route.node
         if node is not None:
             # Un-numbered yet (0), it matches no run there and thus waits behind all of them.
-            self._send(node, WaitProbe(session.server, session.id, out.seq, path))
+            self.send(node, WaitProbe(session.server, session.id, out.seq, path))
 
     def _on_wait_probe(self, probe: WaitProbe, now_ms: int) -> None:
         inc = self.hosted.get(probe.server)
@@ -1728,7 +1920,7 @@ class Core:
         inc.phase = Phase.STARTING if inc.starting else Phase.RUNNING
         self._arm_ticks(inc, now_ms)
         self._pump(inc, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def removal_ended(self, server: ServerId, outcome: SwapOutcome, now_ms: int) -> bool | None:
         """The result of an attempt to remove the row of a server that stops.
@@ -1757,6 +1949,7 @@ class Core:
         inc = self.hosted.pop(server, None)
         if inc is None:
             return
+        self.standbys.end(inc, now_ms, stays=False)
         self._drop_timers(inc)
         while inc.mailbox:
             entry = inc.mailbox.popleft()
@@ -1772,7 +1965,7 @@ class Core:
         route = self.routes.get(server)
         if route is not None:
             self._look_or_wait(route, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def _end_sender(self, sender: Sender) -> None:
         for session in [*sender.sessions.values(), *sender.chained.values()]:
@@ -1825,7 +2018,7 @@ class Core:
             return False
         inc.mailbox.appendleft(Entry(None, 0, QUIESCE, "", None, token, (), 0))
         self._pump(inc, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
         return True
 
     def _keep_quiet(self, inc: Incarnation, entry: Entry) -> None:
@@ -1862,10 +2055,13 @@ class Core:
         for queued in [source for source in self._queue if source.server == inc.id]:
             self._queue.remove(queued)
             self._finish_source(queued, Finish(Result.ROLLED_BACK, reason))
+        delayed = self.delayed.pop(inc.id, None)
+        if delayed is not None:
+            self._finish_source(delayed, Finish(Result.ROLLED_BACK, reason))
         phase = inc.phase
         inc.phase = Phase.FROZEN
         inc.sender.muted = True
-        self._flush(now_ms)
+        self.flush(now_ms)
         return phase
 
     def end_replacing(self, inc: Incarnation, phase: Phase, now_ms: int) -> None:
@@ -1877,7 +2073,7 @@ class Core:
         for env in late:
             self._arrive(inc, env, now_ms)
         self._come_home(inc, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def checkpoint(self, inc: Incarnation, now_ms: int) -> CheckpointRecord:
         """What a checkpoint holds of a server at a quiescent point, besides its object."""
@@ -1924,12 +2120,13 @@ class Core:
             for env in former.late:
                 self._arrive(inc, env, now_ms)
         self._come_home(inc, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
         return inc
 
     def _supersede(self, former: Incarnation, row: Row, now_ms: int) -> None:
         """Drop a copy whose server went back in time right here."""
         former.phase = Phase.FROZEN
+        self.standbys.end(former, now_ms, stays=False)
         self._drop_timers(former)
         news = directory.encode_news(directory.news_of(row, former.row.epoch))
         mailbox, former.mailbox = former.mailbox, deque()
@@ -1938,7 +2135,7 @@ class Core:
                 self.port.not_quiesced(entry.args)
             elif entry.session is not None and entry.kind == CALL:
                 session = entry.session
-                self._send(session.reply_to, Reply(session.id, entry.seq, ROLLED_BACK, news))
+                self.send(session.reply_to, Reply(session.id, entry.seq, ROLLED_BACK, news))
         self._end_sender(former.sender)
 
     # ------------------------------------------------------------------ peers
@@ -1952,7 +2149,8 @@ class Core:
             self._apply_source(source, source.handle(PeerUp(node), now_ms), now_ms)
         for target in list(self.moves_in.values()):
             self._apply_target(target, target.handle(PeerUp(node), now_ms), now_ms)
-        self._flush(now_ms)
+        self.standbys.peer_up(node, now_ms)
+        self.flush(now_ms)
 
     def node_dead(self, node: NodeId, now_ms: int) -> None:
         """A node's process was seen dead. (Its servers' rows are the shell's to bury.)"""
@@ -1966,10 +2164,11 @@ class Core:
             self._apply_source(source, source.handle(NodeDead(node), now_ms), now_ms)
         for target in list(self.moves_in.values()):
             self._apply_target(target, target.handle(NodeDead(node), now_ms), now_ms)
+        self.standbys.node_dead(node, now_ms)
         for route in list(self.routes.values()):
             if route.node == node:
                 self._look_or_wait(route, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def may_bury(self, row: Row) -> bool:
         """Whether a row whose owner was seen dead may be marked lost by this node.
@@ -1988,20 +2187,23 @@ class Core:
                 and row.server not in self.hosted
                 and row.server not in self.arriving
             )
-        if row.owner not in self.dead:
+        if row.owner not in self.dead or row.journal:
             return False
+        if any(standby not in self.dead for standby in row.standbys):
+            return False  # one of them takes over, or says that it cannot
         if row.state is RowState.ACTIVE or row.previous in self.dead or not row.previous:
             return True
         return row.previous == self.node and row.server not in self.leaving
 
     def burials(
-        self, node: NodeId, rows: Iterable[tuple[Row, int]]
+        self, node: NodeId, rows: Iterable[tuple[Row, int]], now_ms: int
     ) -> tuple[list[tuple[Row, int]], bool]:
         """What this node does about the rows that a dead node leaves behind.
 
         Args:
             node: Seen dead, and told to this core.
             rows: All rows with their revisions, as just read.
+            now_ms: The time.
 
         Returns:
             The rows to mark lost now, each by a swap at its revision; and whether all rows have
@@ -2010,10 +2212,18 @@ class Core:
             that has nothing of the server any more. They have also while this node is one end
             of a move whose other end is dead: its copy may be given up yet, or be taken back.
         """
-        concerned = [item for item in rows if node in (item[0].owner, item[0].previous)]
+        concerned = [
+            item
+            for item in rows
+            if node in (item[0].owner, item[0].previous) or node in item[0].standbys
+        ]
+        for row, _ in concerned:
+            if self.node in row.standbys and row.owner in self.dead:
+                self.standbys.consider(row.server, now_ms)
         doomed = [item for item in concerned if self.may_bury(item[0])]
         kept = any(
-            row.state is RowState.COMMITTED and self.node in (row.owner, row.previous)
+            (row.state is RowState.COMMITTED and self.node in (row.owner, row.previous))
+            or (row.owner in self.dead and self.node in row.standbys)
             for row, _ in concerned
         )
         return doomed, bool(doomed) or kept
@@ -2050,11 +2260,14 @@ class Core:
             self._queue.append(source)
             return
         self._begin(source, now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def _begin(self, source: SourceMove, now_ms: int) -> None:
-        self.moves_out[source.transfer] = source
         inc = self.hosted.get(source.server)
+        if inc is not None and inc.replica is not None and inc.replica.swap is not None:
+            self.delayed[source.server] = source
+            return
+        self.moves_out[source.transfer] = source
         if inc is None or inc.phase not in (Phase.RUNNING, Phase.STARTING):
             # It stopped while the move was waiting for its turn.
             self._finish_source(source, Finish(Result.ROLLED_BACK, "the server has stopped"))
@@ -2076,18 +2289,19 @@ class Core:
             source = self.moves_out.get(transfer)
             if source is not None:
                 self._apply_source(source, source.handle(event, now_ms), now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def withdraw_moves(self, reason: str, now_ms: int) -> None:
         """Give up every move that can still be given up; this node is closing."""
-        for source in list(self._queue):
+        for source in [*self._queue, *self.delayed.values()]:
             self._finish_source(source, Finish(Result.ROLLED_BACK, reason))
         self._queue.clear()
+        self.delayed.clear()
         for source in list(self.moves_out.values()):
             self._apply_source(source, source.handle(Withdraw(reason), now_ms), now_ms)
         for target in list(self.moves_in.values()):
             self._apply_target(target, target.handle(Withdraw(reason), now_ms), now_ms)
-        self._flush(now_ms)
+        self.flush(now_ms)
 
     def freeze(self, transfer: TransferId, now_ms: int) -> Incarnation | None:
         """From here on the server admits, acknowledges and fires nothing.
@@ -2150,7 +2364,7 @@ class Core:
         if refusal:
             for action in target.refuse(refusal):
                 if isinstance(action, Tell):
-                    self._send(action.node, action.message)
+                    self.send(action.node, action.message)
             return
         self.moves_in[prepare.transfer] = target
         self.arriving[prepare.server] = prepare.transfer
@@ -2169,7 +2383,7 @@ class Core:
         if source is None and target is None:
             answer = answer_unknown(message)
             if answer is not None:
-                self._send(node, answer)
+                self.send(node, answer)
 
     def _quiesced(self, inc: Incarnation, now_ms: int) -> None:
         transfer = self.leaving.get(inc.id)
@@ -2182,18 +2396,19 @@ class Core:
         for action in actions:
             match action:
                 case Tell():
-                    self._send(action.node, action.message)
+                    self.send(action.node, action.message)
                     self.hurry()
                 case SetTimer():
-                    self._set_timer(("out", transfer), now_ms + action.delay_ms)
+                    self.set_timer(("out", transfer), now_ms + action.delay_ms)
                 case Reach() if not self.marks:
                     pass
                 case Quiesce():
                     inc = self.hosted[source.server]
                     inc.phase = Phase.QUIESCING
-                    # One that still holds back leaves only when it is sure to be the owner.
+                    # One that still holds back leaves only when it is sure to be the owner, and
+                    # when its standbys have all that it is about to take along.
                     if inc.quiet() and not inc.holding:
-                        self._apply_source(source, source.handle(Quiesced(), now_ms), now_ms)
+                        self.rest(inc, now_ms)
                 case StartForwarding():
                     self._start_forwarding(source, action, now_ms)
                 case DropCopy():
@@ -2204,7 +2419,7 @@ class Core:
                     self.port.perform(transfer, False, action)
                 case Finish():
                     self._finish_source(source, action)
-                    self._next_move(now_ms)
+                    self.next_move(now_ms)
                 case _:
                     self.port.perform(transfer, False, action)
 
@@ -2215,7 +2430,7 @@ class Core:
         self.timers.cancel(("out", source.transfer))
         self.port.perform(source.transfer, False, action)
 
-    def _next_move(self, now_ms: int) -> None:
+    def next_move(self, now_ms: int) -> None:
         while self._queue and len(self.moves_out) < self.options.moves_max:
             self._begin(self._queue.popleft(), now_ms)
 
@@ -2244,10 +2459,11 @@ class Core:
         if inc is None:
             return
         del self.hosted[source.server]
+        self.standbys.end(inc, now_ms, stays=True)
         self._drop_timers(inc)
         self._forget_sender(inc)
         for env in inc.late:  # fenced: nobody told us where it went
-            self._send(env.reply_to, NotHere(env.server, env.session, env.seq))
+            self.send(env.reply_to, NotHere(env.server, env.session, env.seq))
         inc.late = []
         route = self.routes.get(source.server)
         if route is not None and (route.node is None or route.node == self.node):
@@ -2279,6 +2495,8 @@ class Core:
             self._arrive(inc, env, now_ms)
         if was_frozen:
             self._come_home(inc, now_ms)
+        if inc.replica is not None:
+            self.standbys.go_on(inc, now_ms)
 
     def _come_home(self, inc: Incarnation, now_ms: int) -> None:
         """Local senders find the server here; its own requests go on from here."""
@@ -2295,8 +2513,8 @@ class Core:
         for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
             for out in list(session.outstanding.values()):
                 if out.seq in session.outstanding:
-                    self._dispatch(session, out, now_ms)
-            self._settled(session, now_ms)
+                    self.dispatch(session, out, now_ms)
+            self.settled(session, now_ms)
             self._arm_repeat(session, now_ms)
 
     def _apply_target(self, target: TargetMove, actions: list[Action], now_ms: int) -> None:
@@ -2304,10 +2522,10 @@ class Core:
         for action in actions:
             match action:
                 case Tell():
-                    self._send(action.node, action.message)
+                    self.send(action.node, action.message)
                     self.hurry()
                 case SetTimer():
-                    self._set_timer(("in", transfer), now_ms + action.delay_ms)
+                    self.set_timer(("in", transfer), now_ms + action.delay_ms)
                 case Reach() if not self.marks:
                     pass
                 case GoLive():
@@ -2331,15 +2549,23 @@ class Core:
 
     def _turn_away(self, server: ServerId) -> None:
         for env in self._knocking.pop(server, ()):
-            self._send(env.reply_to, NotHere(server, env.session, env.seq))
+            self.send(env.reply_to, NotHere(server, env.session, env.seq))
 
     def _go_live(self, target: TargetMove, action: GoLive, now_ms: int) -> None:
         inc = self.copies.pop(target.transfer)
         inc.row, inc.rev = action.row, action.rev
-        inc.sender.epoch = action.row.epoch
+        self.standbys.forget_server(inc.id)
+        self.arriving.pop(inc.id, None)
+        self._settle_in(inc)
+        self._come_home(inc, now_ms)
+        for env in self._knocking.pop(inc.id, ()):
+            self._arrive(inc, env, now_ms)
+
+    def _settle_in(self, inc: Incarnation) -> None:
+        """A copy that was built from a record becomes the server."""
+        inc.sender.epoch = inc.row.epoch
         inc.phase = Phase.STARTING
         self.hosted[inc.id] = inc
-        self.arriving.pop(inc.id, None)
         self.forwarding.forget(inc.id)
         self.tombstones.pop(inc.id, None)
         for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
@@ -2348,9 +2574,40 @@ class Core:
             route = session.route = self.route_hint(session.server, known.node or "", known.epoch)
             self.sending[session.id] = session
             route.sessions[session.id] = session
+
+    def take_over(self, inc: Incarnation, now_ms: int) -> None:
+        """A standby has become the owner; `started` follows when its hook is over."""
+        inc.holding = False
+        inc.sender.muted = False
+        self._settle_in(inc)
+        self.standbys.take_on(inc, now_ms)
+        # Whoever has asked the former owner asks again here, at once.
+        for node in {session.reply_to: None for session in inc.sessions.values()}:
+            if node != self.node and node not in self.dead:
+                self.send(node, Moved(inc.id, self.node, inc.row.epoch, True))
         self._come_home(inc, now_ms)
-        for env in self._knocking.pop(inc.id, ()):
-            self._arrive(inc, env, now_ms)
+
+    def row_changed(self, inc: Incarnation, now_ms: int) -> None:
+        """The owner's swap has changed who stands by; a move may begin that waited for it."""
+        route = self.routes.get(inc.id)
+        if route is not None:
+            route.epoch = max(route.epoch, inc.row.epoch)
+        source = self.delayed.pop(inc.id, None)
+        if source is not None:
+            self._begin(source, now_ms)
+
+    def withdraw_move(self, transfer: TransferId, why: Withdraw, now_ms: int) -> None:
+        """Give a move up, if that is still possible."""
+        source = self.moves_out.get(transfer)
+        if source is not None:
+            self._apply_source(source, source.handle(why, now_ms), now_ms)
+
+    def drop_deposed(self, inc: Incarnation, now_ms: int) -> None:
+        """Another node owns the server: this copy ends, and nothing that it holds back gets out."""
+        source = self.delayed.pop(inc.id, None)
+        if source is not None:
+            self._finish_source(source, Finish(Result.FENCED, "another node has taken it over"))
+        self._drop_live(inc, now_ms)
 
     def _release(self, target: TargetMove, action: Release, now_ms: int) -> None:
         inc = self.hosted.get(target.server)
@@ -2361,12 +2618,13 @@ class Core:
             inc.row = target.row if target.row is not None else inc.row
         inc.holding = False
         inc.sender.muted = False
+        self.standbys.take_on(inc, now_ms)
         held, inc.held = inc.held, []
         for node, message in held:
-            self._send(node, message)
+            self._tell(inc, node, message)
         self._send_outstanding(inc, now_ms)
         if inc.phase is Phase.QUIESCING:
-            self._rest(inc, now_ms)
+            self.rest(inc, now_ms)
 
     def _drop_target(self, target: TargetMove, now_ms: int) -> None:
         inc = self.copies.pop(target.transfer, None)
@@ -2375,9 +2633,15 @@ class Core:
         inc = self.hosted.get(target.server)
         if inc is None or not inc.holding:
             return
-        del self.hosted[target.server]
+        self._drop_live(inc, now_ms)
+
+    def _drop_live(self, inc: Incarnation, now_ms: int) -> None:
+        del self.hosted[inc.id]
         # Its handlers may still be running in the shell; nothing they do counts any more.
         inc.phase = Phase.FROZEN
+        for entry in inc.mailbox:
+            if entry.kind == QUIESCE:
+                self.port.not_quiesced(entry.args)
         inc.mailbox.clear()
         self._drop_timers(inc)
         inc.held = []
@@ -2386,7 +2650,7 @@ class Core:
         if source is not None:
             gone = Withdraw("the server was taken back by the node it came from")
             self._apply_source(source, source.handle(gone, now_ms), now_ms)
-        route = self.routes.get(target.server)
+        route = self.routes.get(inc.id)
         if route is not None:
             route.node = None
             self._look_or_wait(route, now_ms)

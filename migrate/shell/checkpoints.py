@@ -21,7 +21,10 @@ from typing import Any, Final
 import msgspec
 
 from migrate.core.directory import Rollback, Row, RowState
-from migrate.core.incarnation import CheckpointRecord, TimerRecord
+from migrate.core.records import (
+    CheckpointRecord,
+    TimerRecord,
+)
 from migrate.errors import CheckpointError, MigrateError, NotPicklable, UsageError
 from migrate.ref import Runtime, loading_runtime
 from migrate.reports import CheckpointInfo

@@ -27,7 +27,7 @@ from threading import get_ident
 from typing import Any, Final, Literal, Protocol, cast
 
 import serializers
-from migrate.core import incarnation
+from migrate.core import records
 from migrate.core.actions import (
     Action,
     CheckClass,
@@ -970,7 +970,7 @@ class Driver:
         transfer: TransferId,
         host: Hosted,
         obj: Any,
-        record: incarnation.StateRecord,
+        record: records.StateRecord,
         action: EncodeState,
     ) -> Encoded:
         if action.ahead:

@@ -25,9 +25,9 @@ from msgspec import structs
 
 import serializers
 from migrate.core.directory import Row
-from migrate.core.incarnation import StateRecord
 from migrate.core.messages import ERROR, OK, Chunk, Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
+from migrate.core.records import StateRecord
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
 from rpc import compression, shared_memory

@@ -25,17 +25,6 @@ import numpy as np
 
 import serializers
 from migrate.core.directory import Rollback, Row, RowState
-from migrate.core.incarnation import (
-    CheckpointRecord,
-    DroppedRecord,
-    EntryRecord,
-    OutgoingRecord,
-    PlanRecord,
-    SendRecord,
-    SessionRecord,
-    StateRecord,
-    TimerRecord,
-)
 from migrate.core.messages import (
     Abort,
     Acked,
@@ -60,6 +49,17 @@ from migrate.core.messages import (
     ReleasedAt,
     Reply,
     WaitProbe,
+)
+from migrate.core.records import (
+    CheckpointRecord,
+    DroppedRecord,
+    EntryRecord,
+    OutgoingRecord,
+    PlanRecord,
+    SendRecord,
+    SessionRecord,
+    StateRecord,
+    TimerRecord,
 )
 from migrate.shell import checkpoints, classes, wire
 

@@ -10,7 +10,7 @@ from migrate.core.actions import GoLive, StartForwarding
 from migrate.core.delivery import Entry, ReceiveSession, SendSession
 from migrate.core.events import RowRead
 from migrate.core.ids import NodeId, ServerId
-from migrate.core.incarnation import Incarnation, StateRecord
+from migrate.core.incarnation import Incarnation
 from migrate.core.messages import ChunkTaken, Envelope, Final, NotHere
 from migrate.core.move import (
     Happening,
@@ -21,6 +21,7 @@ from migrate.core.move import (
     TargetPhase,
 )
 from migrate.core.node import Core
+from migrate.core.records import StateRecord
 from tests.sim.directory import Directory
 from tests.sim.host import SimNode
 
@@ -56,7 +57,7 @@ class NothingHeldBack(Core):
         inc.sender.muted = False
         held, inc.held = inc.held, []
         for node, message in held:
-            self._send(node, message)
+            self.send(node, message)
         self._send_outstanding(inc, now_ms)
 
     def _drop_target(self, target: TargetMove, now_ms: int) -> None:
@@ -134,7 +135,7 @@ class NotHereInstead(Core):
     """Late envelopes are not passed on; their senders have to ask the directory."""
 
     def _forward(self, env: Envelope, node: NodeId, epoch: int) -> None:
-        self._send(env.reply_to, NotHere(env.server, env.session, env.seq))
+        self.send(env.reply_to, NotHere(env.server, env.session, env.seq))
 
 
 class NoRepeats(Core):
@@ -178,7 +179,7 @@ class SentAgainAtOnce(Core):
         session = self.sending.get(message.session)
         out = session.outstanding.get(message.seq) if session is not None else None
         if session is not None and out is not None and session.route.node not in (None, node):
-            self._dispatch(session, out, now_ms)
+            self.dispatch(session, out, now_ms)
         else:
             super()._on_not_here(message, node, now_ms)
 
@@ -195,7 +196,7 @@ class NoHopRule(Core):
 
     def _forward(self, env: Envelope, node: NodeId, epoch: int) -> None:
         env.hops += 1
-        self._send(node, env)
+        self.send(node, env)
 
 
 class RecordsUnbounded(Core):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from typing import Any
 
@@ -14,15 +15,19 @@ from migrate.core.messages import (
     CALL,
     OK,
     Activated,
+    Cut,
     Envelope,
     Final,
+    Follow,
     Message,
     Prepare,
     Prepared,
     Ready,
+    Step,
 )
 from migrate.core.move import MoveTimes
 from migrate.core.node import Core, CoreOptions
+from migrate.core.standby import Backup, CaptureFailed, Changed
 
 A, B, C = "a@1", "b@1", "c@1"
 CLIENT = "client@1"
@@ -50,6 +55,20 @@ class Port:
         self.never_quiet: list[object] = []
         self.due: list[str] = []
         self.busy = False
+        self.uncapturable = ""
+        self.keeps: bool | None = True
+        self.copies: list[str] = []
+        self.streams_ended: list[str] = []
+        self.asked: list[Follow] = []
+        self.chunks: list[tuple[str, int, bytes]] = []
+        self.objects: dict[str, bytes] = {}
+        self.journaled: list[Cut | Step] = []
+        self.swaps: list[tuple[Row, int]] = []
+        self.loads: list[Backup] = []
+        self.reads: list[str] = []
+        self.begun: list[tuple[Incarnation, str]] = []
+        self.deposed_ones: list[Incarnation] = []
+        self.changed: list[tuple[str, Changed]] = []
 
     def send(self, node: str, message: Message) -> None:
         self.sent.append((node, message))
@@ -94,6 +113,65 @@ class Port:
 
     def checkpoint_due(self, inc: Incarnation, plan: Plan) -> None:
         self.due.append(plan.url)
+
+    # -- standbys
+
+    def capture(self, inc: Incarnation, stream: str, number: int) -> bytes:
+        if self.uncapturable:
+            raise CaptureFailed(self.uncapturable)
+        return f"object at {number}".encode()
+
+    def may_wait(self, inc: Incarnation, entry: Entry) -> bool:
+        return self.busy
+
+    def code_of(self, inc: Incarnation) -> tuple[bool, str]:
+        return False, ""
+
+    def digest(self, payload: bytes) -> int:
+        return zlib.crc32(payload)
+
+    def copy_for(self, inc: Incarnation, stream: str) -> None:
+        self.copies.append(stream)
+
+    def end_stream(self, stream: str) -> None:
+        self.streams_ended.append(stream)
+
+    def check_follow(self, follow: Follow) -> None:
+        self.asked.append(follow)
+
+    def keep_chunk(self, stream: str, number: int, state: bytes) -> None:
+        self.chunks.append((stream, number, state))
+
+    def keep_delta(self, stream: str, number: int, first: bool, state: bytes) -> bool | None:
+        self.objects[stream] = state
+        return self.keeps
+
+    def journal(self, inc: Incarnation, message: Cut | Step) -> None:
+        self.journaled.append(message)
+
+    def configure(self, server: str, row: Row, rev: int) -> None:
+        self.swaps.append((row, rev))
+
+    def load_backup(self, backup: Backup) -> None:
+        self.loads.append(backup)
+
+    def promote(self, server: str, row: Row, rev: int) -> None:
+        self.swaps.append((row, rev))
+
+    def read_standby_row(self, server: str) -> None:
+        self.reads.append(server)
+
+    def wall_s(self) -> float:
+        return 1e9
+
+    def begin(self, inc: Incarnation, hook: str) -> None:
+        self.begun.append((inc, hook))
+
+    def deposed(self, inc: Incarnation, cause: str) -> None:
+        self.deposed_ones.append(inc)
+
+    def standbys_changed(self, server: str, node: str, what: Changed, cause: str) -> None:
+        self.changed.append((node, what))
 
     # -- for assertions
 

@@ -7,8 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrate.core.delivery import Outgoing, Route
-from migrate.core.incarnation import Incarnation, Phase, StateRecord, export, restore
+from migrate.core.incarnation import (
+    Incarnation,
+    Phase,
+    export,
+    restore,
+)
 from migrate.core.messages import CALL, CAST, OK, Acked, Envelope
+from migrate.core.records import StateRecord
 from tests.core.fakes import CLIENT, NOW, SERVER, SESSION, Port, core, env, host, out, row
 
 

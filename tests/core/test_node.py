@@ -607,16 +607,16 @@ def test_burials_look_again_until_nothing_of_the_dead_is_left() -> None:
     at.node_dead(A, NOW)
     lost = (row(owner=A), 5)
     others = [(row("other", owner=B), 6), (row("kept", owner=B, previous=A), 7)]
-    assert at.burials(A, [lost, *others]) == ([lost], True)
+    assert at.burials(A, [lost, *others], NOW) == ([lost], True)
     # The burial was refused: the dead node's commit came first, to a node that lives.
-    assert at.burials(A, [(committed_row(), 8), *others]) == ([], False)
+    assert at.burials(A, [(committed_row(), 8), *others], NOW) == ([], False)
     target, _ = core(B)
     target.node_dead(A, NOW)
-    assert target.burials(A, [(committed_row(), 8)]) == ([(committed_row(), 8)], True)
+    assert target.burials(A, [(committed_row(), 8)], NOW) == ([(committed_row(), 8)], True)
     host(target)
     # Simulator, checker "liveness", seed 1000444: it may give its copy up yet.
-    assert target.burials(A, [(committed_row(), 8)]) == ([], True)
-    assert target.burials(A, [(directory.confirmed(committed_row()), 9)]) == ([], False)
+    assert target.burials(A, [(committed_row(), 8)], NOW) == ([], True)
+    assert target.burials(A, [(directory.confirmed(committed_row()), 9)], NOW) == ([], False)
 
 
 def test_burials_look_again_while_this_node_has_a_frozen_copy() -> None:
@@ -624,9 +624,9 @@ def test_burials_look_again_while_this_node_has_a_frozen_copy() -> None:
     host(at)
     committed_move(at, port)
     at.node_dead(B, NOW)
-    assert at.burials(B, [(committed_row(), 2)]) == ([], True)
+    assert at.burials(B, [(committed_row(), 2)], NOW) == ([], True)
     at.move_event(TRANSFER, False, SwapResult(DONE, None, 3), NOW)
-    assert at.burials(B, [(port.did(SwapRow)[-1].row, 3)]) == ([], False)
+    assert at.burials(B, [(port.did(SwapRow)[-1].row, 3)], NOW) == ([], False)
 
 
 def test_a_committed_row_is_buried_by_nobody_while_its_source_has_a_copy() -> None:
@@ -820,11 +820,11 @@ def test_numbers_of_a_sender_on_the_node_that_are_early_need_room_as_all_others_
         session.number(request)
 
     for request in requests[1:]:
-        at._dispatch(session, request, NOW)
+        at.dispatch(session, request, NOW)
 
     assert len(inc.mailbox) == 1 and inc.early == 0
     # The one whose turn it is uses no room if it is empty, and the others come again.
-    at._dispatch(session, requests[0], NOW)
+    at.dispatch(session, requests[0], NOW)
     assert inc.sessions[session.id].expected == (2 if kind == EMPTY else 1)
 
 

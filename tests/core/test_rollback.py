@@ -14,7 +14,10 @@ from migrate.core.actions import EncodeState, Finish, Result
 from migrate.core.delivery import NEVER, Entry
 from migrate.core.directory import Rollback, Row, RowState
 from migrate.core.ids import EPOCH_SHIFT, session_id
-from migrate.core.incarnation import CheckpointRecord, Incarnation, Phase
+from migrate.core.incarnation import (
+    Incarnation,
+    Phase,
+)
 from migrate.core.messages import (
     CALL,
     CAST,
@@ -30,6 +33,7 @@ from migrate.core.messages import (
     Reply,
 )
 from migrate.core.node import Core
+from migrate.core.records import CheckpointRecord
 from tests.core.fakes import (
     CLIENT,
     NOW,

@@ -9,9 +9,12 @@ import msgspec
 from msgspec import structs
 
 from migrate.core import directory
-from migrate.core.incarnation import EntryRecord, StateRecord
 from migrate.core.messages import CALL, OK, Activate, Dropped, Prepare, Reply
 from migrate.core.messages import Final as FinalMessage
+from migrate.core.records import (
+    EntryRecord,
+    StateRecord,
+)
 from migrate.shell import membership, wire
 from tests.core.fakes import CLIENT, NOW, SERVER, A, B, C, env, row
 from tests.fuzz.scripts import full_state, raw

@@ -7,14 +7,6 @@ from typing import Any
 import msgspec
 
 from migrate.core import directory
-from migrate.core.incarnation import (
-    EntryRecord,
-    OutgoingRecord,
-    SendRecord,
-    SessionRecord,
-    StateRecord,
-    TimerRecord,
-)
 from migrate.core.messages import (
     CALL,
     CAST,
@@ -47,6 +39,14 @@ from migrate.core.messages import (
     ReleasedAt,
     Reply,
     WaitProbe,
+)
+from migrate.core.records import (
+    EntryRecord,
+    OutgoingRecord,
+    SendRecord,
+    SessionRecord,
+    StateRecord,
+    TimerRecord,
 )
 from migrate.shell import wire
 from tests.core.fakes import CLIENT, NOW, SERVER, SESSION, A, B, C, env, row

@@ -40,7 +40,7 @@ class Watcher:
     ) -> tuple[list[tuple[Row, int]], bool]:
         at, _ = core(A)
         at.node_dead(node, NOW)
-        return at.burials(node, rows)
+        return at.burials(node, rows, 0)
 
 
 def ended_process() -> int:

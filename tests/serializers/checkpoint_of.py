@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from migrate.core.directory import Row, RowState
-from migrate.core.incarnation import CheckpointRecord
+from migrate.core.records import CheckpointRecord
 from migrate.shell import checkpoints
 
 

@@ -18,8 +18,12 @@ from migrate.core.delivery import Entry
 from migrate.core.directory import Row, RowState
 from migrate.core.events import SwapOutcome, SwapResult
 from migrate.core.ids import ServerId
-from migrate.core.incarnation import CheckpointRecord, Incarnation, Phase
+from migrate.core.incarnation import (
+    Incarnation,
+    Phase,
+)
 from migrate.core.messages import CALL, LOST, OK, ROLLED_BACK
+from migrate.core.records import CheckpointRecord
 from tests.sim.host import Copy, Settled, SimNode
 from tests.sim.invariants import Invariants
 from tests.sim.world import World

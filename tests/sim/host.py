@@ -45,10 +45,15 @@ from migrate.core.events import (
     Taken,
 )
 from migrate.core.ids import NodeId, ServerId, TransferId
-from migrate.core.incarnation import Incarnation, Phase, Plan, StateRecord
+from migrate.core.incarnation import (
+    Incarnation,
+    Phase,
+    Plan,
+)
 from migrate.core.messages import CALL, CAST, OK, Message
 from migrate.core.move import MoveTimes, SourceMove, TargetMove
 from migrate.core.node import Core, CoreOptions
+from migrate.core.records import StateRecord
 from tests.sim.directory import ANY_REV
 from tests.sim.faults import Crashed
 from tests.sim.phases import Move
@@ -316,7 +321,7 @@ class SimNode:
         if directory_.unreachable(self):
             self.later(self.world.between(20_000, 80_000), self._bury, node)
             return
-        doomed, again = self.core.burials(node, directory_.rows.values())
+        doomed, again = self.core.burials(node, directory_.rows.values(), self.now_ms())
         for row, rev in doomed:
             buried = directory.buried(row, "its node died")
             self._later_out(directory_.swap, self, row.server, buried, rev, self._buried)

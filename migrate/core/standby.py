@@ -1,0 +1,1549 @@
+"""Hot standbys: what an owner tells them, what waits for them, and how one of them takes over.
+
+Theory of operation (DESIGN section 7; primary-backup with the configuration kept outside, as in
+PacificA, Lin and others 2008). The row names owner, epoch and standbys. The owner's state leaves it
+as a log of *cuts* (the state at a quiescent point: whole at first, then what changed) and *steps*
+(a request that a handler makes in the middle of its run). Both are numbered; a standby keeps them
+in order and says how far it has come.
+
+Outputs. What a gated server lets out (replies, reads included, and receipts) waits for the cut that
+follows it, until every standby has acknowledged that one. So whatever anybody has seen is at every
+standby. A request that a handler makes waits for its step; one that a plain handler makes, which
+cannot wait for the answer, waits for the cut after it. Handlers go on meanwhile.
+
+Joining. A standby is asked (Follow), gets what is large ahead in chunks, then a whole cut. From
+that cut on it is waited for; once it has acknowledged the cut, the owner asks for the swap that
+puts it into the row. So when the row names it, it has all that was ever let out.
+
+Leaving. A standby that is dead, silent for too long, or not wanted, is taken out of the row by a
+swap too. Until that has taken effect, what waits for it goes on waiting.
+
+Taking over. A standby that the row names and whose owner is dead, or suspected, loads what it has,
+refuses from then on whatever is of the row's epoch or below (fence first), and asks for the swap
+that makes it the owner (then swap). Its former owner gets no acknowledgement any more, so it lets
+nothing out, whatever it believes; it steps down when it hears of it. Clocks decide only when
+somebody suspects.
+
+New owners. After a failover or a move the row names standbys that may be ahead of the new owner, or
+behind. They are asked to follow anew, and nothing is let out before they have acknowledged a whole
+cut, or are out of the row. Until then each keeps what it had: it was enough for all that was let
+out.
+
+In doubt. A swap whose outcome is unknown is asked for again, the same row at the same revision,
+until it is known. One swap at a time.
+
+Repeating. After a failover a handler that had made requests in the middle of its run is run first,
+and has to make the same again, under the same numbers; the receivers answer from their records.
+What differs ends in DIVERGED. For that nothing a failover may need is ever acknowledged to
+receivers (`SendSession.safe_low`).
+
+Mode ASYNC: nothing waits, within bounds of time and bytes. A standby that takes over then has the
+server as it was: a new generation begins, as with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from migrate.core import directory
+from migrate.core.delivery import NEVER, Entry, Outgoing, SendSession
+from migrate.core.directory import Mode, Row, RowState
+from migrate.core.events import Copied, RowRead, SwapOutcome, SwapResult, Withdraw
+from migrate.core.ids import NodeId, ServerId, TransferId, node_name
+from migrate.core.incarnation import (
+    Changes,
+    Image,
+    Incarnation,
+    Phase,
+    contradiction,
+    cut,
+    entry_record,
+    restore,
+)
+from migrate.core.messages import (
+    Chunk,
+    ChunkTaken,
+    Cut,
+    Follow,
+    Following,
+    FollowRefused,
+    KeepRefused,
+    Kept,
+    Message,
+    StandbyMessage,
+    Step,
+    Unfollow,
+)
+from migrate.core.records import EntryRecord, StateRecord, StepRecord
+
+if TYPE_CHECKING:
+    from migrate.core.node import Core
+
+JOURNAL: NodeId = "journal"
+"""The follower that is a journal on this node; no node has such an id."""
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyTimes:
+    """Waits and bounds of standbys; milliseconds where the name says so.
+
+    Attributes:
+        repeat_ms: What has no answer is sent again after this; well above a round trip.
+        join_ms: A standby that cannot be asked, or not be fed, for this long does not join.
+        patience_ms: A standby that acknowledges nothing for this long, though there is something,
+            is taken out of the row: what waits for it waits no longer than that and a swap.
+        cuts_max: Cuts on the way at a time; what is made meanwhile goes with the next one.
+        async_cut_ms: In mode ASYNC, time between two cuts.
+        async_lag_ms: In mode ASYNC, the oldest thing let out that no standby has yet may be so old;
+            then what comes after it waits.
+        async_lag_bytes: And so much may be on the way.
+        copy_bytes: A round of what is sent ahead of the first cut that is not larger is the last.
+        rounds_max: Rounds of what is sent ahead.
+    """
+
+    repeat_ms: int = 250
+    join_ms: int = 10_000
+    patience_ms: int = 2_000
+    cuts_max: int = 2
+    async_cut_ms: int = 10
+    async_lag_ms: int = 1_000
+    async_lag_bytes: int = 64 << 20
+    copy_bytes: int = 256 << 10
+    rounds_max: int = 5
+
+
+class CaptureFailed(Exception):
+    """The object cannot be captured for its standbys; the text says why."""
+
+
+class Changed(enum.Enum):
+    """What the shell is told of a server's standbys."""
+
+    JOINED = "joined"  # in the row
+    LEFT = "left"  # out of it, as wanted
+    LOST = "lost"  # out of it, or about to be: dead, silent, or without its copy
+    FAILED = "failed"  # did not join
+    UNCAPTURED = "uncaptured"  # the state cannot travel: the server goes on alone
+    PROMOTED = "promoted"  # this node has taken over
+    UNFIT = "unfit"  # this node could not take over
+
+
+class StandbyPort(Protocol):
+    """What standbys need of the shell. Every method returns at once; none calls the core back."""
+
+    def capture(self, inc: Incarnation, stream: TransferId, number: int) -> bytes:
+        """The object's part of a cut, against what this stream has had; at a quiescent point.
+
+        Raises:
+            CaptureFailed: Nothing of the stream is lost by it.
+        """
+
+    def may_wait(self, inc: Incarnation, entry: Entry) -> bool:
+        """Whether the handler of a message may wait in the middle of its run."""
+
+    def code_of(self, inc: Incarnation) -> tuple[bool, str]:
+        """Whether its class travels by value, and this Python."""
+
+    def digest(self, payload: bytes) -> int:
+        """What tells the arguments of one request from others; 0 if nothing does reliably."""
+
+    def copy_for(self, inc: Incarnation, stream: TransferId) -> None:
+        """Capture some more of what goes ahead; `copied_for` follows."""
+
+    def end_stream(self, stream: TransferId) -> None:
+        """Forget what there is of a stream, at either side."""
+
+    def check_follow(self, follow: Follow) -> None:
+        """Can the class be had here? `follow_checked` follows."""
+
+    def keep_chunk(self, stream: TransferId, number: int, state: bytes) -> None:
+        """Install what came ahead; `chunk_kept` follows."""
+
+    def keep_delta(self, stream: TransferId, number: int, first: bool, state: bytes) -> bool | None:
+        """Keep the object's part of a cut. True: done; False: impossible; None: `delta_kept`."""
+
+    def journal(self, inc: Incarnation, message: Cut | Step) -> None:
+        """Append to the journal; `journaled` follows."""
+
+    def configure(self, server: ServerId, row: Row, rev: int) -> None:
+        """Swap; `configured` follows."""
+
+    def load_backup(self, backup: Backup) -> None:
+        """Build the object from what was kept; `backup_loaded` follows."""
+
+    def promote(self, server: ServerId, row: Row, rev: int) -> None:
+        """Swap; `promoted` follows."""
+
+    def read_standby_row(self, server: ServerId) -> None:
+        """Read the row; `standby_row` follows."""
+
+    def wall_s(self) -> float:
+        """Seconds since 1970, to be told to people."""
+
+    def begin(self, inc: Incarnation, hook: str) -> None:
+        """Run a hook, then `Core.started`."""
+
+    def deposed(self, inc: Incarnation, cause: str) -> None:
+        """This copy is not the server any more."""
+
+    def standbys_changed(self, server: ServerId, node: NodeId, what: Changed, cause: str) -> None:
+        """For people, and for whoever completes the set."""
+
+
+class FollowerPhase(enum.IntEnum):
+    """How far a standby has come, as its owner sees it."""
+
+    ASKED = 0
+    COPYING = 1
+    DUE = 2  # for its whole cut
+    FED = 3
+
+
+class Follower:
+    """One standby, as its owner sees it."""
+
+    __slots__ = (
+        "acked",
+        "bytes",
+        "cause",
+        "chunk",
+        "chunks",
+        "configured",
+        "first",
+        "leaving",
+        "node",
+        "phase",
+        "progress_ms",
+        "round_bytes",
+        "rounds",
+        "sent_ms",
+        "stream",
+        "unacked",
+    )
+
+    def __init__(self, node: NodeId, stream: TransferId, configured: bool, now_ms: int) -> None:
+        self.node = node
+        self.stream = stream
+        self.configured = configured  # the row names it, or a swap was asked for that does
+        self.phase = FollowerPhase.ASKED
+        self.acked = 0
+        self.first = 0  # number of its whole cut
+        self.unacked: deque[Cut | Step] = deque()
+        self.bytes = 0  # of what is unacked
+        self.sent_ms = now_ms
+        self.progress_ms = now_ms  # since when it owes an answer, or its last one
+        self.leaving = False
+        self.cause = ""
+        self.chunks = 0
+        self.chunk = b""
+        self.rounds = 0
+        self.round_bytes = 0
+
+
+class Replica:
+    """A server's log for its standbys, at its owner."""
+
+    __slots__ = (
+        "acked",
+        "asked",
+        "changes",
+        "cuts",
+        "due",
+        "failed",
+        "followers",
+        "held",
+        "lag_since_ms",
+        "lows",
+        "mode",
+        "number",
+        "outs",
+        "retry_ms",
+        "swap",
+        "swap_rev",
+        "uncut",
+        "uncut_outs",
+        "wanted",
+        "wanted_journal",
+        "wanted_mode",
+    )
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self.number = 0
+        self.acked = 0
+        self.followers: dict[TransferId, Follower] = {}
+        self.changes = Changes()
+        self.due = False
+        self.cuts: deque[int] = deque()  # on the way
+        # What is let out: before the next cut, and by the number of the cut that it waits for.
+        self.uncut: list[tuple[NodeId, Message]] = []
+        self.held: deque[tuple[int, list[tuple[NodeId, Message]]]] = deque()
+        self.uncut_outs: list[tuple[SendSession, Outgoing]] = []
+        self.outs: deque[tuple[int, SendSession, Outgoing]] = deque()
+        self.lows: deque[tuple[int, list[tuple[SendSession, int]]]] = deque()
+        self.swap: Row | None = None
+        self.swap_rev = 0
+        self.asked = False  # for the swap, and the result has not come
+        self.retry_ms = 0
+        self.wanted: tuple[NodeId, ...] = ()
+        self.wanted_mode = mode
+        self.wanted_journal = False
+        self.failed: dict[NodeId, str] = {}
+        self.lag_since_ms = 0  # ASYNC: since when something let out is not at the standbys
+
+    def gating(self) -> list[Follower]:
+        """Those whose acknowledgement is waited for."""
+        return [
+            it for it in self.followers.values() if it.configured or it.phase is FollowerPhase.FED
+        ]
+
+    def settled(self) -> bool:
+        """Nothing waits to be let out."""
+        return not (self.uncut or self.held or self.uncut_outs or self.outs)
+
+
+class Claim:
+    """An attempt of a standby to take over."""
+
+    __slots__ = ("asked", "doubtful", "host", "loading", "now_s", "rev", "row", "swap", "unfit")
+
+    def __init__(self) -> None:
+        self.row: Row | None = None
+        self.rev = 0
+        self.loading = False
+        self.host: object = None
+        self.swap: Row | None = None
+        self.asked = False
+        self.doubtful = False
+        self.unfit = ""
+
+
+class Backup:
+    """What a standby has of one server."""
+
+    __slots__ = (
+        "checked",
+        "chunks",
+        "claim",
+        "epoch",
+        "follow",
+        "image",
+        "installing",
+        "keeping",
+        "kept_s",
+        "number",
+        "owner",
+        "server",
+        "stream",
+        "valid",
+        "version",
+    )
+
+    def __init__(self, follow: Follow, owner: NodeId) -> None:
+        self.follow = follow
+        self.server = follow.server
+        self.stream = follow.stream
+        self.owner = owner
+        self.epoch = follow.epoch
+        self.version = follow.version
+        self.checked = False
+        self.chunks = 0
+        self.installing = False
+        self.keeping: Cut | None = None
+        self.number = 0
+        self.valid = False  # it has a whole cut
+        self.image = Image()
+        self.kept_s = 0.0
+        self.claim: Claim | None = None
+
+
+class Standbys:
+    """The standbys of servers that this node owns, and what it has of servers of others."""
+
+    def __init__(self, core: Core, port: StandbyPort, times: StandbyTimes) -> None:
+        self.core = core
+        self.port = port
+        self.times = times
+        self.backups: dict[ServerId, Backup] = {}
+        self.coming: dict[TransferId, Backup] = {}
+        self.streams: dict[TransferId, ServerId] = {}  # of followers here
+        self.suspected: dict[NodeId, None] = {}
+        self.fences: dict[ServerId, int] = {}
+        self.due: dict[ServerId, Incarnation] = {}  # for a cut
+        self._kept: dict[TransferId, Backup] = {}
+        self._n = 0
+
+    # ------------------------------------------------------------------ the owner: who stands by
+
+    def replicate(
+        self,
+        server: ServerId,
+        nodes: tuple[NodeId, ...],
+        mode: Mode,
+        now_ms: int,
+        *,
+        journal: bool = False,
+    ) -> bool:
+        """From now on a server is to have these standbys. `Port.standbys_changed` tells of each.
+
+        Args:
+            server: Hosted here.
+            nodes: Other nodes.
+            mode: See `Mode`. To change it, all standbys leave and join again.
+            now_ms: The time.
+            journal: Whether it has a journal.
+
+        Returns:
+            False if the server is not here, leaves, or ends.
+        """
+        inc = self.core.hosted.get(server)
+        if inc is None or inc.holding or inc.phase in (Phase.FROZEN, Phase.STOPPING):
+            return False
+        replica = inc.replica
+        if replica is None:
+            if not nodes and not journal:
+                return True
+            replica = inc.replica = Replica(mode)
+        replica.wanted = tuple(node for node in nodes if node != self.core.node)
+        replica.wanted_mode = mode
+        replica.wanted_journal = journal
+        replica.failed.clear()
+        self._arrange(inc, replica, now_ms)
+        self.core.flush(now_ms)
+        return True
+
+    def take_on(self, inc: Incarnation, now_ms: int) -> None:
+        """A new owner, after a move or a failover, asks the standbys in its row to follow anew."""
+        row = inc.row
+        if not row.standbys:
+            return
+        replica = inc.replica = Replica(row.mode)
+        replica.wanted = row.standbys
+        for node in row.standbys:
+            self._ask(inc, replica, node, now_ms, configured=True)
+        if row.mode is Mode.SYNC:
+            self._gate(inc, replica)
+            for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
+                for out in session.outstanding.values():
+                    out.leaves = NEVER
+                    replica.uncut_outs.append((session, out))
+        for follower in replica.followers.values():
+            if follower.node in self.core.dead:
+                self._lose(inc, follower, "its node died", now_ms)
+
+    def _gate(self, inc: Incarnation, replica: Replica) -> None:
+        inc.gated = True
+        inc.sender.gate = replica
+        for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
+            session.safe_low = session.low
+
+    def _arrange(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """Bring who follows nearer to who is wanted."""
+        wanted = set(replica.wanted)
+        if replica.wanted_journal:
+            wanted.add(JOURNAL)
+        other_mode = replica.mode is not replica.wanted_mode
+        for follower in list(replica.followers.values()):
+            if (other_mode or follower.node not in wanted) and not follower.leaving:
+                follower.leaving = True
+            if follower.leaving and not follower.configured:
+                self._forget(inc, replica, follower)
+        if other_mode and not replica.followers:
+            replica.mode = replica.wanted_mode
+            other_mode = False
+        if not other_mode:
+            present = {follower.node for follower in replica.followers.values()}
+            for node in sorted(wanted - present - replica.failed.keys()):
+                if node in self.core.dead:
+                    replica.failed[node] = "it is dead"
+                    self.port.standbys_changed(inc.id, node, Changed.FAILED, "it is dead")
+                else:
+                    self._ask(inc, replica, node, now_ms, configured=False)
+        self._configure(inc, replica, now_ms)
+        if not replica.followers and replica.swap is None:
+            if replica.wanted_mode is replica.mode and not wanted - replica.failed.keys():
+                self._open(inc, replica, now_ms)
+                inc.replica = None
+        if inc.replica is not None:
+            self._wake(inc, now_ms)
+
+    def _ask(
+        self, inc: Incarnation, replica: Replica, node: NodeId, now_ms: int, *, configured: bool
+    ) -> None:
+        self._n += 1
+        stream = f"{inc.id}/{self.core.node}/{inc.row.epoch}/{self._n}"
+        follower = Follower(node, stream, configured, now_ms)
+        replica.followers[stream] = follower
+        self.streams[stream] = inc.id
+        if node == JOURNAL:
+            follower.phase = FollowerPhase.DUE
+            self.cut_soon(inc, now_ms)
+        else:
+            self._send_follow(inc, follower, now_ms)
+
+    def _send_follow(self, inc: Incarnation, follower: Follower, now_ms: int) -> None:
+        row = inc.row
+        follower.sent_ms = now_ms
+        by_value, python = self.port.code_of(inc)
+        self.core.send(
+            follower.node,
+            Follow(
+                follower.stream,
+                inc.id,
+                row.epoch,
+                row.cls,
+                row.version,
+                by_value,
+                python,
+                row.name,
+            ),
+        )
+
+    def _forget(self, inc: Incarnation, replica: Replica, follower: Follower) -> None:
+        """It follows no more."""
+        del replica.followers[follower.stream]
+        self.streams.pop(follower.stream, None)
+        self.port.end_stream(follower.stream)
+        if follower.node != JOURNAL and follower.node not in self.core.dead:
+            self.core.send(follower.node, Unfollow(follower.stream, inc.id))
+
+    def _lose(self, inc: Incarnation, follower: Follower, cause: str, now_ms: int) -> None:
+        """A standby is dead, silent, or without its copy."""
+        replica = inc.replica
+        if replica is None or follower.leaving:
+            return
+        follower.leaving = True
+        follower.cause = cause
+        what = Changed.LOST if follower.configured else Changed.FAILED
+        replica.failed[follower.node] = cause
+        self.port.standbys_changed(inc.id, follower.node, what, cause)
+        self._arrange(inc, replica, now_ms)
+        self._acknowledged(inc, replica, now_ms)
+
+    def _configure(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """Ask for the swap that makes the row say who stands by, if it does not."""
+        if replica.swap is not None or inc.holding or inc.phase is Phase.FROZEN:
+            return
+        row = inc.row
+        named = list(row.standbys)
+        journal = row.journal
+        for follower in replica.followers.values():
+            joins = (
+                follower.phase is FollowerPhase.FED
+                and follower.acked >= follower.first
+                and not follower.leaving
+            )
+            if follower.node == JOURNAL:
+                journal = follower.stream if joins or (journal and not follower.leaving) else ""
+            elif follower.leaving and follower.node in named:
+                named.remove(follower.node)
+            elif joins and follower.node not in named:
+                named.append(follower.node)
+        mode = replica.mode if named else Mode.SYNC
+        if (tuple(named), mode, journal) == (row.standbys, row.mode, row.journal):
+            return
+        if not self._may_change_row(inc, replica, now_ms):
+            return
+        for follower in replica.followers.values():
+            if follower.node in named or follower.stream == journal:
+                follower.configured = True
+        transfer = f"{self.core.node}/{row.epoch}"
+        replica.swap = directory.configured(row, tuple(named), mode, journal, transfer)
+        replica.swap_rev = inc.rev
+        self._ask_swap(inc, replica, now_ms)
+
+    def _may_change_row(self, inc: Incarnation, replica: Replica, now_ms: int) -> bool:
+        """A move compares the row as it was when it began. Who joins waits for its end; if somebody
+        has to leave, it is given up, if it still can be.
+        """
+        core = self.core
+        transfer = core.leaving.get(inc.id)
+        if transfer is None or inc.id in core.delayed:
+            return True
+        if not any(it.leaving for it in replica.followers.values()):
+            return False
+        core.withdraw_move(transfer, Withdraw("a standby of the server has to change"), now_ms)
+        return inc.id not in core.leaving
+
+    def _ask_swap(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        assert replica.swap is not None
+        replica.asked = True
+        self.port.configure(inc.id, replica.swap, replica.swap_rev)
+        self._wake(inc, now_ms)
+
+    def configured(self, server: ServerId, event: SwapResult, now_ms: int) -> None:
+        """The result of `Port.configure`."""
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        if inc is None or replica is None or replica.swap is None or not replica.asked:
+            return
+        replica.asked = False
+        outcome = event.outcome
+        if outcome is SwapOutcome.REFUSED and event.row == replica.swap:
+            outcome = SwapOutcome.DONE
+        if outcome is SwapOutcome.DONE:
+            self._row_changed(inc, replica, replica.swap, event.rev, now_ms)
+        elif outcome is SwapOutcome.REFUSED:
+            row = event.row
+            if row is not None and row.owner == self.core.node and row.epoch == inc.row.epoch:
+                # Our own confirmation of a move came through late: ask again from there.
+                inc.row, inc.rev = row, event.rev
+                replica.swap = None
+                self._arrange(inc, replica, now_ms)
+            else:
+                self.depose(inc, f"the row is now {row}", now_ms)
+        # Else it is asked again, the same: an earlier copy of it may yet come through.
+        self.core.flush(now_ms)
+
+    def _row_changed(
+        self, inc: Incarnation, replica: Replica, row: Row, rev: int, now_ms: int
+    ) -> None:
+        before = inc.row.standbys
+        inc.row, inc.rev = row, rev
+        inc.sender.epoch = row.epoch
+        replica.swap = None
+        self.core.row_changed(inc, now_ms)
+        for follower in list(replica.followers.values()):
+            named = follower.node in row.standbys or follower.stream == row.journal
+            if follower.leaving and not named:
+                self._forget(inc, replica, follower)
+                if not follower.cause:
+                    self.port.standbys_changed(inc.id, follower.node, Changed.LEFT, "")
+            elif named and follower.node not in before:
+                self.port.standbys_changed(inc.id, follower.node, Changed.JOINED, "")
+        self._arrange(inc, replica, now_ms)
+        self._acknowledged(inc, replica, now_ms)
+        self.core.next_move(now_ms)
+
+    # ------------------------------------------------------------------ the owner: the log
+
+    def hold(self, inc: Incarnation, node: NodeId, message: Message) -> None:
+        """Something that a gated server lets out: it waits for the next cut."""
+        replica = inc.replica
+        assert replica is not None
+        replica.uncut.append((node, message))
+        replica.due = True
+        self.due[inc.id] = inc
+
+    def cut_soon(self, inc: Incarnation, now_ms: int) -> None:
+        """Something changed that standbys have to know."""
+        replica = inc.replica
+        if replica is None:
+            return
+        if replica.mode is Mode.ASYNC and not inc.gated:
+            if not replica.due:
+                replica.due = True
+                if not replica.lag_since_ms:
+                    replica.lag_since_ms = now_ms
+                self.core.set_timer(("cut", inc.id), now_ms + self.times.async_cut_ms)
+            return
+        replica.due = True
+        self.due[inc.id] = inc
+
+    def is_due(self) -> bool:
+        """Whether `flush` has anything to do."""
+        return bool(self.due or self._kept)
+
+    def flush(self, now_ms: int) -> None:
+        """Make the cuts that are due, and say how far this node has come with those of others."""
+        if self.due:
+            due, self.due = self.due, {}
+            for inc in due.values():
+                replica = inc.replica
+                if replica is not None and len(replica.cuts) < self.times.cuts_max:
+                    self.cut(inc, now_ms)
+        if self._kept:
+            kept, self._kept = self._kept, {}
+            for backup in kept.values():
+                self.core.send(backup.owner, Kept(backup.stream, backup.epoch, backup.number))
+
+    def cut(self, inc: Incarnation, now_ms: int) -> bool:
+        """Make a cut now, if the server is at a quiescent point; False: not now."""
+        replica = inc.replica
+        if replica is None or not replica.due or not inc.quiet() or inc.phase is Phase.FROZEN:
+            return False
+        if self.core.hosted.get(inc.id) is not inc or inc.holding:
+            return False
+        fed = [
+            it
+            for it in replica.followers.values()
+            if it.phase >= FollowerPhase.DUE and not it.leaving
+        ]
+        if not fed:
+            return False
+        number = replica.number + 1
+        try:
+            states = [self.port.capture(inc, it.stream, number) for it in fed]
+        except CaptureFailed as error:
+            self._uncaptured(inc, replica, str(error), now_ms)
+            return True
+        replica.number = number
+        replica.due = False
+        changes, replica.changes = replica.changes, Changes()
+        delta = whole = None
+        for follower, state in zip(fed, states, strict=True):
+            is_first = follower.phase is FollowerPhase.DUE
+            if is_first:
+                follower.phase = FollowerPhase.FED
+                follower.first = number
+                record = whole = whole or cut(inc, None, self.core.port.pack, now_ms)
+            else:
+                record = delta = delta or cut(inc, changes, self.core.port.pack, now_ms)
+            message = Cut(follower.stream, inc.id, inc.row.epoch, number, is_first, record, state)
+            self._feed(inc, follower, message, len(state), now_ms)
+        if replica.mode is Mode.SYNC and not inc.gated:
+            # All that was let out so far is in this cut.
+            self._gate(inc, replica)
+        replica.cuts.append(number)
+        if replica.uncut:
+            replica.held.append((number, replica.uncut))
+            replica.uncut = []
+        for session, out in replica.uncut_outs:
+            out.leaves = number
+            replica.outs.append((number, session, out))
+        replica.uncut_outs.clear()
+        if whole is not None:
+            sessions = [*inc.sender.sessions.values(), *inc.sender.chained.values()]
+        else:
+            sessions = list(changes.sending.values())
+        if sessions:
+            replica.lows.append((number, [(it, it.low) for it in sessions]))
+        self._wake(inc, now_ms)
+        return True
+
+    def _feed(
+        self, inc: Incarnation, follower: Follower, message: Cut | Step, size: int, now_ms: int
+    ) -> None:
+        if not follower.unacked:
+            follower.progress_ms = follower.sent_ms = now_ms
+        follower.unacked.append(message)
+        follower.bytes += size
+        if follower.node == JOURNAL:
+            self.port.journal(inc, message)
+        else:
+            self.core.send(follower.node, message)
+
+    def _uncaptured(self, inc: Incarnation, replica: Replica, reason: str, now_ms: int) -> None:
+        """The state cannot travel: the server goes on alone, as soon as its row says so."""
+        self.port.standbys_changed(inc.id, "", Changed.UNCAPTURED, reason)
+        for follower in list(replica.followers.values()):
+            replica.failed[follower.node] = reason
+            follower.leaving = True
+            follower.cause = reason
+        self._arrange(inc, replica, now_ms)
+
+    def step(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
+        """A gated server has numbered a request of its own: when may it leave?"""
+        core = self.core
+        inc = core.hosted.get(session.sender.id)
+        replica = session.sender.gate
+        if inc is None or replica is None:
+            return
+        replica.changes.sending[session.id] = session
+        entry = inc.running.get(core.run_number(out.run)) if out.run else None
+        fed = [
+            it
+            for it in replica.followers.values()
+            if it.phase is FollowerPhase.FED and not it.leaving
+        ]
+        if (entry is not None and not entry.waits) or not fed or (entry is None and inc.quiet()):
+            # It cannot be waited for before the next quiescent point, or nobody is to be told.
+            out.leaves = NEVER
+            replica.uncut_outs.append((session, out))
+            self.cut_soon(inc, now_ms)
+            return
+        if out.payload is None:
+            out.payload = core.port.pack(out.args)
+        route = session.route
+        if not session.generation and route.node is not None:
+            core.bind(session, route.epoch)
+        number = replica.number = replica.number + 1
+        out.leaves = number
+        replica.outs.append((number, session, out))
+        made_by = (
+            entry_record(entry, core.port.pack, now_ms)
+            if entry is not None
+            else EntryRecord("", 0, 0, "", b"", (), -1, "")
+        )
+        record = StepRecord(
+            made_by,
+            session.id,
+            session.server,
+            out.seq,
+            out.kind,
+            out.method,
+            self.port.digest(out.payload),
+            session.chained,
+            session.generation,
+            route.node or "",
+            route.epoch,
+        )
+        for follower in fed:
+            message = Step(follower.stream, inc.id, inc.row.epoch, number, record)
+            self._feed(inc, follower, message, 0, now_ms)
+        self._wake(inc, now_ms)
+
+    def journaled(self, server: ServerId, number: int, reason: str, now_ms: int) -> None:
+        """All up to `number` is in the journal; or, with a reason, it failed and takes no more."""
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        if inc is None or replica is None:
+            return
+        for follower in list(replica.followers.values()):
+            if follower.node == JOURNAL:
+                if reason:
+                    self._lose(inc, follower, reason, now_ms)
+                else:
+                    self._kept_by(inc, replica, follower, number, now_ms)
+        self.core.flush(now_ms)
+
+    def _kept_by(
+        self, inc: Incarnation, replica: Replica, follower: Follower, number: int, now_ms: int
+    ) -> None:
+        unacked = follower.unacked
+        if number > replica.number or follower.phase is not FollowerPhase.FED:
+            return
+        while unacked and unacked[0].number <= number:
+            message = unacked.popleft()
+            if type(message) is Cut:
+                follower.bytes -= len(message.state)
+        follower.progress_ms = follower.sent_ms = now_ms
+        if number <= follower.acked:
+            return
+        follower.acked = number
+        if not follower.configured:
+            self._configure(inc, replica, now_ms)
+        self._acknowledged(inc, replica, now_ms)
+
+    def _acknowledged(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """Let out what waited for what is now acknowledged by all."""
+        gating = replica.gating()
+        if not gating:
+            self._open(inc, replica, now_ms)
+            return
+        replica.acked = acked = min(it.acked for it in gating)
+        cuts = replica.cuts
+        while cuts and cuts[0] <= acked:
+            cuts.popleft()
+        if replica.mode is Mode.ASYNC:
+            self._catch_up(inc, replica, now_ms)
+        if inc.phase is not Phase.FROZEN:
+            self._let_out(inc, replica, acked, now_ms)
+        if replica.due and not inc.running:
+            self.due[inc.id] = inc
+        if inc.phase is Phase.QUIESCING and replica.settled():
+            self.core.rest(inc, now_ms)
+
+    def _let_out(self, inc: Incarnation, replica: Replica, acked: int, now_ms: int) -> None:
+        core = self.core
+        held = replica.held
+        while held and held[0][0] <= acked:
+            for node, message in held.popleft()[1]:
+                core.send(node, message)
+        lows = replica.lows
+        while lows and lows[0][0] <= acked:
+            for session, low in lows.popleft()[1]:
+                if low > session.safe_low:
+                    session.safe_low = low
+                    if session.idle():
+                        core.settled(session, now_ms)
+        outs = replica.outs
+        while outs and outs[0][0] <= acked:
+            _, session, out = outs.popleft()
+            if session.outstanding.get(out.seq) is out:
+                core.dispatch(session, out, now_ms)
+
+    def _open(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """Nobody is waited for any more."""
+        inc.gated = False
+        inc.sender.gate = None
+        replica.cuts.clear()
+        replica.acked = replica.number
+        if inc.phase is Phase.FROZEN:
+            return
+        for _, _, out in replica.outs:
+            out.leaves = 0
+        for session, out in replica.uncut_outs:
+            out.leaves = 0
+            replica.outs.append((0, session, out))
+        replica.uncut_outs.clear()
+        if replica.uncut:
+            replica.held.append((0, replica.uncut))
+            replica.uncut = []
+        replica.lows.clear()
+        self._let_out(inc, replica, NEVER, now_ms)
+        if inc.phase is Phase.QUIESCING:
+            self.core.rest(inc, now_ms)
+
+    def _catch_up(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """ASYNC: hold back while the standbys lag too far behind."""
+        if not replica.cuts and not replica.due:
+            replica.lag_since_ms = 0
+        size = max((it.bytes for it in replica.gating()), default=0)
+        since = replica.lag_since_ms
+        lags = (since and now_ms - since > self.times.async_lag_ms) or (
+            size > self.times.async_lag_bytes
+        )
+        if lags and not inc.gated:
+            inc.gated = True
+        elif inc.gated and not lags and not replica.cuts:
+            inc.gated = False
+            if replica.uncut:
+                replica.held.append((0, replica.uncut))
+                replica.uncut = []
+        if not replica.cuts and replica.due:
+            replica.lag_since_ms = now_ms
+
+    def go_on(self, inc: Incarnation, now_ms: int) -> None:
+        """A move was given up or taken back: the server and its standbys go on here."""
+        replica = inc.replica
+        if replica is not None:
+            self.cut_soon(inc, now_ms)
+            self._arrange(inc, replica, now_ms)
+            self._acknowledged(inc, replica, now_ms)
+
+    def end(self, inc: Incarnation, now_ms: int, *, stays: bool) -> None:
+        """The server is not here any more.
+
+        Args:
+            inc: What was its copy.
+            now_ms: The time.
+            stays: Its standbys go on standing by, for whoever owns it now.
+        """
+        replica, inc.replica = inc.replica, None
+        if replica is None:
+            return
+        for follower in list(replica.followers.values()):
+            if stays:
+                self.streams.pop(follower.stream, None)
+                self.port.end_stream(follower.stream)
+            else:
+                self._forget(inc, replica, follower)
+        if not stays:
+            self._open(inc, replica, now_ms)
+        inc.gated = False
+        inc.sender.gate = None
+        self.due.pop(inc.id, None)
+        self.core.cancel_timer(("standby", inc.id))
+        self.core.cancel_timer(("cut", inc.id))
+
+    def depose(self, inc: Incarnation, cause: str, now_ms: int) -> None:
+        """Somebody else owns the server: nothing that this copy held back is ever let out."""
+        if self.core.hosted.get(inc.id) is not inc:
+            return
+        self.end(inc, now_ms, stays=True)
+        self.core.drop_deposed(inc, now_ms)
+        self.port.deposed(inc, cause)
+
+    # ------------------------------------------------------------------ time, nodes
+
+    def _wake(self, inc: Incarnation, now_ms: int) -> None:
+        key = ("standby", inc.id)
+        if self.core.timers.due_ms(key) is None:
+            self.core.set_timer(key, now_ms + self.times.repeat_ms)
+
+    def cut_due(self, server: ServerId, now_ms: int) -> None:
+        """Mode ASYNC: time for the next cut."""
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        if inc is not None and replica is not None and replica.due:
+            self._catch_up(inc, replica, now_ms)
+            self.due[server] = inc
+
+    def owner_timer(self, server: ServerId, now_ms: int) -> None:
+        """Repeat what has no answer; give up whoever is silent for too long."""
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        if inc is None or replica is None:
+            return
+        times = self.times
+        if replica.swap is not None and not replica.asked:
+            self._ask_swap(inc, replica, now_ms)
+        for follower in list(replica.followers.values()):
+            if follower.leaving or follower.stream not in replica.followers:
+                continue
+            waits = follower.phase < FollowerPhase.DUE or follower.unacked
+            if not waits:
+                continue
+            silent_ms = now_ms - follower.progress_ms
+            joining = follower.phase < FollowerPhase.DUE
+            limit = times.join_ms if joining else times.patience_ms
+            if follower.configured and joining:
+                limit = times.patience_ms
+            limit += (len(follower.chunk) + follower.bytes) // 20_000
+            if silent_ms >= limit:
+                cause = f"it has not answered for {silent_ms / 1000:g} s"
+                self._lose(inc, follower, cause, now_ms)
+            elif now_ms - follower.sent_ms >= times.repeat_ms:
+                self._repeat(inc, follower, now_ms)
+        if inc.replica is replica:
+            if replica.mode is Mode.ASYNC:
+                self._catch_up(inc, replica, now_ms)
+            self._arrange(inc, replica, now_ms)
+        if inc.replica is replica and (
+            replica.swap is not None
+            or any(
+                it.phase < FollowerPhase.DUE or it.unacked or it.leaving
+                for it in replica.followers.values()
+            )
+        ):
+            self._wake(inc, now_ms)
+
+    def _repeat(self, inc: Incarnation, follower: Follower, now_ms: int) -> None:
+        follower.sent_ms = now_ms
+        if follower.phase is FollowerPhase.ASKED:
+            self._send_follow(inc, follower, now_ms)
+        elif follower.phase is FollowerPhase.COPYING:
+            if follower.chunk:
+                self.core.send(follower.node, self._chunk(follower))
+        elif follower.node != JOURNAL:
+            for message in follower.unacked:
+                # The owner may have changed the row since; it is still the one who asks.
+                message.epoch = inc.row.epoch
+                self.core.send(follower.node, message)
+
+    def peer_up(self, node: NodeId, now_ms: int) -> None:
+        """What was sent before may be lost."""
+        for inc in self._owned():
+            assert inc.replica is not None
+            for follower in list(inc.replica.followers.values()):
+                if follower.node == node and not follower.leaving:
+                    self._repeat(inc, follower, now_ms)
+
+    def _owned(self) -> list[Incarnation]:
+        servers = dict.fromkeys(self.streams.values())
+        found = [self.core.hosted.get(server) for server in servers]
+        return [inc for inc in found if inc is not None and inc.replica is not None]
+
+    def node_dead(self, node: NodeId, now_ms: int) -> None:
+        """A node's process was seen dead."""
+        self.suspected.pop(node, None)
+        for inc in self._owned():
+            assert inc.replica is not None
+            for follower in list(inc.replica.followers.values()):
+                if follower.node == node:
+                    self._lose(inc, follower, "its node died", now_ms)
+        for backup in [it for it in self.coming.values() if it.owner == node]:
+            self._drop(backup)
+        for backup in list(self.backups.values()):
+            if backup.owner == node:
+                self.consider(backup.server, now_ms)
+
+    def node_suspected(self, node: NodeId, now_ms: int) -> None:
+        """A node's lease has run out: it may be dead, or only silent."""
+        if node in self.core.dead or node == self.core.node:
+            return
+        self.suspected[node] = None
+        for backup in list(self.backups.values()):
+            if backup.owner == node:
+                self.consider(backup.server, now_ms)
+        self.core.flush(now_ms)
+
+    def node_heard(self, node: NodeId, now_ms: int) -> None:
+        """It was not dead."""
+        self.suspected.pop(node, None)
+
+    # ------------------------------------------------------------------ messages
+
+    def on_message(self, message: StandbyMessage, node: NodeId, now_ms: int) -> None:
+        """Take what an owner or a standby says."""
+        match message:
+            case Cut():
+                self._on_cut(message, node, now_ms)
+            case Step():
+                self._on_step(message, node)
+            case Kept():
+                found = self._follower(message.stream, node)
+                if found is not None:
+                    inc, replica, follower = found
+                    self._kept_by(inc, replica, follower, message.number, now_ms)
+            case Follow():
+                self._on_follow(message, node)
+            case Following():
+                found = self._follower(message.stream, node)
+                if found is not None and found[2].phase is FollowerPhase.ASKED:
+                    self._copy(*found, now_ms)
+            case FollowRefused():
+                found = self._follower(message.stream, node)
+                if found is not None and found[2].phase is FollowerPhase.ASKED:
+                    self._lose(found[0], found[2], message.reason, now_ms)
+            case KeepRefused():
+                self._on_keep_refused(message, node, now_ms)
+            case Unfollow():
+                self._on_unfollow(message, node)
+
+    def _follower(
+        self, stream: TransferId, node: NodeId
+    ) -> tuple[Incarnation, Replica, Follower] | None:
+        inc = self.core.hosted.get(self.streams.get(stream, ""))
+        replica = inc.replica if inc is not None else None
+        follower = replica.followers.get(stream) if replica is not None else None
+        if inc is None or replica is None or follower is None or follower.node != node:
+            return None
+        return inc, replica, follower
+
+    # -- what goes ahead
+
+    def _copy(self, inc: Incarnation, replica: Replica, follower: Follower, now_ms: int) -> None:
+        follower.phase = FollowerPhase.COPYING
+        follower.progress_ms = follower.sent_ms = now_ms
+        self.port.copy_for(inc, follower.stream)
+
+    def copied_for(self, stream: TransferId, event: Copied, now_ms: int) -> None:
+        """What `Port.copy_for` gave."""
+        inc = self.core.hosted.get(self.streams.get(stream, ""))
+        replica = inc.replica if inc is not None else None
+        follower = replica.followers.get(stream) if replica is not None else None
+        if inc is None or replica is None or follower is None or follower.leaving:
+            return
+        if follower.phase is not FollowerPhase.COPYING or follower.chunk:
+            return
+        follower.progress_ms = follower.sent_ms = now_ms
+        if event.failed:
+            self._lose(inc, follower, "the state cannot be sent ahead", now_ms)
+            return
+        size = len(event.state)
+        follower.round_bytes += size
+        ended = event.round_ended
+        if ended:
+            follower.rounds += 1
+            small = follower.round_bytes <= self.times.copy_bytes
+            follower.round_bytes = 0
+            ended = small or follower.rounds >= self.times.rounds_max
+        if size:
+            follower.chunk = event.state
+            follower.chunks += 1
+            follower.rounds += 1 << 16 if ended else 0
+            self.core.send(follower.node, self._chunk(follower))
+        elif ended:
+            self._copy_ended(inc, follower, now_ms)
+        else:
+            self.port.copy_for(inc, follower.stream)
+        self.core.flush(now_ms)
+
+    @staticmethod
+    def _chunk(follower: Follower) -> Chunk:
+        return Chunk(follower.stream, follower.chunks - 1, follower.chunk)
+
+    def _copy_ended(self, inc: Incarnation, follower: Follower, now_ms: int) -> None:
+        follower.phase = FollowerPhase.DUE
+        self.cut_soon(inc, now_ms)
+        if inc.replica is not None and inc.replica.mode is Mode.ASYNC:
+            self.due[inc.id] = inc
+
+    def takes(self, transfer: TransferId) -> bool:
+        """Whether a Chunk, or the answer to one, is of a stream and not of a move."""
+        return transfer in self.streams or transfer in self.coming
+
+    def on_chunk(self, message: Chunk | ChunkTaken, node: NodeId, now_ms: int) -> None:
+        """What goes ahead of a first cut, or the answer to it."""
+        if type(message) is ChunkTaken:
+            found = self._follower(message.transfer, node)
+            if found is None:
+                return
+            inc, _, follower = found
+            if not follower.chunk or message.number != follower.chunks - 1:
+                return
+            follower.chunk = b""
+            follower.progress_ms = follower.sent_ms = now_ms
+            if follower.rounds >> 16:
+                self._copy_ended(inc, follower, now_ms)
+            else:
+                self.port.copy_for(inc, follower.stream)
+            return
+        assert type(message) is Chunk
+        backup = self.coming.get(message.transfer)
+        if backup is None or backup.owner != node:
+            return
+        if message.number < backup.chunks:
+            self.core.send(node, ChunkTaken(backup.stream, message.number))
+        elif message.number == backup.chunks and not backup.installing:
+            backup.installing = True
+            self.port.keep_chunk(backup.stream, message.number, message.state)
+
+    def chunk_kept(self, stream: TransferId, reason: str, now_ms: int) -> None:
+        """A chunk is installed, or (with a reason) cannot be."""
+        backup = self.coming.get(stream)
+        if backup is None or not backup.installing:
+            return
+        backup.installing = False
+        if reason:
+            self._refuse(backup, reason)
+        else:
+            backup.chunks += 1
+            self.core.send(backup.owner, ChunkTaken(stream, backup.chunks - 1))
+        self.core.flush(now_ms)
+
+    # ------------------------------------------------------------------ the standby
+
+    def _on_follow(self, follow: Follow, node: NodeId) -> None:
+        core = self.core
+        known = self.coming.get(follow.stream) or self._valid(follow.stream)
+        if known is not None:
+            if known.checked:
+                core.send(node, Following(follow.stream))
+            return
+        server = follow.server
+        fence = self.fences.get(server, 0)
+        refusal = core.refuse_moves
+        if follow.epoch < fence:
+            core.send(node, KeepRefused(follow.stream, fence, "another owner is about to be"))
+            return
+        if server in core.hosted:
+            refusal = "it holds the server itself"
+            if follow.epoch > core.hosted[server].row.epoch:
+                self.port.read_standby_row(server)
+        elif server in core.arriving:
+            refusal = "the server is about to move to it"
+        if refusal:
+            core.send(node, FollowRefused(follow.stream, refusal))
+            return
+        for other in [it for it in self.coming.values() if it.server == server]:
+            if other.epoch > follow.epoch:
+                core.send(node, FollowRefused(follow.stream, "it follows a newer owner"))
+                return
+            self._drop(other)
+        self.coming[follow.stream] = Backup(follow, node)
+        self.port.check_follow(follow)
+
+    def follow_checked(self, stream: TransferId, version: int, refusal: str, now_ms: int) -> None:
+        """The answer to `Port.check_follow`."""
+        backup = self.coming.get(stream)
+        if backup is None:
+            return
+        follow = backup.follow
+        if not refusal and version < follow.version:
+            refusal = (
+                f"{follow.cls} has version {version} there, older than the server's version "
+                f"{follow.version}; update that node first"
+            )
+        if refusal:
+            del self.coming[stream]
+            self.core.send(backup.owner, FollowRefused(stream, refusal))
+        else:
+            backup.checked = True
+            backup.version = version
+            self.core.send(backup.owner, Following(stream))
+        self.core.flush(now_ms)
+
+    def _valid(self, stream: TransferId) -> Backup | None:
+        for backup in self.backups.values():
+            if backup.stream == stream:
+                return backup
+        return None
+
+    def _admit(self, message: Cut | Step, node: NodeId) -> Backup | None:
+        """The backup that a cut or step is for, if it is to be taken."""
+        server = message.server
+        backup = self.backups.get(server)
+        if backup is None or backup.stream != message.stream:
+            backup = self.coming.get(message.stream)
+        if backup is None or backup.owner != node or backup.server != server:
+            self.core.send(node, KeepRefused(message.stream, 0, "it has nothing of this stream"))
+            return None
+        fence = self.fences.get(server, 0)
+        if message.epoch < fence:
+            self.core.send(node, KeepRefused(message.stream, fence, "fenced"))
+            return None
+        claim = backup.claim
+        if claim is not None and (claim.loading or claim.asked or claim.host is not None):
+            # Somebody else was quicker; what this node had is used up, which shows soon.
+            return None
+        if message.epoch > backup.epoch:
+            backup.epoch = message.epoch
+        return backup
+
+    def _on_cut(self, message: Cut, node: NodeId, now_ms: int) -> None:
+        backup = self._admit(message, node)
+        if backup is None:
+            return
+        if not backup.valid:
+            if not message.whole or not backup.checked or backup.keeping is not None:
+                return
+            backup.keeping = message
+            kept = self.port.keep_delta(backup.stream, message.number, True, message.state)
+            if kept is not None:
+                reason = "" if kept else "its state cannot be kept"
+                self.delta_kept(backup.stream, message.number, reason, now_ms)
+            return
+        if message.number <= backup.number:
+            self._kept[backup.stream] = backup
+        elif message.number == backup.number + 1:
+            if not self.port.keep_delta(backup.stream, message.number, False, message.state):
+                self._refuse(backup, "a change of its state cannot be kept")
+                return
+            self._take(backup, message, now_ms)
+        # Else what comes before it is lost, and comes again.
+
+    def delta_kept(self, stream: TransferId, number: int, reason: str, now_ms: int) -> None:
+        """The first cut of a stream is kept and was loaded for a trial, or cannot be."""
+        backup = self.coming.get(stream)
+        message = backup.keeping if backup is not None else None
+        if backup is None or message is None or message.number != number:
+            return
+        backup.keeping = None
+        if reason:
+            self._refuse(backup, reason)
+        else:
+            former = self.backups.get(backup.server)
+            if former is not None:
+                self._drop(former)
+            del self.coming[stream]
+            self.backups[backup.server] = backup
+            backup.valid = True
+            self._take(backup, message, now_ms)
+            if backup.owner in self.core.dead or backup.owner in self.suspected:
+                self.consider(backup.server, now_ms)
+        self.core.flush(now_ms)
+
+    def _take(self, backup: Backup, message: Cut, now_ms: int) -> None:
+        backup.image.take(message.record, message.whole, now_ms)
+        backup.number = message.number
+        backup.kept_s = self.port.wall_s()
+        self._kept[backup.stream] = backup
+
+    def _on_step(self, message: Step, node: NodeId) -> None:
+        backup = self._admit(message, node)
+        if backup is None or not backup.valid:
+            return
+        if message.number == backup.number + 1:
+            backup.number = message.number
+            backup.image.steps.append(message.step)
+        if message.number <= backup.number:
+            self._kept[backup.stream] = backup
+
+    def _refuse(self, backup: Backup, reason: str) -> None:
+        """It has nothing of this stream any more."""
+        self.core.send(backup.owner, KeepRefused(backup.stream, 0, reason))
+        self._drop(backup)
+
+    def _drop(self, backup: Backup) -> None:
+        self.coming.pop(backup.stream, None)
+        self._kept.pop(backup.stream, None)
+        if self.backups.get(backup.server) is backup:
+            del self.backups[backup.server]
+        self.core.cancel_timer(("claim", backup.server))
+        self.port.end_stream(backup.stream)
+
+    def _on_unfollow(self, message: Unfollow, node: NodeId) -> None:
+        backup = self.coming.get(message.stream) or self._valid(message.stream)
+        if backup is not None and backup.owner == node:
+            # NB: also while it claims the server: the row says that it may not, if it may not.
+            if backup.claim is None or (backup.claim.swap is None and not backup.claim.loading):
+                self._drop(backup)
+
+    def _on_keep_refused(self, message: KeepRefused, node: NodeId, now_ms: int) -> None:
+        found = self._follower(message.stream, node)
+        if found is None:
+            return
+        inc, _, follower = found
+        if message.epoch > inc.row.epoch:
+            # It is about to take over, or did; the row tells. It may yet fail to.
+            self.port.read_standby_row(inc.id)
+        elif not message.epoch:
+            self._lose(inc, follower, message.reason, now_ms)
+
+    # -- taking over
+
+    def _is_gone(self, node: NodeId) -> bool:
+        return node in self.core.dead or node in self.suspected
+
+    def consider(self, server: ServerId, now_ms: int) -> None:
+        """The owner of a server that this node has a copy of may be gone."""
+        backup = self.backups.get(server)
+        if backup is not None and backup.claim is None:
+            backup.claim = Claim()
+            self.port.read_standby_row(server)
+
+    def standby_row(self, server: ServerId, event: RowRead, now_ms: int) -> None:
+        """The answer to `Port.read_standby_row`."""
+        row = event.row
+        inc = self.core.hosted.get(server)
+        if inc is not None and event.known and not inc.holding and inc.phase is not Phase.FROZEN:
+            if row is None or (row.owner != self.core.node and row.epoch > inc.row.epoch):
+                self.depose(inc, f"the row is now {row}", now_ms)
+        backup = self.backups.get(server)
+        claim = backup.claim if backup is not None else None
+        if backup is not None and claim is not None and not claim.loading and not claim.asked:
+            if not event.known:
+                self._claim_later(server, now_ms)
+            else:
+                self._claim(backup, claim, row, event.rev, now_ms)
+        self.core.flush(now_ms)
+
+    def _claim_later(self, server: ServerId, now_ms: int) -> None:
+        self.core.set_timer(("claim", server), now_ms + self.times.repeat_ms)
+
+    def claim_timer(self, server: ServerId, now_ms: int) -> None:
+        """Go on with taking over."""
+        backup = self.backups.get(server)
+        claim = backup.claim if backup is not None else None
+        if backup is None or claim is None or claim.asked or claim.loading:
+            return
+        if claim.swap is not None and claim.doubtful:
+            self._ask_promotion(backup, claim)
+        else:
+            self.port.read_standby_row(server)
+
+    def _claim(self, backup: Backup, claim: Claim, row: Row | None, rev: int, now_ms: int) -> None:
+        core = self.core
+        if row is None or row.state is RowState.LOST or row.server != backup.server:
+            self._drop(backup)
+            return
+        if claim.swap is not None and row == claim.swap:
+            self._live(backup, claim, row, rev, now_ms)
+            return
+        if not self._is_gone(row.owner) or core.node not in row.standbys:
+            self._stand_by(backup, claim, row)
+            return
+        if row.state is RowState.COMMITTED and row.previous and not self._is_gone(row.previous):
+            self._claim_later(backup.server, now_ms)  # Its source may take it back.
+            return
+        claim.row, claim.rev = row, rev
+        # Fence first: from here on nothing of this epoch is acknowledged.
+        self.fences[backup.server] = max(self.fences.get(backup.server, 0), row.epoch + 1)
+        if claim.host is None and not claim.unfit:
+            claim.loading = True
+            self.port.load_backup(backup)
+            return
+        self._swap(backup, claim)
+
+    def _stand_by(self, backup: Backup, claim: Claim, row: Row) -> None:
+        """There is nothing to take over (any more)."""
+        backup.claim = None
+        if claim.host is not None or self.core.node not in row.standbys:
+            # Used up, or not one of this configuration; a living owner feeds it anew.
+            self._drop(backup)
+
+    def backup_loaded(self, server: ServerId, host: object, reason: str, now_ms: int) -> None:
+        """The answer to `Port.load_backup`: a host, or why there is none."""
+        backup = self.backups.get(server)
+        claim = backup.claim if backup is not None else None
+        if backup is None or claim is None or not claim.loading:
+            return
+        claim.loading = False
+        if host is not None:
+            record, _ = backup.image.state(server, now_ms)
+            reason = contradiction(record, server, failover=True)
+        if host is None or reason:
+            claim.unfit = reason or "it cannot be loaded"
+            me = self.core.node
+            self.port.standbys_changed(server, me, Changed.UNFIT, claim.unfit)
+        else:
+            claim.host = host
+        self._swap(backup, claim)
+        self.core.flush(now_ms)
+
+    def _swap(self, backup: Backup, claim: Claim) -> None:
+        row = claim.row
+        assert row is not None
+        me = self.core.node
+        transfer = f"{me}/{row.epoch}/{backup.stream}"
+        if claim.unfit:
+            claim.swap = directory.without_standby(row, me, transfer)
+        else:
+            then_s, now_s = backup.kept_s, self.port.wall_s()
+            version = max(backup.version, row.version)
+            claim.swap = directory.promoted(row, me, transfer, version, then_s, now_s)
+        claim.doubtful = False
+        self._ask_promotion(backup, claim)
+
+    def _ask_promotion(self, backup: Backup, claim: Claim) -> None:
+        assert claim.swap is not None
+        claim.asked = True
+        self.port.promote(backup.server, claim.swap, claim.rev)
+
+    def promoted(self, server: ServerId, event: SwapResult, now_ms: int) -> None:
+        """The result of `Port.promote`."""
+        backup = self.backups.get(server)
+        claim = backup.claim if backup is not None else None
+        if backup is None or claim is None or not claim.asked or claim.swap is None:
+            return
+        claim.asked = False
+        outcome = event.outcome
+        if outcome is SwapOutcome.REFUSED and event.row == claim.swap:
+            outcome = SwapOutcome.DONE
+        if outcome is SwapOutcome.DONE:
+            if claim.unfit:
+                self._drop(backup)
+            else:
+                self._live(backup, claim, claim.swap, event.rev, now_ms)
+        elif outcome is SwapOutcome.REFUSED:
+            claim.swap = None
+            self._claim(backup, claim, event.row, event.rev, now_ms)
+        else:
+            claim.doubtful = claim.doubtful or outcome is SwapOutcome.UNKNOWN
+            self._claim_later(server, now_ms)
+        self.core.flush(now_ms)
+
+    def _live(self, backup: Backup, claim: Claim, row: Row, rev: int, now_ms: int) -> None:
+        core = self.core
+        record, replays = backup.image.state(backup.server, now_ms)
+        if row.mode is Mode.ASYNC:
+            record, replays = _rolled_back(record), {}
+        inc = restore(
+            record,
+            row,
+            rev,
+            claim.host,
+            core.route_hint,
+            core.options.window,
+            now_ms,
+            failover=True,
+        )
+        inc.sender.replays = replays or None
+        self.fences[backup.server] = max(self.fences.get(backup.server, 0), row.epoch)
+        self.backups.pop(backup.server, None)
+        self._kept.pop(backup.stream, None)
+        self.core.cancel_timer(("claim", backup.server))
+        self.port.end_stream(backup.stream)
+        cause = f"its owner {node_name(backup.owner)} is gone"
+        core.take_over(inc, now_ms)
+        self.port.begin(inc, "on_promote")
+        self.port.standbys_changed(inc.id, core.node, Changed.PROMOTED, cause)
+
+    def forget_server(self, server: ServerId) -> None:
+        """The server has come here by a move: what this node had of it as a standby is over."""
+        backup = self.backups.get(server)
+        if backup is not None:
+            self._drop(backup)
+        for other in [it for it in self.coming.values() if it.server == server]:
+            self._drop(other)
+
+
+def _rolled_back(record: StateRecord) -> StateRecord:
+    """What goes into a new generation: as from a checkpoint, see `CheckpointRecord`."""
+    met = dict(record.met)
+    for sending in record.sending:
+        if sending.generation and sending.next_seq > 1:
+            met[sending.server] = max(met.get(sending.server, 0), sending.generation)
+    return StateRecord(
+        limit=record.limit,
+        reentrant=record.reentrant,
+        run_no=record.run_no,
+        mailbox=record.mailbox,
+        sessions=[],
+        sending=[],
+        timers=record.timers,
+        plans=record.plans,
+        met=met,
+        wanted=record.wanted,
+    )
+
+
+__all__ = [
+    "JOURNAL",
+    "Backup",
+    "CaptureFailed",
+    "Changed",
+    "Claim",
+    "Follower",
+    "FollowerPhase",
+    "Replica",
+    "StandbyPort",
+    "StandbyTimes",
+    "Standbys",
+]
