@@ -293,12 +293,13 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
 class Changes:
     """What of a server changed since the last cut, besides its object."""
 
-    __slots__ = ("casts", "ended", "records", "sending", "sending_ended", "sessions")
+    __slots__ = ("answers", "casts", "ended", "records", "sending", "sending_ended", "sessions")
 
     def __init__(self) -> None:
         self.sessions: dict[SessionId, ReceiveSession] = {}
         self.ended: dict[SessionId, None] = {}
-        self.records: list[tuple[ReceiveSession, int]] = []  # results that are new
+        self.records: dict[tuple[SessionId, int], ReceiveSession] = {}  # results that are new
+        self.answers: dict[tuple[SessionId, int], ReceiveSession] = {}  # those of no handler
         self.casts: list[Entry] = []  # admitted
         self.sending: dict[SessionId, SendSession] = {}
         self.sending_ended: dict[SessionId, None] = {}
@@ -339,7 +340,7 @@ def cut(
             assert session is not None
             if entry.seq >= untaken.get(session.id, session.expected):
                 casts.setdefault(session.id, []).append(entry)
-        for session, seq in changes.records:
+        for (_, seq), session in changes.records.items():
             record = session.records.get(seq)
             if record is not None:
                 records.setdefault(session.id, {})[seq] = record
@@ -366,6 +367,25 @@ def cut(
         ended=[] if changes is None else list(changes.ended),
         sending_ended=[] if changes is None else list(changes.sending_ended),
     )
+
+
+def note(changes: Changes, pack: Callable[[object], bytes], now_ms: int) -> list[SessionRecord]:
+    """Take out of `changes` what may be told while a handler is running; see `Note`."""
+    found: dict[SessionId, tuple[ReceiveSession, dict[int, Record], list[Entry]]] = {}
+    for entry in changes.casts:
+        session = entry.session
+        assert session is not None
+        found.setdefault(session.id, (session, {}, []))[2].append(entry)
+    for (sid, seq), session in changes.answers.items():
+        record = session.records.get(seq)
+        if record is not None:
+            found.setdefault(sid, (session, {}, []))[1][seq] = record
+    changes.casts = []
+    changes.answers = {}
+    return [
+        _session_record(session, 1, records, casts, pack, now_ms)
+        for session, records, casts in found.values()
+    ]
 
 
 class Image:
@@ -406,6 +426,18 @@ class Image:
         self.last = record
         self.kept_ms = now_ms
         self.steps.clear()
+
+    def note(self, sessions: list[SessionRecord]) -> None:
+        """Add what was admitted or answered since the last cut."""
+        for session in sessions:
+            known = self.sessions.get(session.id)
+            if known is None:
+                # NB: `acked_below` may be past what a failover will find undone.
+                self.sessions[session.id] = session
+                session.acked_below = 1
+                continue
+            known.records.update(session.records)
+            known.early += [item for item in session.early if item.seq >= known.expected]
 
     def state(self, server: ServerId, now_ms: int) -> tuple[StateRecord, Replays]:
         """What `restore` builds the server from, and what its handlers have to repeat.

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from migrate.core.directory import EPOCH_MAX, Row
 from migrate.core.ids import NodeId, ServerId, SessionId, TransferId
-from migrate.core.records import CutRecord, StepRecord
+from migrate.core.records import CutRecord, SessionRecord, StepRecord
 
 # Kinds of an envelope.
 CALL = 0
@@ -317,7 +317,7 @@ class FollowRefused(Struct, array_like=True, tag=62, gc=False):
 class Cut(Struct, array_like=True, tag=63, gc=False):
     """Owner to standby: the state at a quiescent point, whole or what changed since the last one.
 
-    The object is in `state`, opaque here. `number` counts cuts and steps of the owner together.
+    The object is in `state`, opaque here. `number` counts cuts, steps and notes together.
     """
 
     stream: TransferId
@@ -337,6 +337,19 @@ class Step(Struct, array_like=True, tag=64, gc=False):
     epoch: Annotated[int, Meta(ge=0, lt=EPOCH_MAX)]
     number: int
     step: StepRecord
+
+
+class Note(Struct, array_like=True, tag=68, gc=False):
+    """Owner to standby: what was admitted, or answered without a handler, while one is running.
+
+    Of each session: results and casts that are new. One that is unknown begins with number 1.
+    """
+
+    stream: TransferId
+    server: ServerId
+    epoch: Annotated[int, Meta(ge=0, lt=EPOCH_MAX)]
+    number: int
+    sessions: list[SessionRecord]
 
 
 class Kept(Struct, array_like=True, tag=65, gc=False):
@@ -363,7 +376,7 @@ class Unfollow(Struct, array_like=True, tag=67, gc=False):
 
 
 StandbyMessage: TypeAlias = (
-    Follow | Following | FollowRefused | Cut | Step | Kept | KeepRefused | Unfollow
+    Follow | Following | FollowRefused | Cut | Step | Note | Kept | KeepRefused | Unfollow
 )
 MoveMessage: TypeAlias = (
     Prepare

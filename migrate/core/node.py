@@ -99,6 +99,7 @@ from migrate.core.messages import (
     CYCLE,
     DIVERGED,
     EMPTY,
+    ERROR,
     EXPIRED,
     FORGOTTEN,
     FULL,
@@ -124,6 +125,7 @@ from migrate.core.messages import (
     Message,
     Moved,
     MoveMessage,
+    Note,
     NotHere,
     Prepare,
     Receipt,
@@ -1212,7 +1214,7 @@ class Core:
                 self._on_wait_probe(message, now_ms)
             case Prepare():
                 self._on_prepare(message, node, now_ms)
-            case Cut() | Step() | Kept() | Follow() | Following() | FollowRefused():
+            case Cut() | Step() | Note() | Kept() | Follow() | Following() | FollowRefused():
                 self.standbys.on_message(message, node, now_ms)
             case KeepRefused() | Unfollow():
                 self.standbys.on_message(message, node, now_ms)
@@ -1787,7 +1789,9 @@ class Core:
             inc.record_bytes += len(payload)
         if inc.replica is not None:
             inc.replica.changes.sessions[session.id] = session
-            inc.replica.changes.records.append((session, seq))
+            inc.replica.changes.records[session.id, seq] = session
+            if status > ERROR and status != DIVERGED:
+                inc.replica.changes.answers[session.id, seq] = session
         reply = Reply(session.id, seq, status, payload)
         if inc.holding or inc.gated or session.reply_to == self.node:
             self._tell(inc, session.reply_to, reply)

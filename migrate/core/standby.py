@@ -2,14 +2,16 @@
 
 Theory of operation (DESIGN section 7; primary-backup with the configuration kept outside, as in
 PacificA, Lin and others 2008). The row names owner, epoch and standbys. The owner's state leaves it
-as a log of *cuts* (the state at a quiescent point: whole at first, then what changed) and *steps*
-(a request that a handler makes in the middle of its run). Both are numbered; a standby keeps them
-in order and says how far it has come.
+as a log of *cuts* (the state at a quiescent point: whole at first, then what changed), *steps* (a
+request that a handler makes in the middle of its run) and *notes* (what is admitted, or answered
+without a handler, during such a run). All are numbered; a standby keeps them in order and says how
+far it has come.
 
-Outputs. What a gated server lets out (replies, reads included, and receipts) waits for the cut that
-follows it, until every standby has acknowledged that one. So whatever anybody has seen is at every
-standby. A request that a handler makes waits for its step; one that a plain handler makes, which
-cannot wait for the answer, waits for the cut after it. Handlers go on meanwhile.
+Outputs. What a handler of a gated server returns, reads included, waits for the cut that follows,
+until every standby has acknowledged that one; other answers and receipts wait for a cut or note. So
+whatever anybody has seen is at every standby, and every standby was asked after the request came. A
+request that a handler makes waits for its step; one that a plain handler makes, which cannot wait
+for the answer, waits for the cut after it. Handlers go on meanwhile.
 
 Joining. A standby is asked (Follow), gets what is large ahead in chunks, then a whole cut. From
 that cut on it is waited for; once it has acknowledged the cut, the owner asks for the swap that
@@ -46,7 +48,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from migrate.core import directory
 from migrate.core.delivery import NEVER, Entry, Outgoing, SendSession
@@ -61,6 +63,7 @@ from migrate.core.incarnation import (
     contradiction,
     cut,
     entry_record,
+    note,
     restore,
 )
 from migrate.core.messages import (
@@ -73,6 +76,8 @@ from migrate.core.messages import (
     KeepRefused,
     Kept,
     Message,
+    Note,
+    Reply,
     StandbyMessage,
     Step,
     Unfollow,
@@ -81,6 +86,9 @@ from migrate.core.records import EntryRecord, StateRecord, StepRecord
 
 if TYPE_CHECKING:
     from migrate.core.node import Core
+
+Logged: TypeAlias = Cut | Step | Note
+"""What is in a server's log, in the order of its numbers."""
 
 JOURNAL: NodeId = "journal"
 """The follower that is a journal on this node; no node has such an id."""
@@ -165,7 +173,7 @@ class StandbyPort(Protocol):
     def keep_delta(self, stream: TransferId, number: int, first: bool, state: bytes) -> bool | None:
         """Keep the object's part of a cut. True: done; False: impossible; None: `delta_kept`."""
 
-    def journal(self, inc: Incarnation, message: Cut | Step) -> None:
+    def journal(self, inc: Incarnation, message: Logged) -> None:
         """Append to the journal; `journaled` follows."""
 
     def configure(self, server: ServerId, row: Row, rev: int) -> None:
@@ -231,7 +239,7 @@ class Follower:
         self.phase = FollowerPhase.ASKED
         self.acked = 0
         self.first = 0  # number of its whole cut
-        self.unacked: deque[Cut | Step] = deque()
+        self.unacked: deque[Logged] = deque()
         self.bytes = 0  # of what is unacked
         self.sent_ms = now_ms
         self.progress_ms = now_ms  # since when it owes an answer, or its last one
@@ -265,6 +273,7 @@ class Replica:
         "swap_rev",
         "uncut",
         "uncut_outs",
+        "unnoted",
         "wanted",
         "wanted_journal",
         "wanted_mode",
@@ -280,6 +289,7 @@ class Replica:
         self.cuts: deque[int] = deque()  # on the way
         # What is let out: before the next cut, and by the number of the cut that it waits for.
         self.uncut: list[tuple[NodeId, Message]] = []
+        self.unnoted: list[tuple[NodeId, Message]] = []
         self.held: deque[tuple[int, list[tuple[NodeId, Message]]]] = deque()
         self.uncut_outs: list[tuple[SendSession, Outgoing]] = []
         self.outs: deque[tuple[int, SendSession, Outgoing]] = deque()
@@ -302,7 +312,7 @@ class Replica:
 
     def settled(self) -> bool:
         """Nothing waits to be let out."""
-        return not (self.uncut or self.held or self.uncut_outs or self.outs)
+        return not (self.uncut or self.unnoted or self.held or self.uncut_outs or self.outs)
 
 
 class Claim:
@@ -621,11 +631,21 @@ class Standbys:
     # ------------------------------------------------------------------ the owner: the log
 
     def hold(self, inc: Incarnation, node: NodeId, message: Message) -> None:
-        """Something that a gated server lets out: it waits for the next cut."""
+        """Something that a gated server lets out: the result of a handler waits for the next cut.
+
+        Everything else does not depend on the object. If there is no cut to be had, because a
+        handler is running, it waits for a note; else whoever that handler waits for might wait.
+        """
         replica = inc.replica
         assert replica is not None
-        replica.uncut.append((node, message))
-        replica.due = True
+        if type(message) is Reply:
+            key = (message.session, message.seq)
+            if key in replica.changes.records and key not in replica.changes.answers:
+                replica.uncut.append((node, message))
+                replica.due = True
+                self.due[inc.id] = inc
+                return
+        replica.unnoted.append((node, message))
         self.due[inc.id] = inc
 
     def cut_soon(self, inc: Incarnation, now_ms: int) -> None:
@@ -653,8 +673,14 @@ class Standbys:
             due, self.due = self.due, {}
             for inc in due.values():
                 replica = inc.replica
-                if replica is not None and len(replica.cuts) < self.times.cuts_max:
+                if replica is None:
+                    continue
+                if replica.unnoted:
+                    replica.due = True
+                if len(replica.cuts) < self.times.cuts_max:
                     self.cut(inc, now_ms)
+                if replica.unnoted and not inc.quiet():
+                    self._note(inc, replica, now_ms)
         if self._kept:
             kept, self._kept = self._kept, {}
             for backup in kept.values():
@@ -698,9 +724,9 @@ class Standbys:
             # All that was let out so far is in this cut.
             self._gate(inc, replica)
         replica.cuts.append(number)
-        if replica.uncut:
-            replica.held.append((number, replica.uncut))
-            replica.uncut = []
+        if replica.uncut or replica.unnoted:
+            replica.held.append((number, replica.uncut + replica.unnoted))
+            replica.uncut, replica.unnoted = [], []
         for session, out in replica.uncut_outs:
             out.leaves = number
             replica.outs.append((number, session, out))
@@ -714,8 +740,26 @@ class Standbys:
         self._wake(inc, now_ms)
         return True
 
+    def _note(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """Tell the standbys what they can be told while a handler is running."""
+        fed = [
+            it
+            for it in replica.followers.values()
+            if it.phase is FollowerPhase.FED and not it.leaving
+        ]
+        if not fed or inc.phase is Phase.FROZEN or inc.holding:
+            return
+        number = replica.number = replica.number + 1
+        sessions = note(replica.changes, self.core.port.pack, now_ms)
+        for follower in fed:
+            told = Note(follower.stream, inc.id, inc.row.epoch, number, sessions)
+            self._feed(inc, follower, told, 0, now_ms)
+        replica.held.append((number, replica.unnoted))
+        replica.unnoted = []
+        self._wake(inc, now_ms)
+
     def _feed(
-        self, inc: Incarnation, follower: Follower, message: Cut | Step, size: int, now_ms: int
+        self, inc: Incarnation, follower: Follower, message: Logged, size: int, now_ms: int
     ) -> None:
         if not follower.unacked:
             follower.progress_ms = follower.sent_ms = now_ms
@@ -870,9 +914,9 @@ class Standbys:
             out.leaves = 0
             replica.outs.append((0, session, out))
         replica.uncut_outs.clear()
-        if replica.uncut:
-            replica.held.append((0, replica.uncut))
-            replica.uncut = []
+        if replica.uncut or replica.unnoted:
+            replica.held.append((0, replica.uncut + replica.unnoted))
+            replica.uncut, replica.unnoted = [], []
         replica.lows.clear()
         self._let_out(inc, replica, NEVER, now_ms)
         if inc.phase is Phase.QUIESCING:
@@ -891,9 +935,9 @@ class Standbys:
             inc.gated = True
         elif inc.gated and not lags and not replica.cuts:
             inc.gated = False
-            if replica.uncut:
-                replica.held.append((0, replica.uncut))
-                replica.uncut = []
+            if replica.uncut or replica.unnoted:
+                replica.held.append((0, replica.uncut + replica.unnoted))
+                replica.uncut, replica.unnoted = [], []
         if not replica.cuts and replica.due:
             replica.lag_since_ms = now_ms
 
@@ -1053,7 +1097,7 @@ class Standbys:
         match message:
             case Cut():
                 self._on_cut(message, node, now_ms)
-            case Step():
+            case Step() | Note():
                 self._on_step(message, node)
             case Kept():
                 found = self._follower(message.stream, node)
@@ -1235,7 +1279,7 @@ class Standbys:
                 return backup
         return None
 
-    def _admit(self, message: Cut | Step, node: NodeId) -> Backup | None:
+    def _admit(self, message: Logged, node: NodeId) -> Backup | None:
         """The backup that a cut or step is for, if it is to be taken."""
         server = message.server
         backup = self.backups.get(server)
@@ -1305,13 +1349,16 @@ class Standbys:
         backup.kept_s = self.port.wall_s()
         self._kept[backup.stream] = backup
 
-    def _on_step(self, message: Step, node: NodeId) -> None:
+    def _on_step(self, message: Step | Note, node: NodeId) -> None:
         backup = self._admit(message, node)
         if backup is None or not backup.valid:
             return
         if message.number == backup.number + 1:
             backup.number = message.number
-            backup.image.steps.append(message.step)
+            if type(message) is Step:
+                backup.image.steps.append(message.step)
+            elif type(message) is Note:
+                backup.image.note(message.sessions)
         if message.number <= backup.number:
             self._kept[backup.stream] = backup
 

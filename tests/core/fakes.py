@@ -20,6 +20,7 @@ from migrate.core.messages import (
     Final,
     Follow,
     Message,
+    Note,
     Prepare,
     Prepared,
     Ready,
@@ -62,7 +63,7 @@ class Port:
         self.asked: list[Follow] = []
         self.chunks: list[tuple[str, int, bytes]] = []
         self.objects: dict[str, bytes] = {}
-        self.journaled: list[Cut | Step] = []
+        self.journaled: list[Cut | Step | Note] = []
         self.swaps: list[tuple[Row, int]] = []
         self.loads: list[Backup] = []
         self.reads: list[str] = []
@@ -146,7 +147,7 @@ class Port:
         self.objects[stream] = state
         return self.keeps
 
-    def journal(self, inc: Incarnation, message: Cut | Step) -> None:
+    def journal(self, inc: Incarnation, message: Cut | Step | Note) -> None:
         self.journaled.append(message)
 
     def configure(self, server: str, row: Row, rev: int) -> None:

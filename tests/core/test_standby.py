@@ -1,0 +1,565 @@
+"""Standbys in the core: three cores and a directory, and a wire that a test can hold up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from migrate.core import directory
+from migrate.core.delivery import Outgoing
+from migrate.core.directory import Mode, Row
+from migrate.core.events import Copied, RowRead, SwapOutcome, SwapResult
+from migrate.core.ids import NodeId
+from migrate.core.incarnation import Incarnation
+from migrate.core.messages import (
+    CALL,
+    CAST,
+    DIVERGED,
+    EMPTY,
+    OK,
+    Cut,
+    KeepRefused,
+    Kept,
+    Message,
+    Moved,
+    Receipt,
+    Reply,
+)
+from migrate.core.node import Core
+from migrate.core.standby import Changed
+from tests.core.fakes import CLIENT, NOW, SERVER, A, B, C, Port, core, env, host
+
+OTHER = "other"
+
+
+class World:
+    """Cores that hear each other when told to; what goes to others is written down."""
+
+    def __init__(self, *names: NodeId) -> None:
+        self.now_ms = NOW
+        self.cores: dict[NodeId, Core] = {}
+        self.ports: dict[NodeId, Port] = {}
+        for name in names:
+            self.cores[name], self.ports[name] = core(name)
+        self.rows: dict[str, tuple[Row, int]] = {}
+        self.rev = 10
+        self.out: list[tuple[NodeId, NodeId, Message]] = []  # to whoever is no core here
+        self.silent: set[NodeId] = set()
+        self.deaf: set[NodeId] = set()  # to the directory
+        self.dropped: list[type[Message]] = []
+
+    def own(self, at: NodeId, server: str = SERVER, **more: Any) -> Incarnation:
+        inc = host(self.cores[at], server, **more)
+        self.rows[server] = (inc.row, inc.rev)
+        return inc
+
+    def run(self) -> None:
+        """Until nothing happens any more without time going on."""
+        while self._once():
+            pass
+
+    def _once(self) -> bool:
+        did = False
+        for name, port in self.ports.items():
+            if name in self.silent:
+                continue
+            at = self.cores[name]
+            for node, message in port.take():
+                did = True
+                if type(message) in self.dropped:
+                    continue
+                if node in self.cores:
+                    if node not in self.silent:
+                        self.cores[node].receive(name, [message], self.now_ms)
+                else:
+                    self.out.append((name, node, message))
+            did = self._asked(name, at, port) or did
+            while port.later:
+                did = True
+                at.pump(port.later.popleft(), self.now_ms)
+        return did
+
+    def _asked(self, name: NodeId, at: Core, port: Port) -> bool:
+        did = False
+        for follow in _taken(port.asked):
+            did = True
+            at.standbys.follow_checked(follow.stream, 1, "", self.now_ms)
+        for stream in _taken(port.copies):
+            did = True
+            at.standbys.copied_for(stream, Copied(b"", True), self.now_ms)
+        for inc, _ in _taken(port.begun):
+            did = True
+            at.started(inc.id, self.now_ms)
+        for backup in _taken(port.loads):
+            did = True
+            at.standbys.backup_loaded(backup.server, object(), "", self.now_ms)
+        if name in self.deaf:
+            return did
+        for row, rev in _taken(port.swaps):
+            did = True
+            result = self._swap(row, rev)
+            if row.owner == name and row.server not in at.standbys.backups:
+                at.standbys.configured(row.server, result, self.now_ms)
+            else:
+                at.standbys.promoted(row.server, result, self.now_ms)
+        for server in _taken(port.reads):
+            did = True
+            row_now, rev = self.rows.get(server, (None, 0))
+            at.standbys.standby_row(server, RowRead(True, row_now, rev), self.now_ms)
+        return did
+
+    def _swap(self, row: Row, rev: int) -> SwapResult:
+        known, at = self.rows[row.server]
+        if at != rev:
+            return SwapResult(SwapOutcome.REFUSED, known, at)
+        self.rev += 1
+        self.rows[row.server] = (row, self.rev)
+        return SwapResult(SwapOutcome.DONE, row, self.rev)
+
+    def later(self, ms: int) -> None:
+        """Let time pass; everybody but the silent ones ticks."""
+        for _ in range(max(1, ms // 50)):
+            self.now_ms += 50
+            for name, at in self.cores.items():
+                if name not in self.silent:
+                    at.tick(self.now_ms)
+            self.run()
+
+    def send(self, to: NodeId, *messages: Message) -> None:
+        self.cores[to].receive(CLIENT, list(messages), self.now_ms)
+        self.run()
+
+    def replies(self, kind: type[Message] = Reply) -> list[Any]:
+        """What clients got since the last time."""
+        found = [m for _, _, m in self.out if type(m) is kind]
+        self.out = [item for item in self.out if type(item[2]) is not kind]
+        return found
+
+    def row(self, server: str = SERVER) -> Row:
+        return self.rows[server][0]
+
+    def replicate(self, *nodes: NodeId, at: NodeId = A, mode: Mode = Mode.SYNC) -> None:
+        assert self.cores[at].standbys.replicate(SERVER, nodes, mode, self.now_ms)
+        self.run()
+
+    def kill(self, node: NodeId) -> None:
+        self.silent.add(node)
+        for name, at in self.cores.items():
+            if name != node and name not in self.silent:
+                at.node_dead(node, self.now_ms)
+        self.run()
+
+
+def _taken(things: list[Any]) -> list[Any]:
+    taken = list(things)
+    things.clear()
+    return taken
+
+
+def test_a_standby_joins_and_then_replies_wait_for_it() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    assert world.row().standbys == (B,) and world.row().epoch == 2
+    assert (B, Changed.JOINED) in world.ports[A].changed
+    world.dropped = [Kept]
+    world.send(A, env(1, "m"))
+    assert not world.replies()
+    world.dropped = []
+    world.later(300)
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_what_was_answered_before_the_owner_died_is_answered_again_and_not_run_again() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"), env(2, "n"))
+    assert [reply.payload for reply in world.replies()] == [b"m", b"n"]
+    world.kill(A)
+    assert world.row().owner == B and world.row().epoch == 3
+    assert [moved.node for moved in world.replies(Moved)] == [B]
+    world.send(B, env(1, "m"), env(2, "n"), env(3, "o"))
+    assert [reply.payload for reply in world.replies()] == [b"m", b"n", b"o"]
+    assert world.ports[B].ran == ["o"]
+
+
+def test_what_no_standby_had_is_run_by_the_next_owner() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.dropped = [Cut]
+    world.send(A, env(1, "m"))
+    assert not world.replies()
+    world.kill(A)
+    world.dropped = []
+    world.send(B, env(1, "m"))
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+    assert world.ports[B].ran == ["m"]
+
+
+def test_s50_an_owner_that_was_replaced_lets_nothing_out_not_even_a_read() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    world.replies()
+    world.silent.add(A)
+    world.cores[B].standbys.node_suspected(A, world.now_ms)
+    world.run()
+    assert world.row().owner == B
+    world.send(B, env(2, "n"))
+    assert [reply.seq for reply in world.replies()] == [2]
+    # It wakes, and handles what was waiting for it.
+    world.silent.clear()
+    world.send(A, env(2, "n"))
+    assert not world.replies()
+    world.later(500)
+    assert SERVER not in world.cores[A].hosted
+    assert not world.replies()
+    assert world.ports[A].deposed_ones
+
+
+def test_a_standby_that_dies_is_taken_out_of_the_row_before_anything_leaves() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.deaf.add(A)
+    world.kill(B)
+    world.send(A, env(1, "m"))
+    world.later(1_000)
+    assert not world.replies()
+    world.deaf.clear()
+    world.later(500)
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert world.row().standbys == () and world.row().epoch == 3
+    assert (B, Changed.LOST) in world.ports[A].changed
+
+
+def test_a_silent_standby_is_taken_out_after_the_patience() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.silent.add(B)
+    world.send(A, env(1, "m"))
+    world.later(1_000)
+    assert not world.replies()
+    world.later(2_000)
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert world.row().standbys == ()
+
+
+def test_casts_are_acknowledged_also_while_a_handler_runs_and_survive() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.ports[A].busy = True
+    world.dropped = [Kept]
+    world.send(A, env(1, "held up", CAST))
+    world.send(A, env(2, "first", CAST), env(3, "a call"), env(4, "second", CAST))
+    assert not world.replies(Receipt)
+    world.dropped = []
+    world.later(300)
+    assert max(receipt.admitted_below for receipt in world.replies(Receipt)) == 5
+    world.kill(A)
+    # Nobody has seen what the first one did: it runs again, before the others of its sender.
+    assert world.ports[B].ran == ["held up", "first"]
+    world.send(B, env(3, "a call"))
+    assert world.ports[B].ran == ["held up", "first", "a call", "second"]
+
+
+def test_an_answer_of_no_handler_leaves_while_one_runs() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.ports[A].busy = True
+    world.send(A, env(1, "m"), env(2, "", EMPTY))
+    assert [reply.seq for reply in world.replies()] == [2]
+    world.kill(A)
+    world.send(B, env(1, "m"), env(2, "", EMPTY), env(3, "n"))
+    assert world.ports[B].ran == ["m", "n"]
+    assert {reply.seq for reply in world.replies()} == {1, 2, 3}
+
+
+def test_several_standbys_one_takes_over_and_the_other_follows_it() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    assert set(world.row().standbys) == {B, C}
+    world.send(A, env(1, "m"))
+    world.kill(A)
+    owner = world.row().owner
+    other = C if owner == B else B
+    assert world.row().standbys == (other,)
+    world.send(owner, env(1, "m"), env(2, "n"))
+    assert {reply.seq for reply in world.replies()} == {1, 2}
+    world.kill(owner)
+    assert world.row().owner == other and world.row().standbys == ()
+    world.send(other, env(2, "n"), env(3, "o"))
+    assert [reply.payload for reply in world.replies()] == [b"n", b"o"]
+    assert world.ports[other].ran == ["o"]
+
+
+def asks(world: World, at: NodeId, what: str, run: str, to: str = OTHER, kind: int = CALL) -> Any:
+    inc = world.cores[at].hosted[SERVER]
+    out = Outgoing(kind, what, what.encode(), None, (), 0, what, run)
+    world.cores[at].request(inc.sender, to, out, world.now_ms)
+    world.run()
+    return out
+
+
+def test_a_request_in_the_middle_of_a_run_leaves_when_its_step_is_kept_and_is_repeated() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.replicate(B)
+    for name in (A, B):
+        world.cores[name].route_hint(OTHER, C, 1)
+        world.ports[name].busy = True
+    world.send(A, env(1, "m"))
+    world.dropped = [Kept]
+    asks(world, A, "fetch", f"{SERVER}/1")
+    assert world.ports[C].ran == []
+    world.dropped = []
+    world.later(300)
+    assert world.ports[C].ran == ["fetch"]
+    world.kill(A)
+    # It is run first, although its caller has not asked again; its request is the same one.
+    assert world.ports[B].ran == ["m"]
+    asks(world, B, "fetch", f"{SERVER}/1")
+    assert world.ports[C].ran == ["fetch"]
+    assert ("fetch", OK, b"fetch") in world.ports[B].resolved
+    world.cores[B].finish(*world.ports[B].began[-1], OK, b"done", None, world.now_ms)
+    world.send(B, env(1, "m"))
+    assert [reply.payload for reply in world.replies()][-1] == b"done"
+    assert world.ports[B].ran == ["m"]
+
+
+def test_a_run_that_does_not_repeat_its_requests_ends_diverged_and_uses_their_numbers() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.replicate(B)
+    for name in (A, B):
+        world.cores[name].route_hint(OTHER, C, 1)
+        world.ports[name].busy = True
+    world.send(A, env(1, "m"))
+    asks(world, A, "fetch", f"{SERVER}/1")
+    world.kill(A)
+    out = asks(world, B, "something else", f"{SERVER}/1")
+    assert ("something else", DIVERGED, b"") in world.ports[B].resolved and out.seq == 0
+    world.cores[B].finish(*world.ports[B].began[-1], OK, b"done", None, world.now_ms)
+    world.run()
+    world.send(B, env(1, "m"), env(2, "n"))
+    assert [reply.status for reply in world.replies()][-1] == DIVERGED
+    asks(world, B, "later", f"{SERVER}/2")
+    assert world.ports[C].ran == ["fetch", "later"]
+
+
+def test_what_a_failover_may_ask_for_again_is_not_acknowledged_to_receivers() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    other = world.own(C, OTHER)
+    world.replicate(B)
+    world.cores[A].route_hint(OTHER, C, 1)
+    world.ports[A].busy = True
+    world.send(A, env(1, "m"))
+    began = world.ports[A].began[-1]
+    asks(world, A, "one", f"{SERVER}/1")
+    asks(world, A, "two", f"{SERVER}/1")
+    (session,) = other.sessions.values()
+    assert sorted(session.records) == [1, 2] and session.acked_below == 1
+    world.cores[A].finish(*began, OK, b"", None, world.now_ms)
+    world.later(1_000)
+    assert not session.records
+
+
+def test_a_move_takes_the_standbys_along() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    # As a move's commit leaves it: C owns, B is named still, and has what A had.
+    row = directory.confirmed(directory.committed(inc.row, C, "t", 1))
+    record = world.cores[A].export(inc, world.now_ms)
+    world.rows[SERVER] = (row, 99)
+    world.silent.add(A)
+    moved = world.cores[C]
+    from migrate.core.incarnation import restore
+
+    copy = restore(record, row, 99, object(), moved.route_hint, 10, world.now_ms)
+    moved.take_over(copy, world.now_ms)
+    moved.started(SERVER, world.now_ms)
+    world.dropped = [Kept]
+    world.run()
+    world.send(C, env(2, "n"))
+    assert not [reply for reply in world.replies() if reply.seq == 2]
+    world.dropped = []
+    world.later(500)
+    assert [reply.seq for reply in world.replies()] == [2]
+    world.kill(C)
+    assert world.row().owner == B
+    world.send(B, env(2, "n"), env(3, "o"))
+    assert world.ports[B].ran == ["o"]
+
+
+def test_an_asynchronous_standby_that_takes_over_begins_a_new_generation() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(100)
+    assert world.row().mode is Mode.ASYNC and world.row().standbys == (B,)
+    world.dropped = [Kept]
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]  # waits for nobody
+    world.dropped = []
+    world.kill(A)
+    row = world.row()
+    assert row.owner == B and row.generation == row.epoch and row.rollbacks
+
+
+def test_asynchronous_standbys_lag_within_bounds() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(100)
+    world.dropped = [Kept]
+    world.send(A, env(1, "m"))
+    world.later(1_500)
+    world.replies()
+    world.send(A, env(2, "n"))
+    assert not world.replies()
+    world.dropped = []
+    world.later(500)
+    assert [reply.seq for reply in world.replies()] == [2]
+
+
+def test_a_state_that_cannot_travel_leaves_its_server_alone_and_says_so() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.ports[A].uncapturable = "a socket"
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert world.row().standbys == () and world.row().epoch == 3
+    assert ("", Changed.UNCAPTURED) in world.ports[A].changed
+
+
+def test_a_standby_that_cannot_load_what_it_has_says_so_and_the_server_is_lost() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    at, port = world.cores[B], world.ports[B]
+    at.node_dead(A, world.now_ms)
+    at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+    port.reads.clear()
+    assert not at.may_bury(world.row())
+    port.loads.clear()
+    at.standbys.backup_loaded(SERVER, None, "a module is missing", world.now_ms)
+    world.run()
+    assert world.row().standbys == () and world.row().owner == A
+    assert at.may_bury(world.row())
+    assert (B, Changed.UNFIT) in port.changed
+
+
+def test_nobody_takes_over_who_is_not_in_the_row() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.dropped = [Kept]
+    world.replicate(B)
+    assert world.row().standbys == ()
+    assert SERVER in world.cores[B].standbys.backups
+    world.kill(A)
+    assert world.row().owner == A
+    assert SERVER not in world.cores[B].standbys.backups
+
+
+def test_replicas_end_when_nobody_is_wanted() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B)
+    world.replicate()
+    assert world.row().standbys == () and inc.replica is None and not inc.gated
+    assert not world.cores[B].standbys.backups
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_a_change_of_mode_lets_all_standbys_join_again() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(500)
+    assert world.row().mode is Mode.ASYNC and world.row().standbys == (B,)
+    world.replicate(B)
+    world.later(500)
+    assert world.row().mode is Mode.SYNC and world.row().standbys == (B,)
+    assert world.cores[A].hosted[SERVER].gated
+
+
+def test_lost_cuts_come_again_in_order() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.dropped = [Cut]
+    world.send(A, env(1, "m"))
+    world.dropped = []
+    world.send(A, env(2, "n"))
+    assert not world.replies()
+    world.later(300)
+    assert [reply.seq for reply in world.replies()] == [1, 2]
+
+
+@pytest.mark.parametrize("when", [SwapOutcome.UNKNOWN, SwapOutcome.NOT_DONE])
+def test_a_promotion_in_doubt_is_asked_for_again_and_nothing_is_served_meanwhile(
+    when: SwapOutcome,
+) -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.deaf.add(B)
+    world.kill(A)
+    at, port = world.cores[B], world.ports[B]
+    port.reads.clear()
+    at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+    world.run()
+    ((row, rev),) = _taken(port.swaps)
+    if when is SwapOutcome.UNKNOWN:
+        world._swap(row, rev)
+    at.standbys.promoted(SERVER, SwapResult(when, None, 0), world.now_ms)
+    assert SERVER not in at.hosted
+    world.deaf.clear()
+    world.later(600)
+    assert SERVER in at.hosted and world.row() == row
+
+
+def test_the_owner_wins_against_a_standby_that_only_suspected_it() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    at, port = world.cores[B], world.ports[B]
+    world.deaf.add(B)
+    at.standbys.node_suspected(A, world.now_ms)
+    port.reads.clear()
+    before = world.rows[SERVER]
+    world.replicate(B, C)
+    assert set(world.row().standbys) == {B, C}
+    # It had read the row before that.
+    at.standbys.standby_row(SERVER, RowRead(True, *before), world.now_ms)
+    at.standbys.node_heard(A, world.now_ms)
+    world.deaf.clear()
+    world.later(4_000)
+    assert world.row().owner == A
+    world.send(A, env(1, "m"))
+    world.later(500)
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_messages_of_no_stream_here_are_refused() -> None:
+    world = World(B)
+    cut_of = Cut("stream", SERVER, 1, 1, False, None, b"")  # type: ignore[arg-type]
+    world.cores[B].receive(A, [cut_of], world.now_ms)
+    (node, refused), *_ = world.ports[B].take()
+    assert node == A and isinstance(refused, KeepRefused) and refused.epoch == 0
