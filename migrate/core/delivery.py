@@ -57,6 +57,7 @@ class Outgoing:
         "args",
         "chain",
         "deadline_ms",
+        "hurried",
         "kind",
         "leaves",
         "method",
@@ -93,6 +94,7 @@ class Outgoing:
         self.sent_ms = -1  # never sent
         self.sent_epoch: Epoch = 0  # of the server's owner, as it was believed then
         self.admitted = False
+        self.hurried = 0  # times it was sent again out of turn
         self.withdrawn = 0  # the status it then ends in
         self.leaves = 0  # once the sender's standbys have acknowledged this number
         self.wait = True  # for room in the mailbox

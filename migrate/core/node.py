@@ -154,6 +154,10 @@ say sooner, by `crowded`, that it needs one."""
 GRACE_MS = 1_000
 """How long a withdrawn request waits for the owner's word that it was not done."""
 
+HURRIED_MAX = 3
+"""How often one request is sent again at once, between two repeats in its turn, because its server
+does not have it though it was said to."""
+
 LOOK_UP_FIRST_MS = 5
 LOOK_UP_MAX_MS = 500
 DEAD_MAX = 10_000
@@ -735,6 +739,7 @@ class Core:
         wait = min(most, first << min(session.repeats, 8))
         self.set_timer(("repeat", session.id), now_ms + wait)
         for out in again:
+            out.hurried = 0
             if out.seq in session.outstanding:
                 self.dispatch(session, out, now_ms)
         route = session.route
@@ -1014,10 +1019,16 @@ class Core:
         for out in session.receipt(receipt.admitted_below, receipt.window):
             self._resolve(out, OK, None, None)
         for out in list(session.outstanding.values()):
-            if out.seq >= receipt.admitted_below and (
-                out.admitted or (was_limited and out.seq < session.grant)
-            ):
+            if out.seq < receipt.admitted_below:
+                continue
+            if out.admitted:
+                # Somebody had it, and whoever says this has not. Or this was said before that:
+                # receipts of former places may come late, in any order, and many at a time.
                 out.admitted = False
+                out.hurried += 1
+                if out.hurried <= HURRIED_MAX:
+                    self.dispatch(session, out, now_ms)
+            elif was_limited and out.seq < session.grant:
                 self.dispatch(session, out, now_ms)
         session.route.attempts = 0
         if receipt.window == 0:
