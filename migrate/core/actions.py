@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from migrate.core.directory import Row
-from migrate.core.ids import NodeId
+from migrate.core.ids import NodeId, TransferId
 from migrate.core.messages import MoveMessage
 
 
@@ -130,23 +130,27 @@ class Quiesce:
 class EncodeState:
     """Source: freeze, and capture object, mailbox, sessions and timers for `version`.
 
-    `ahead`: of the object, only what the chunks that were sent ahead do not have.
+    `ahead`: of the object, only what the chunks that were sent ahead do not have; or what the
+    target does not have as a standby, by the stream of that name.
     """
 
     version: int
     ahead: bool = False
+    stream: TransferId = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeState:
     """Target: build the copy from the bytes; nothing of it acts yet.
 
-    `ahead`: they are what the chunks that came ahead do not have.
+    `ahead`: they are what the chunks that came ahead do not have; or what this node, as a standby,
+    does not have of the stream of that name.
     """
 
     state: bytes
     epoch: int
     ahead: bool = False
+    stream: TransferId = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Row(Struct, frozen=True, array_like=True):
 
 
 def committed(row: Row, target: NodeId, transfer: TransferId, version: int) -> Row:
-    """The row after a move's commit: `target` owns, at the next epoch."""
+    """The row after a move's commit: `target` owns, at the next epoch, and stands by no more."""
     return structs.replace(
         row,
         epoch=row.epoch + 1,
@@ -105,6 +105,8 @@ def committed(row: Row, target: NodeId, transfer: TransferId, version: int) -> R
         state=RowState.COMMITTED,
         transfer=transfer,
         version=version,
+        standbys=tuple(standby for standby in row.standbys if standby != target),
+        journal="",
     )
 
 

@@ -134,7 +134,10 @@ class WaitProbe(Struct, array_like=True, tag=7, gc=False):
 
 
 class Prepare(Struct, array_like=True, tag=20, gc=False):
-    """Source to target: may this server come?"""
+    """Source to target: may this server come?
+
+    `stream`: what the target has of it as a standby.
+    """
 
     transfer: TransferId
     server: ServerId
@@ -145,17 +148,20 @@ class Prepare(Struct, array_like=True, tag=20, gc=False):
     python: str
     name: str = ""
     mailbox: int = 0
+    stream: TransferId = ""
 
 
 class Prepared(Struct, array_like=True, tag=21, gc=False):
     """Target to source: yes, and this is my version of the class.
 
-    `takes_chunks`: the state may be sent ahead in chunks.
+    `takes_chunks`: the state may be sent ahead in chunks. `follows`: it has what was told to it as
+    a standby, so only what changed since has to be sent.
     """
 
     transfer: TransferId
     version: int
     takes_chunks: bool = False
+    follows: bool = False
 
 
 class PrepareRefused(Struct, array_like=True, tag=22, gc=False):
@@ -169,6 +175,7 @@ class Final(Struct, array_like=True, tag=23, gc=False):
     """Source to target: the state at the quiescent point, as one byte string.
 
     `chunks`: how many were sent ahead, so that this one is the last of a stream; 0: it is all.
+    `stream`: it is the last of what a standby was told.
     """
 
     transfer: TransferId
@@ -176,6 +183,7 @@ class Final(Struct, array_like=True, tag=23, gc=False):
     epoch: int
     state: bytes
     chunks: int = 0
+    stream: TransferId = ""
 
 
 class Ready(Struct, array_like=True, tag=24, gc=False):

@@ -42,6 +42,9 @@ changes faster than it can be sent is left for Final. The chunks are worth nothi
 only Final, made at the quiescent point, makes a state of them, and it says how many there were.
 Source: Clark and others, Live Migration of Virtual Machines, NSDI 2005.
 
+A move to a standby ships only what the standby has not been told: its stream takes the place of the
+chunks.
+
 Every message is repeated until the next one answers it, so each may be lost or come twice;
 messages that do not fit the phase are dropped.
 """
@@ -214,6 +217,7 @@ class SourceMove:
         "started_ms",
         "state_bytes",
         "story",
+        "stream",
         "target",
         "transfer",
         "version",
@@ -251,6 +255,7 @@ class SourceMove:
         self.rounds = 0  # of pre-copy
         self.chunks = 0  # sent ahead
         self.copied_bytes = 0
+        self.stream = ""  # of the target, if it is a standby of the server
         self._chunk = b""  # sent, and not taken yet
         self._copying_ms = 0
         self._round_bytes = [0, 0]  # of the former round, and of this one
@@ -289,10 +294,12 @@ class SourceMove:
             by_value=self.by_value,
             python=self.python,
             name=row.name,
+            stream=self.stream,
         )
 
     def _final(self) -> Final:
-        return Final(self.transfer, self.server, self.row.epoch, self._state, self.chunks)
+        epoch = self.row.epoch
+        return Final(self.transfer, self.server, epoch, self._state, self.chunks, self.stream)
 
     def _sent_ahead(self) -> Chunk:
         return Chunk(self.transfer, self.chunks - 1, self._chunk)
@@ -371,6 +378,9 @@ class SourceMove:
                 return self._timer(now_ms)
             case Prepared() if phase is SourcePhase.PREPARING:
                 self.version = max(event.version, self.row.version)
+                if event.follows and self.stream and self.version == self._version_here:
+                    return [Reach(Point.PREPARED), *self._quiesce(now_ms)]
+                self.stream = ""
                 if not event.takes_chunks or self.version != self._version_here:
                     return [Reach(Point.PREPARED), *self._quiesce(now_ms)]
                 self._copying_ms = now_ms
@@ -387,7 +397,7 @@ class SourceMove:
             case Quiesced() if phase is SourcePhase.QUIESCING:
                 self._enter(SourcePhase.ENCODING, now_ms, self._times.quiesce_ms)
                 self.frozen_ms = now_ms
-                return [Reach(Point.QUIESCED), EncodeState(self.version, self.chunks > 0)]
+                return [Reach(Point.QUIESCED), self._encode()]
             case Encoded() if phase is SourcePhase.ENCODING:
                 self._state = event.state
                 self.state_bytes = len(event.state)
@@ -436,6 +446,9 @@ class SourceMove:
             case _:
                 # Late, repeated, or meant for a phase that is over.
                 return []
+
+    def _encode(self) -> EncodeState:
+        return EncodeState(self.version, self.chunks > 0 or bool(self.stream), self.stream)
 
     # -- pre-copy
 
@@ -648,6 +661,7 @@ class TargetMove:
         "_times",
         "_version",
         "chunks",
+        "follows",
         "node",
         "phase",
         "prepare",
@@ -675,6 +689,7 @@ class TargetMove:
         self._deadline_ms = 0
         self._source_dead = False
         self.chunks = 0  # taken
+        self.follows = False  # it has the server as a standby
         self._installing = False
 
     def start(self, now_ms: int) -> list[Action]:
@@ -736,8 +751,11 @@ class TargetMove:
                 if event.chunks and (event.chunks != self.chunks or self._installing):
                     lacks = f"it has {self.chunks} of the {event.chunks} chunks sent ahead"
                     return self._fail(lacks)
+                if event.stream and not self.follows:
+                    return self._fail("it does not stand by (any more)")
                 self.phase = TargetPhase.DECODING
-                state = DecodeState(event.state, self._epoch, event.chunks > 0)
+                ahead = event.chunks > 0 or bool(event.stream)
+                state = DecodeState(event.state, self._epoch, ahead, event.stream)
                 return [Reach(Point.FINAL_RECEIVED), state]
             case Final() if phase is TargetPhase.READY:
                 return [Tell(self.source, Ready(self.transfer))]
@@ -786,7 +804,7 @@ class TargetMove:
                 return []
 
     def _prepared(self) -> Prepared:
-        return Prepared(self.transfer, self._version, True)
+        return Prepared(self.transfer, self._version, True, self.follows)
 
     def _chunk(self, event: Chunk, now_ms: int) -> list[Action]:
         if event.number < self.chunks:

@@ -34,7 +34,9 @@ from typing import Protocol
 from migrate.core import directory
 from migrate.core.actions import (
     Action,
+    DecodeState,
     DropCopy,
+    EncodeState,
     Finish,
     GoLive,
     Point,
@@ -2288,6 +2290,7 @@ class Core:
             self._finish_source(source, Finish(Result.ROLLED_BACK, "the server has stopped"))
             return
         source.row, source.rev = inc.row, inc.rev
+        source.stream = self.standbys.stream_to(inc, source.target)
         self._apply_source(source, source.start(now_ms), now_ms)
         if source.target in self.dead:
             self._apply_source(source, source.handle(NodeDead(source.target), now_ms), now_ms)
@@ -2356,6 +2359,7 @@ class Core:
         placeholder = Row(target.server, 0, self.node, RowState.COMMITTED, transfer, "", "", 0)
         inc = restore(record, placeholder, 0, host, self.route_hint, self.options.window, now_ms)
         self.copies[transfer] = inc
+        self.standbys.installed(transfer, inc)
         return inc
 
     def _on_prepare(self, prepare: Prepare, node: NodeId, now_ms: int) -> None:
@@ -2381,6 +2385,7 @@ class Core:
                 if isinstance(action, Tell):
                     self.send(action.node, action.message)
             return
+        target.follows = self.standbys.can_go_on(prepare.server, prepare.stream)
         self.moves_in[prepare.transfer] = target
         self.arriving[prepare.server] = prepare.transfer
         self._apply_target(target, target.start(now_ms), now_ms)
@@ -2431,6 +2436,9 @@ class Core:
                     self.port.perform(transfer, False, action)
                 case Resume():
                     self._resume(source, action, now_ms)
+                    self.port.perform(transfer, False, action)
+                case EncodeState() if action.stream:
+                    self.port.adopt_stream(transfer, action.stream, False)
                     self.port.perform(transfer, False, action)
                 case Finish():
                     self._finish_source(source, action)
@@ -2511,6 +2519,8 @@ class Core:
         if was_frozen:
             self._come_home(inc, now_ms)
         if inc.replica is not None:
+            if source.stream and was_frozen:
+                self.standbys.move_failed(inc, source.target, now_ms)
             self.standbys.go_on(inc, now_ms)
 
     def _come_home(self, inc: Incarnation, now_ms: int) -> None:
@@ -2552,6 +2562,9 @@ class Core:
                 case DropCopy():
                     self._drop_target(target, now_ms)
                     self.port.perform(transfer, True, action)
+                case DecodeState() if action.stream:
+                    self.standbys.use_up(target.server, action.stream, transfer)
+                    self.port.perform(transfer, True, action)
                 case Finish():
                     self.moves_in.pop(transfer, None)
                     self.timers.cancel(("in", transfer))
@@ -2589,6 +2602,17 @@ class Core:
             route = session.route = self.route_hint(session.server, known.node or "", known.epoch)
             self.sending[session.id] = session
             route.sessions[session.id] = session
+
+    def end_arrival(self, transfer: TransferId) -> None:
+        """The copy of a move to here takes over: the move is over."""
+        self.copies.pop(transfer, None)
+        target = self.moves_in.pop(transfer, None)
+        self.timers.cancel(("in", transfer))
+        if target is not None:
+            if self.arriving.get(target.server) == transfer:
+                del self.arriving[target.server]
+            self._turn_away(target.server)
+            self.port.perform(transfer, True, Finish(Result.FENCED, "it took the server over"))
 
     def take_over(self, inc: Incarnation, now_ms: int) -> None:
         """A standby has become the owner; `started` follows when its hook is over."""

@@ -176,6 +176,9 @@ class StandbyPort(Protocol):
     def journal(self, inc: Incarnation, message: Logged) -> None:
         """Append to the journal; `journaled` follows."""
 
+    def adopt_stream(self, transfer: TransferId, stream: TransferId, incoming: bool) -> None:
+        """A move to a standby goes on with its stream, as if its state had gone ahead."""
+
     def configure(self, server: ServerId, row: Row, rev: int) -> None:
         """Swap; `configured` follows."""
 
@@ -338,6 +341,7 @@ class Backup:
         "checked",
         "chunks",
         "claim",
+        "copy",
         "epoch",
         "follow",
         "image",
@@ -348,6 +352,7 @@ class Backup:
         "owner",
         "server",
         "stream",
+        "used_by",
         "valid",
         "version",
     )
@@ -368,6 +373,10 @@ class Backup:
         self.image = Image()
         self.kept_s = 0.0
         self.claim: Claim | None = None
+        # A move to here has used it up, and (once it could be loaded) made this copy of it, which
+        # is what takes over if the move comes to nothing.
+        self.used_by: TransferId = ""
+        self.copy: Incarnation | None = None
 
 
 class Standbys:
@@ -1292,6 +1301,10 @@ class Standbys:
         if message.epoch < fence:
             self.core.send(node, KeepRefused(message.stream, fence, "fenced"))
             return None
+        if backup.used_by:
+            # By a move that was given up: its owner has to begin anew. Until then it stays.
+            self.core.send(node, KeepRefused(message.stream, 0, "a move has used it up"))
+            return None
         claim = backup.claim
         if claim is not None and (claim.loading or claim.asked or claim.host is not None):
             # Somebody else was quicker; what this node had is used up, which shows soon.
@@ -1452,7 +1465,10 @@ class Standbys:
         claim.row, claim.rev = row, rev
         # Fence first: from here on nothing of this epoch is acknowledged.
         self.fences[backup.server] = max(self.fences.get(backup.server, 0), row.epoch + 1)
-        if claim.host is None and not claim.unfit:
+        if claim.host is None and not claim.unfit and backup.copy is None:
+            if backup.used_by in core.moves_in:
+                self._claim_later(backup.server, now_ms)  # It is being loaded.
+                return
             claim.loading = True
             self.port.load_backup(backup)
             return
@@ -1528,6 +1544,24 @@ class Standbys:
 
     def _live(self, backup: Backup, claim: Claim, row: Row, rev: int, now_ms: int) -> None:
         core = self.core
+        if backup.copy is not None:
+            inc = backup.copy
+            inc.row, inc.rev = row, rev
+            core.end_arrival(backup.used_by)
+        else:
+            inc = self._built(backup, claim, row, rev, now_ms)
+        self.fences[backup.server] = max(self.fences.get(backup.server, 0), row.epoch)
+        self.backups.pop(backup.server, None)
+        self._kept.pop(backup.stream, None)
+        self.core.cancel_timer(("claim", backup.server))
+        self.port.end_stream(backup.stream)
+        cause = f"its owner {node_name(backup.owner)} is gone"
+        core.take_over(inc, now_ms)
+        self.port.begin(inc, "on_promote")
+        self.port.standbys_changed(inc.id, core.node, Changed.PROMOTED, cause)
+
+    def _built(self, backup: Backup, claim: Claim, row: Row, rev: int, now_ms: int) -> Incarnation:
+        core = self.core
         record, replays = backup.image.state(backup.server, now_ms)
         if row.mode is Mode.ASYNC:
             record, replays = _rolled_back(record), {}
@@ -1542,15 +1576,48 @@ class Standbys:
             failover=True,
         )
         inc.sender.replays = replays or None
-        self.fences[backup.server] = max(self.fences.get(backup.server, 0), row.epoch)
-        self.backups.pop(backup.server, None)
-        self._kept.pop(backup.stream, None)
-        self.core.cancel_timer(("claim", backup.server))
-        self.port.end_stream(backup.stream)
-        cause = f"its owner {node_name(backup.owner)} is gone"
-        core.take_over(inc, now_ms)
-        self.port.begin(inc, "on_promote")
-        self.port.standbys_changed(inc.id, core.node, Changed.PROMOTED, cause)
+        return inc
+
+    # -- moves to a standby
+
+    def stream_to(self, inc: Incarnation, node: NodeId) -> TransferId:
+        """The stream by which a node stands by, if a move there may go on with it; else empty."""
+        replica = inc.replica
+        if replica is None or replica.mode is not Mode.SYNC:
+            return ""
+        for follower in replica.followers.values():
+            if follower.node == node and not follower.leaving and node in inc.row.standbys:
+                return follower.stream if follower.phase is FollowerPhase.FED else ""
+        return ""
+
+    def can_go_on(self, server: ServerId, stream: TransferId) -> bool:
+        """Whether this node has what it was told by a stream."""
+        backup = self.backups.get(server)
+        return (
+            backup is not None
+            and backup.stream == stream
+            and backup.claim is None
+            and not backup.used_by
+        )
+
+    def use_up(self, server: ServerId, stream: TransferId, transfer: TransferId) -> None:
+        """A move goes on with what this node has as a standby."""
+        if self.can_go_on(server, stream):
+            self.backups[server].used_by = transfer
+            self.port.adopt_stream(transfer, stream, True)
+
+    def installed(self, transfer: TransferId, inc: Incarnation) -> None:
+        """The copy of a move is complete; it may be all that this node has of the server."""
+        backup = self.backups.get(inc.id)
+        if backup is not None and backup.used_by == transfer:
+            backup.copy = inc
+
+    def move_failed(self, inc: Incarnation, node: NodeId, now_ms: int) -> None:
+        """A move to a standby was given up after its last part was made: its stream is over."""
+        replica = inc.replica
+        for follower in list(replica.followers.values()) if replica is not None else ():
+            if follower.node == node:
+                self._lose(inc, follower, "a move to it was given up", now_ms)
 
     def forget_server(self, server: ServerId) -> None:
         """The server has come here by a move: what this node had of it as a standby is over."""

@@ -59,6 +59,7 @@ class Port:
         self.uncapturable = ""
         self.keeps: bool | None = True
         self.copies: list[str] = []
+        self.adopted: list[tuple[str, str, bool]] = []
         self.streams_ended: list[str] = []
         self.asked: list[Follow] = []
         self.chunks: list[tuple[str, int, bytes]] = []
@@ -136,6 +137,9 @@ class Port:
 
     def end_stream(self, stream: str) -> None:
         self.streams_ended.append(stream)
+
+    def adopt_stream(self, transfer: str, stream: str, incoming: bool) -> None:
+        self.adopted.append((transfer, stream, incoming))
 
     def check_follow(self, follow: Follow) -> None:
         self.asked.append(follow)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from migrate.core import directory
+from migrate.core.actions import CheckClass, DecodeState, EncodeState, SwapRow
 from migrate.core.delivery import Outgoing
 from migrate.core.directory import Mode, Row
-from migrate.core.events import Copied, RowRead, SwapOutcome, SwapResult
+from migrate.core.events import (
+    Checked,
+    Copied,
+    Decoded,
+    Encoded,
+    RowRead,
+    SwapOutcome,
+    SwapResult,
+    Withdraw,
+)
 from migrate.core.ids import NodeId
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import (
@@ -402,6 +413,83 @@ def test_a_move_takes_the_standbys_along() -> None:
     assert world.row().owner == B
     world.send(B, env(2, "n"), env(3, "o"))
     assert world.ports[B].ran == ["o"]
+
+
+def begin_move(world: World, to: NodeId) -> None:
+    """As far as the target's copy, with the real messages."""
+    world.cores[A].move(SERVER, to, "t", False, "", world.now_ms)
+    world.run()
+    at, port = world.cores[to], world.ports[to]
+    if port.did(CheckClass):
+        at.move_event("t", True, Checked(1), world.now_ms)
+        world.run()
+
+
+def ship(world: World, to: NodeId) -> None:
+    inc = world.cores[A].freeze("t", world.now_ms)
+    assert inc is not None
+    record = world.cores[A].export(inc, world.now_ms)
+    world.cores[A].move_event("t", False, Encoded(b"last"), world.now_ms)
+    world.run()
+    (decode,) = world.ports[to].did(DecodeState)
+    assert decode.ahead and decode.stream
+    assert world.cores[to].install("t", record, object(), world.now_ms) is not None
+    world.cores[to].move_event("t", True, Decoded(), world.now_ms)
+
+
+def test_a_move_to_a_standby_ships_only_the_last_of_its_stream() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    begin_move(world, B)
+    assert world.ports[A].did(EncodeState) == [EncodeState(1, True, ANY)]
+    ship(world, B)
+    world.run()
+    ((transfer, stream, _),) = world.ports[B].adopted
+    assert world.ports[A].adopted == [(transfer, stream, False)]
+    (swap,) = world.ports[A].did(SwapRow)
+    assert swap.row.owner == B and swap.row.standbys == ()
+    result = world._swap(swap.row, swap.rev)
+    world.cores[A].move_event("t", False, result, world.now_ms)
+    world.run()
+    assert SERVER in world.cores[B].hosted and SERVER not in world.cores[B].standbys.backups
+
+
+def test_what_a_move_left_at_a_standby_takes_over_if_the_owner_dies_before_the_commit() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    begin_move(world, B)
+    ship(world, B)
+    world.kill(A)
+    assert world.row().owner == B and SERVER in world.cores[B].hosted
+    assert not world.cores[B].moves_in
+    world.send(B, env(1, "m"), env(2, "n"))
+    assert world.ports[B].ran == ["n"]
+
+
+def test_a_move_to_a_standby_that_is_given_up_costs_the_standby_and_not_the_server() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    begin_move(world, B)
+    ship(world, B)
+    why = Withdraw("somebody changed their mind")
+    world.cores[A].withdraw_move("t", why, world.now_ms)
+    world.deaf.add(A)
+    world.run()
+    world.cores[A].started(SERVER, world.now_ms)
+    world.send(A, env(1, "m"))
+    world.later(500)
+    assert not world.replies()  # B has not got it
+    # If A died now, B would go on with what the move left there.
+    assert world.cores[B].standbys.backups[SERVER].copy is not None
+    world.deaf.clear()
+    world.later(500)
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert world.row().standbys == ()
 
 
 def test_an_asynchronous_standby_that_takes_over_begins_a_new_generation() -> None:
