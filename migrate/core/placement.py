@@ -1,4 +1,4 @@
-"""Choosing a node: the least loaded of those that admit servers.
+"""Choosing nodes: the least loaded of those that admit servers.
 
 Theory of operation. CPU decides, then waiting messages, then memory: each is brought to a
 scale on which 1.0 means "full", and they are added with weights. Differences below STEP are
@@ -8,7 +8,7 @@ spread instead of piled on one node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from migrate.core.ids import NodeId
@@ -55,4 +55,49 @@ def least_loaded(candidates: Iterable[Candidate]) -> NodeId | None:
     open_ones = [c for c in candidates if c.admits]
     if not open_ones:
         return None
-    return min(open_ones, key=lambda c: (int(score(c) / STEP), c.servers + c.placed, c.node)).node
+    return min(open_ones, key=_rank).node
+
+
+def _rank(candidate: Candidate) -> tuple[int, int, NodeId]:
+    return (
+        int(score(candidate) / STEP),
+        candidate.servers + candidate.placed,
+        candidate.node,
+    )
+
+
+def standbys(
+    candidates: Iterable[Candidate],
+    *,
+    count: int,
+    named: Sequence[NodeId] = (),
+    present: Collection[NodeId] = (),
+    near: Collection[NodeId] = (),
+    settled: bool = False,
+) -> list[NodeId]:
+    """Choose the nodes where a server has its standbys.
+
+    One failure is to take as little with it as possible: so those that were named come first, then
+    those of other hosts, then those that stand by already (another one costs a copy of the
+    state), then the less loaded.
+
+    Args:
+        candidates: The nodes there are, but for the owner.
+        count: How many are wanted.
+        named: Those that somebody asked for.
+        present: Those that stand by already. Only they may be cordoned.
+        near: Those on the owner's host.
+        settled: Nobody asked for another choice: who stands by already is not replaced by a node
+            of another host, only by one that was named.
+
+    Returns:
+        Up to `count` of them, the best first; fewer if there are not so many.
+    """
+    able = [c for c in candidates if c.admits or c.node in present]
+
+    def rank(c: Candidate) -> tuple[object, ...]:
+        new, close = c.node not in present, c.node in near
+        return c.node not in named, *((new, close) if settled else (close, new)), _rank(c)
+
+    able.sort(key=rank)
+    return [candidate.node for candidate in able[: max(0, count)]]

@@ -1,8 +1,8 @@
-"""Choosing a node by its load."""
+"""Choosing nodes by their load, and by what fails together."""
 
 from __future__ import annotations
 
-from migrate.core.placement import Candidate, least_loaded
+from migrate.core.placement import Candidate, least_loaded, standbys
 
 
 def node(
@@ -48,3 +48,34 @@ def test_a_burst_between_two_samples_is_spread_over_nodes_that_differ_a_little()
         assert chosen is not None
         placed[chosen] += 1
     assert min(placed.values()) >= 10
+
+
+def test_standbys_are_on_other_hosts_first_and_there_on_the_less_loaded() -> None:
+    there = [node("a"), node("b", cpu=0.9), node("c", cpu=0.5), node("d")]
+    assert standbys(there, count=3, near={"a", "d"}) == ["c", "b", "a"]
+
+
+def test_standbys_that_were_named_come_before_all_others() -> None:
+    there = [node("a"), node("b", cpu=0.9)]
+    assert standbys(there, count=1, named=["b"], present=["a"], near={"b"}) == ["b"]
+
+
+def test_a_choice_that_somebody_asks_for_prefers_another_host_to_who_stands_by() -> None:
+    there = [node("a"), node("b", cpu=0.9)]
+    assert standbys(there, count=1, present=["a"], near={"a"}) == ["b"]
+    assert standbys(there, count=1, present=["a"], near={"a"}, settled=True) == ["a"]
+
+
+def test_of_nodes_that_are_as_far_away_those_that_stand_by_stay() -> None:
+    there = [node("a"), node("b", cpu=0.9)]
+    assert standbys(there, count=1, present=["b"]) == ["b"]
+
+
+def test_a_node_that_admits_nothing_gets_no_standby_and_keeps_the_one_it_has() -> None:
+    assert standbys([node("a", admits=False)], count=1, named=["a"]) == []
+    assert standbys([node("a", admits=False)], count=1, present=["a"]) == ["a"]
+
+
+def test_fewer_nodes_than_wanted_are_all_that_there_are() -> None:
+    assert standbys([node("a")], count=3) == ["a"]
+    assert standbys([node("a")], count=0) == []
