@@ -189,7 +189,12 @@ class Node(Peer):
                 )
             row = describe(self._id, self._name, self._address)
             self._membership = Membership(
-                self._directory, row, self, self._options.lease_s, self._driver.task
+                self._directory,
+                row,
+                self,
+                self._options.lease_s,
+                self._driver.task,
+                self._options.promote_patience_s,
             )
             await self._membership.join()
             await self._hear_clock()
@@ -271,6 +276,14 @@ class Node(Peer):
         self._asks.dead(row.id)
         self._driver.core.node_dead(row.id, self._driver.now_ms())
         self._flush()
+
+    def suspected(self, node: NodeId) -> None:
+        """See `Watcher`."""
+        log.debug("node %s suspects %s", self._name, node)
+
+    def heard(self, node: NodeId) -> None:
+        """See `Watcher`."""
+        log.debug("node %s hears %s again", self._name, node)
 
     def forgotten(self) -> None:
         """See `Watcher`: no row is touched; what was here is lost, as others have been told."""

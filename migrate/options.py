@@ -200,6 +200,20 @@ class NodeOptions:
     least 5 where the directory is replicated: electing its new leader takes 1 to 4 s.
     Source: the project's measurements of etcd with an isolated leader."""
 
+    # Standbys.
+
+    promote_patience_s: float = _option(1.0, 0.0)
+    """How long a node whose lease has run out must stay silent, while the directory answers,
+    before a standby asks for what it owned: time for a node that was cut off from the directory
+    to take a new lease. A process whose death is seen is not waited for."""
+
+    async_lag_s: float = _option(1.0, 0.001)
+    """An owner with async standbys lets out no more while the oldest change that one of them
+    has not acknowledged is older than this: what a failover can lose at most, in time."""
+
+    async_lag_bytes: int = _option(16 << 20, 1024)
+    """The same in bytes of changes that are under way to one of them."""
+
     # Admission.
 
     servers_max: int = _option(1_000_000, 1)

@@ -12,6 +12,11 @@ same boot, in the same container. Neither a host's name nor its machine id says 
 often the same on many machines. Of a process that ran on another boot nothing is known either,
 unless the directory itself is of one machine.
 
+A node whose key `alive/<id>` has gone, or never came, is *suspected* once a reading of the
+directory finds it absent after the patience of this node: whoever holds a standby of its servers
+may then ask for their rows, and nothing else follows from it. Its key coming back takes that back.
+While the directory cannot be read nobody is suspected.
+
 Clocks of hosts differ; none is compared with another one. Leases end by the directory's clock.
 """
 
@@ -155,6 +160,12 @@ class Watcher(Protocol):
     ) -> tuple[list[tuple[Row, int]], bool]:
         """See `Core.burials`."""
 
+    def suspected(self, node: NodeId) -> None:
+        """A node has been silent for longer than its lease and the patience."""
+
+    def heard(self, node: NodeId) -> None:
+        """A node that was suspected renews its lease again."""
+
     def forgotten(self) -> None:
         """This node was said to be dead, and others act upon it: it must stop at once."""
 
@@ -169,6 +180,7 @@ class Membership:
         watcher: Watcher,
         lease_s: float,
         run: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+        patience_s: float = 1.0,
     ) -> None:
         self.directory = directory
         self.me = me
@@ -177,7 +189,11 @@ class Membership:
         self.rev = 0
         self._watcher = watcher
         self._lease_s = lease_s
+        self._patience_s = patience_s
         self._lease = 0
+        self._alive: set[NodeId] = set()
+        self._silent: dict[NodeId, asyncio.Task[Any]] = {}
+        self._suspected: set[NodeId] = set()
         self._row_rev = 0
         self._leaving = False
         self._run = run
@@ -227,6 +243,7 @@ class Membership:
         await self._list()
         self._run(self._follow(), "membership")
         self._run(self._compare(), "nodes")
+        self._run(self._listen(), "leases")
         self._run(self._stay_alive(), "lease")
 
     async def _take_over_name(self, holder: NodeId) -> None:
@@ -398,6 +415,7 @@ class Membership:
         if row.boot == self.me.boot and row.pid != self.me.pid:
             self._watch_process(row)
         self._watcher.joined(row)
+        self._listen_to(row.id)
 
     def _forgotten(self) -> None:
         if not self._leaving:
@@ -415,6 +433,67 @@ class Membership:
         cause = "its process died" if self._seen_dead(row) else "it has left"
         self._watcher.gone(row, f"node {row.name} is gone: {cause}")
         self._run(self._bury(row), f"burial of {row.name}")
+
+    # -- silences
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                entries, rev = await self.directory.list(ALIVE_KEY)
+                self._alive = {entry.key.removeprefix(ALIVE_KEY) for entry in entries}
+                for node in self.nodes:
+                    self._listen_to(node)
+                async for changes in self.directory.watch(ALIVE_KEY, rev + 1):
+                    for change in changes:
+                        node = change.key.removeprefix(ALIVE_KEY)
+                        if change.value is None:
+                            self._alive.discard(node)
+                        else:
+                            self._alive.add(node)
+                        self._listen_to(node)
+            except Compacted:
+                pass
+            except DirectoryError as error:
+                log.debug("watching the leases: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    def _listen_to(self, node: NodeId) -> None:
+        """Begin or end to be patient with a node, by what is known of its lease."""
+        if node in self._alive:
+            self._hear(node)
+            if node in self._suspected:
+                self._suspected.discard(node)
+                self._watcher.heard(node)
+        elif (
+            node in self.nodes
+            and node != self.me.id
+            and node not in self._silent
+            and node not in self._suspected
+        ):
+            self._silent[node] = self._run(self._wait_for(node), f"silence of {node}")
+
+    def _hear(self, node: NodeId) -> None:
+        waiting = self._silent.pop(node, None)
+        if waiting is not None:
+            waiting.cancel()
+
+    async def _wait_for(self, node: NodeId) -> None:
+        """Suspect a node that stays silent."""
+        await asyncio.sleep(self._patience_s)
+        while True:
+            # What this node knows may be old: it may have been paused itself, or cut off.
+            try:
+                absent = await self.directory.get(ALIVE_KEY + node) is None
+                break
+            except DirectoryError as error:
+                log.debug("the lease of %s: %s", node, error)
+            # When the directory is back each node needs a moment for its lease.
+            await asyncio.sleep(max(RETRY_S, self._patience_s))
+        self._silent.pop(node, None)
+        if absent and node in self.nodes:
+            self._suspected.add(node)
+            log.warning("node %s has not been heard of for longer than its lease", node)
+            self._watcher.suspected(node)
 
     # -- deaths
 
@@ -447,6 +526,8 @@ class Membership:
                 self._dead(row)
 
     def _unwatch(self, node: NodeId) -> None:
+        self._hear(node)
+        self._suspected.discard(node)
         fd = self._pidfds.pop(node, None)
         if fd is not None:
             self._loop.remove_reader(fd)

@@ -15,7 +15,7 @@ from msgspec import structs
 from migrate.core.directory import Row, RowState
 from migrate.errors import PeerError
 from migrate.shell import membership, wire
-from migrate.shell.directories import MemoryDirectory, Put
+from migrate.shell.directories import DirectoryUnavailable, Entry, MemoryDirectory, Put
 from migrate.shell.membership import NodeRow, describe
 from tests.core.fakes import NOW, A, core, row
 
@@ -28,12 +28,22 @@ class Watcher:
     def __init__(self) -> None:
         self.came: list[str] = []
         self.went: list[str] = []
+        self.news: list[str] = []
+        self.changed = asyncio.Event()
 
     def joined(self, row: NodeRow) -> None:
         self.came.append(row.id)
 
     def gone(self, row: NodeRow, cause: str) -> None:
         self.went.append(row.id)
+
+    def suspected(self, node: str) -> None:
+        self.news.append(f"suspected {node}")
+        self.changed.set()
+
+    def heard(self, node: str) -> None:
+        self.news.append(f"heard {node}")
+        self.changed.set()
 
     def burials(
         self, node: str, rows: Iterable[tuple[Row, int]]
@@ -109,3 +119,124 @@ def test_a_name_whose_node_cannot_be_read_is_not_taken_over() -> None:
 
 def _none(work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
     raise AssertionError(f"nothing was to be begun, but {name} was")
+
+
+class Silenced:
+    """A membership of node a, which watches node b by the keys that a test writes."""
+
+    def __init__(self, directory: MemoryDirectory, patience_s: float = 0.02) -> None:
+        self.directory = directory
+        self.watcher = Watcher()
+        self.patience_s = patience_s
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def __aenter__(self) -> Silenced:
+        other = describe("b@1", "b", "127.0.0.1:2")
+        await self.directory.txn([], [Put("node/b@1", membership.encode_node(other))], [])
+        me = membership.Membership(
+            self.directory,
+            describe("a@1", "a", "127.0.0.1:1"),
+            self.watcher,
+            10.0,
+            self._run,
+            patience_s=self.patience_s,
+        )
+        await me.join()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def _run(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        self.tasks.append(asyncio.create_task(work, name=name))
+        return self.tasks[-1]
+
+    async def renew(self) -> None:
+        await self.directory.txn([], [Put("alive/b@1", b"")], [])
+
+    async def run_out(self) -> None:
+        await self.directory.txn([], [], ["alive/b@1"])
+
+    async def told(self, *news: str) -> None:
+        async with asyncio.timeout(20.0):
+            while self.watcher.news != list(news):
+                self.watcher.changed.clear()
+                await self.watcher.changed.wait()
+
+    def waits(self) -> list[asyncio.Task[Any]]:
+        """What is patient with the other node."""
+        return [t for t in self.tasks if t.get_name() == "silence of b@1" and not t.done()]
+
+
+def test_a_node_is_suspected_when_its_lease_has_run_out_and_heard_when_it_has_another() -> None:
+    async def main() -> None:
+        async with MemoryDirectory() as directory, Silenced(directory) as at:
+            await at.told("suspected b@1")  # It never had one.
+            await at.renew()
+            await at.told("suspected b@1", "heard b@1")
+            await at.run_out()
+            await at.told("suspected b@1", "heard b@1", "suspected b@1")
+            assert at.watcher.went == []  # Nobody has seen it die.
+
+    asyncio.run(main())
+
+
+def test_a_node_that_takes_another_lease_in_time_is_not_suspected() -> None:
+    async def main() -> None:
+        async with MemoryDirectory() as directory, Silenced(directory, 3600.0) as at:
+            await at.renew()
+            await at.run_out()
+            while not at.waits():  # noqa: ASYNC110 - until the watch has told of it
+                await asyncio.sleep(0)
+            [waiting] = at.waits()
+            await at.renew()
+            async with asyncio.timeout(20.0):
+                await asyncio.wait([waiting])
+            assert waiting.cancelled()
+            assert at.watcher.news == []
+
+    asyncio.run(main())
+
+
+def test_nobody_is_suspected_while_the_directory_is_away() -> None:
+    async def main() -> None:
+        class Away(MemoryDirectory):
+            asked = 0
+
+            async def get(self, key: str) -> Any:
+                if key == "alive/b@1" and self.asked < 2:
+                    self.asked += 1
+                    assert at.watcher.news == []
+                    raise DirectoryUnavailable("away")
+                return await super().get(key)
+
+        async with Away() as directory:
+            at = Silenced(directory)
+            async with at:
+                await at.told("suspected b@1")
+                assert directory.asked == 2
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_back_before_the_directory_was_read_is_not_suspected() -> None:
+    """The watch may be late: what counts is a reading."""
+
+    async def main() -> None:
+        class Late(MemoryDirectory):
+            async def get(self, key: str) -> Any:
+                if key == "alive/b@1":
+                    read.set()
+                    return Entry(key, b"", 1)
+                return await super().get(key)
+
+        read = asyncio.Event()
+        async with Late() as directory, Silenced(directory) as at:
+            [waiting] = [task for task in at.tasks if task.get_name() == "silence of b@1"]
+            await asyncio.wait([waiting])
+            assert read.is_set()
+            assert at.watcher.news == []
+
+    asyncio.run(main())
