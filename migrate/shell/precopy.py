@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from migrate.core.actions import TakeChunk
 from migrate.core.events import Copied, DecodeFailed, Taken
-from migrate.core.ids import TransferId
+from migrate.core.ids import NodeId, TransferId
 from migrate.core.incarnation import Incarnation, Phase
 from migrate.ref import loading_runtime
 from migrate.shell import wire
@@ -35,8 +35,80 @@ STEP_S: Final = 0.002
 T = TypeVar("T")
 
 
-class _Over(Exception):
-    """The move has ended meanwhile."""
+class Over(Exception):
+    """What the chunks were for has ended meanwhile."""
+
+
+async def when_quiet(
+    driver: Driver,
+    inc: Incarnation,
+    work: Callable[[], T],
+    *,
+    goes_on: Callable[[], bool],
+    moving: TransferId = "",
+) -> T:
+    """Do something at a quiescent point of a server, between two messages.
+
+    Args:
+        driver: Of its node.
+        inc: The server.
+        work: What to do.
+        goes_on: Whether it is still to be done.
+        moving: The move that it is for, if it is for one.
+
+    Raises:
+        Over: It is not to be done, or cannot be: the server is not here any more.
+    """
+    core = driver.core
+    if not goes_on():
+        raise Over
+    if inc.phase is Phase.RUNNING and inc.quiet():
+        return work()
+    waiting = driver.loop.create_future()
+    if not core.quiesce(inc.id, waiting, driver.now_ms(), moving=moving):
+        raise Over
+    driver.flush()
+    try:
+        found = await waiting
+    except asyncio.CancelledError:
+        if waiting.cancelled():
+            core.do_not_quiesce(inc.id, waiting)
+            driver.go_on_handing_out(inc.id)
+        elif waiting.result() is not None:
+            driver.go_on(*waiting.result())
+        raise
+    if found is None:
+        raise Over
+    try:
+        return work()
+    finally:
+        driver.go_on(*found)
+
+
+async def next_chunk(
+    quietly: Callable[[Callable[[], Any]], Awaitable[Any]],
+    step: Callable[[], tuple[list[Piece], bool]],
+    chunk_bytes: int,
+    pieces: list[Piece],
+) -> Copied:
+    """Make a chunk of a round, in steps at quiescent points.
+
+    Args:
+        quietly: Does something at such a point.
+        step: Makes some more; the pieces, and whether the round has ended.
+        chunk_bytes: About how much to make.
+        pieces: What the chunk has already.
+    """
+    ended = False
+    size = 0
+    while not ended and size < chunk_bytes:
+        more, ended = await quietly(step)
+        pieces += more
+        size += sum(map(len, more))
+        await asyncio.sleep(0)
+    if size <= BULK_BYTES:
+        return Copied(b"".join(pieces), ended)
+    return Copied(cast(bytes, Gathered(merged(pieces))), ended)
 
 
 def merged(pieces: Iterable[Piece]) -> list[Piece]:
@@ -54,6 +126,26 @@ def merged(pieces: Iterable[Piece]) -> list[Piece]:
     if small:
         made.append(b"".join(small))
     return made
+
+
+def new_writer(driver: Driver, host: Hosted, target: NodeId) -> StreamWriter:
+    """A stream of a server's object for a node; what they can share is sent in shared memory."""
+    shares = driver.peers.links.shares(target)
+    return StreamWriter(host.obj, memory=shared_memory if shares else None)
+
+
+def bound(driver: Driver, read: Callable[[], T]) -> T:
+    """Read something, with the refs in it bound to this node."""
+    token = loading_runtime.set(driver)
+    try:
+        return read()
+    finally:
+        loading_runtime.reset(token)
+
+
+def parts_of(state: bytes | Gathered) -> Sequence[memoryview]:
+    """A state in the parts that it came in."""
+    return state.parts if isinstance(state, Gathered) else [memoryview(state)]
 
 
 class Precopy:
@@ -85,7 +177,7 @@ class Precopy:
     async def _copy(self, transfer: TransferId, inc: Incarnation) -> None:
         try:
             event = await self._next_chunk(transfer, inc)
-        except _Over:
+        except Over:
             return
         except Exception:
             # The final capture will say what is wrong with the state, if anything is.
@@ -95,66 +187,37 @@ class Precopy:
         self._driver.move_event(transfer, False, event)
 
     async def _next_chunk(self, transfer: TransferId, inc: Incarnation) -> Copied:
-        host: Hosted = inc.host  # type: ignore[assignment]
+        driver = self._driver
         pieces: list[Piece] = []
         writer = self._writers.get(transfer)
+
+        def quietly(work: Callable[[], T]) -> Awaitable[T]:
+            goes_on = driver.core.moves_out.__contains__
+            return when_quiet(driver, inc, work, goes_on=lambda: goes_on(transfer), moving=transfer)
+
         if writer is None:
-            target = self._driver.core.moves_out[transfer].target
-            shares = self._driver.peers.links.shares(target)
-            writer = StreamWriter(host.obj, memory=shared_memory if shares else None)
-            self._writers[transfer] = writer
-            pieces += await self._when_quiet(transfer, inc, writer.look)
+            host: Hosted = inc.host  # type: ignore[assignment]
+            writer = self._writers[transfer] = new_writer(
+                driver, host, driver.core.moves_out[transfer].target
+            )
+            pieces += await quietly(writer.look)
             if not writer.is_worth_it:
                 self._close(transfer)
                 return Copied(b"", True)
-        ended = False
-        size = 0
-        while not ended and size < self._driver.options.chunk_bytes:
-            more, ended = await self._when_quiet(transfer, inc, lambda: self._step(transfer))
-            pieces += more
-            size += sum(map(len, more))
-            await asyncio.sleep(0)
-        if ended:
+        made = await next_chunk(
+            quietly, lambda: self._step(transfer), driver.options.chunk_bytes, pieces
+        )
+        if made.round_ended:
             round_bytes = writer.round_bytes
             log.info("pre-copy of %s: round %d sent %d bytes", inc.id, writer.rounds, round_bytes)
-            self._driver.round_ended(transfer, round_bytes)
-        if size <= BULK_BYTES:
-            return Copied(b"".join(pieces), ended)
-        return Copied(cast(bytes, Gathered(merged(pieces))), ended)
+            driver.round_ended(transfer, round_bytes)
+        return made
 
     def _step(self, transfer: TransferId) -> tuple[list[Piece], bool]:
         writer = self._writers.get(transfer)
         if writer is None:
-            raise _Over
+            raise Over
         return writer.step(STEP_S, self._driver.options.chunk_bytes)
-
-    async def _when_quiet(self, transfer: TransferId, inc: Incarnation, work: Callable[[], T]) -> T:
-        """Do something at a quiescent point of a server that is about to leave."""
-        driver = self._driver
-        core = driver.core
-        if transfer not in core.moves_out:
-            raise _Over
-        if inc.phase is Phase.RUNNING and inc.quiet():
-            return work()
-        waiting = driver.loop.create_future()
-        if not core.quiesce(inc.id, waiting, driver.now_ms(), moving=transfer):
-            raise _Over
-        driver.flush()
-        try:
-            found = await waiting
-        except asyncio.CancelledError:
-            if waiting.cancelled():
-                core.do_not_quiesce(inc.id, waiting)
-                driver.go_on_handing_out(inc.id)
-            elif waiting.result() is not None:
-                driver.go_on(*waiting.result())
-            raise
-        if found is None:
-            raise _Over
-        try:
-            return work()
-        finally:
-            driver.go_on(*found)
 
     def last(self, transfer: TransferId) -> list[Piece]:
         """What the chunks do not have, of a frozen server; may run in a thread.
@@ -179,9 +242,7 @@ class Precopy:
             return
         event: Taken | DecodeFailed = Taken()
         try:
-            state: Any = chunk.state
-            parts = state.parts if isinstance(state, Gathered) else [memoryview(state)]
-            await asyncio.to_thread(self._bound, reader.take, parts)
+            await asyncio.to_thread(self._bound, reader.take, parts_of(chunk.state))
         except Exception as error:
             log.debug("chunk %d of %s failed", chunk.number, transfer, exc_info=error)
             event = DecodeFailed(f"{wire.exception_name(error)}: {error}")
@@ -200,12 +261,7 @@ class Precopy:
         return obj, reader.taken_bytes + sum(map(len, chunk))
 
     def _bound(self, read: Callable[[Any], T], data: Any) -> T:
-        """Read with refs in it bound to this node."""
-        token = loading_runtime.set(self._driver)
-        try:
-            return read(data)
-        finally:
-            loading_runtime.reset(token)
+        return bound(self._driver, lambda: read(data))
 
     # -- ends
 
