@@ -1057,6 +1057,10 @@ class Core:
             # It came back from a checkpoint: what comes here late is for its new place.
             del self.tombstones[moved.server]
             self.forwarding.learn(moved.server, moved.node, moved.epoch, now_ms)
+        inc = self.hosted.get(moved.server)
+        if inc is not None and moved.failover and moved.epoch > inc.row.epoch:
+            # An owner that nobody calls would not learn it in another way.
+            self.port.read_standby_row(moved.server)
         route = self.routes.get(moved.server)
         if route is None or moved.epoch <= route.epoch:
             return
@@ -2643,6 +2647,9 @@ class Core:
 
     def drop_deposed(self, inc: Incarnation, now_ms: int) -> None:
         """Another node owns the server: this copy ends, and nothing that it holds back gets out."""
+        # Its handlers may run on; nobody hears what they end in.
+        inc.holding = True
+        inc.sender.muted = True
         source = self.delayed.pop(inc.id, None)
         if source is not None:
             self._finish_source(source, Finish(Result.FENCED, "another node has taken it over"))

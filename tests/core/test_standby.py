@@ -28,6 +28,7 @@ from migrate.core.messages import (
     CAST,
     DIVERGED,
     EMPTY,
+    ERROR,
     OK,
     Cut,
     KeepRefused,
@@ -230,6 +231,26 @@ def test_s50_an_owner_that_was_replaced_lets_nothing_out_not_even_a_read() -> No
     assert SERVER not in world.cores[A].hosted
     assert not world.replies()
     assert world.ports[A].deposed_ones
+
+
+def test_an_owner_that_is_told_that_it_was_replaced_lets_nothing_out_that_runs_on() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.ports[A].busy = True
+    world.send(A, env(1, "m"))
+    world.silent.add(A)
+    world.cores[B].standbys.node_suspected(A, world.now_ms)
+    world.run()
+    world.silent.clear()
+    world.cores[A].receive(B, [Moved(SERVER, B, 3, failover=True)], world.now_ms)
+    world.run()
+    assert SERVER not in world.cores[A].hosted
+    world.replies(Moved)
+    # The handler is cancelled, and that ends it.
+    world.cores[A].finish(*world.ports[A].began[-1], ERROR, b"cancelled", None, world.now_ms)
+    world.run()
+    assert world.out == []
 
 
 def test_a_standby_that_dies_is_taken_out_of_the_row_before_anything_leaves() -> None:
