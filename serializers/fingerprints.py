@@ -343,6 +343,12 @@ class Changes:
         # Rows in which immutable values were replaced: as they were, as they are, and where.
         self._rows: list[tuple[_Flat, tuple[Any, ...], list[int]]] = []
 
+    def add(self, others: Changes, numbers: Sequence[int]) -> None:
+        """Have all changes of other records as well, whose numbers here are given."""
+        self.records = sorted([*self.records, *map(numbers.__getitem__, others.records)])
+        self.is_shallow = self.is_shallow and others.is_shallow
+        self._rows += others._rows
+
     def _replaced(self, flat: _Flat, items: tuple[Any, ...], places: list[int]) -> None:
         if not self.is_shallow:
             return
@@ -398,9 +404,10 @@ class Fingerprint:
 
     Attributes:
         count: Number of records.
+        left_out: Numbers of those that do not count (any more), whatever they are.
     """
 
-    __slots__ = ("_nodes", "_root", "_seen", "count")
+    __slots__ = ("_nodes", "_root", "_seen", "count", "left_out")
 
     def __init__(self, records: tuple[Any, ...]) -> None:
         """Take down what the records refer to.
@@ -409,6 +416,7 @@ class Fingerprint:
             NotPlain: Some are not, or share with one another what can change.
         """
         self.count = len(records)
+        self.left_out: set[int] = set()
         self._nodes: list[_Node] = []
         self._seen: set[int] = set()
         self._root = _Flat(records)
@@ -481,9 +489,11 @@ class Fingerprint:
         """(id, number of its record) of each object that can change.
 
         Args:
-            changed: Of these records only; of all by default.
+            changed: Of these records only; of all by default, but for those left out.
         """
         found: list[tuple[int, int]] = []
+        if changed is None and self.left_out:
+            changed = [record for record in range(self.count) if record not in self.left_out]
         for node in self._nodes:
             if node.kind is tuple or node.kind is frozenset:
                 continue
@@ -510,11 +520,11 @@ class Fingerprint:
         """
         changes = Changes()
         if not are_at(records, self._root.where):
-            places = _differences(self._root.where, addresses(records))
+            places = self._places(self._root, records, range(self.count))
             changes._found.update(places)
             changes._replaced(self._root, records, places)
         self._compare_below(self._root, records, changes)
-        changes.records = sorted(changes._found)
+        changes.records = sorted(changes._found - self.left_out)
         return changes
 
     def _compare_below(self, flat: _Flat, items: tuple[Any, ...], changes: Changes) -> None:
@@ -532,51 +542,77 @@ class Fingerprint:
 
     def _compare(self, node: _Node, objects: tuple[Any, ...], changes: Changes) -> None:
         kind, owners, found = node.kind, node.owners, changes._found
+        left_out = self.left_out
         if set(map(type, objects)) - {kind}:
             # Those of records that are known to have changed, or an address that was used again.
-            changes.is_shallow = False
             patched = list(objects)
             for at, obj in enumerate(objects):
                 if type(obj) is not kind:
                     found.add(owners[at])
+                    changes.is_shallow &= owners[at] in left_out
                     patched[at] = _stand_in(kind)
             objects = tuple(patched)
         holders = _dicts_of(kind, objects)
         if holders is not objects:
             if set(map(type, holders)) - {dict}:
-                changes.is_shallow = False
-                found.update(
-                    owners[at] for at, held in enumerate(holders) if type(held) is not dict
-                )
+                odd = {owners[at] for at, held in enumerate(holders) if type(held) is not dict}
+                changes.is_shallow &= odd <= left_out
+                found |= odd
             if not are_at(holders, node.dicts):
-                changes.is_shallow = False
                 unlike = _differences(node.dicts, addresses(holders))
-                found.update(owners[at] for at in unlike)
+                moved = {owners[at] for at in unlike}
+                changes.is_shallow &= moved <= left_out
+                found |= moved
         sizes, rows = _rows(kind, holders)
         if sizes != node.sizes:
-            changes.is_shallow = False
-            rows = self._align(node, sizes, rows, found)
+            rows, resized = self._align(node, sizes, rows)
+            changes.is_shallow &= resized <= left_out
+            found |= resized
         for flat, items in zip(node.flats, rows, strict=True):
             if not are_at(items, flat.where):
                 ends = node.ends
-                places = _differences(flat.where, addresses(items))
+                places = self._places(flat, items, owners, ends)
                 found.update([owners[bisect_right(ends, at)] for at in places])
                 changes._replaced(flat, items, places)
         for flat, items in zip(node.flats, rows, strict=True):
             if flat.children:
                 self._compare_below(flat, items, changes)
 
+    def _places(
+        self,
+        flat: _Flat,
+        items: tuple[Any, ...],
+        owners: Sequence[int],
+        ends: Sequence[int] | None = None,
+    ) -> list[int]:
+        """Where the items of a row are not what they were, but for records that are left out."""
+        now = addresses(items)
+        places = _differences(flat.where, now)
+        if not self.left_out:
+            return places
+        found: list[int] = []
+        row: bytearray | None = None
+        for at in places:
+            if owners[at if ends is None else bisect_right(ends, at)] not in self.left_out:
+                found.append(at)
+                continue
+            # It does not count, and is not to be found again and again.
+            row = bytearray(flat.where) if row is None else row
+            start = at * _POINTER_BYTES
+            row[start : start + _POINTER_BYTES] = now[start : start + _POINTER_BYTES]
+        if row is not None:
+            flat.where = bytes(row)
+        return found
+
     def _align(
         self,
         node: _Node,
         sizes: tuple[int, ...],
         rows: list[tuple[Any, ...]],
-        found: set[int],
-    ) -> list[tuple[Any, ...]]:
-        """Put items of objects that grew or shrank out of the way of the others."""
+    ) -> tuple[list[tuple[Any, ...]], set[int]]:
+        """Put items of objects that grew or shrank out of the way of the others; whose they are."""
         ends = list(accumulate(sizes))
         unequal = [at for at, (a, b) in enumerate(zip(node.sizes, sizes, strict=True)) if a != b]
-        found.update(node.owners[at] for at in unequal)
         made = []
         for items in rows:
             aligned: list[Any] = []
@@ -587,7 +623,7 @@ class Fingerprint:
                 start = ends[at]
             aligned += items[start:]
             made.append(tuple(aligned))
-        return made
+        return made, {node.owners[at] for at in unequal}
 
 
 def _check_atoms(items: tuple[Any, ...], kinds: set[type]) -> None:

@@ -27,8 +27,17 @@ PART_BYTES: Final = 48 * 1024
 """What a part's pickle should take: some hundred records, hence 1 to 3 ms to look at and write."""
 PART_ITEMS_FIRST: Final = 256
 PART_ITEMS_MAX: Final = 8192
+LATE_SHARE: Final = 4
+"""Once one in so many records of a part was written later than the others, all are noted anew."""
 RIVALS_MAX: Final = 3
 """Times that two parts may claim one object before it is taken to be shared for good."""
+RUN_PARTS: Final = 16
+"""Small parts in a row that are joined: those of less than so many items, then those of less than
+the square, ... So what is added item by item is written about three times in all. Source: to look
+at a part takes 3 us and at a record 0.4, so parts of a few hundred records are as good as any."""
+HEAT_MAX: Final = 3
+"""Deltas in a row that may find a container changed throughout before it is pickled whole. Once is
+no reason: afterwards it may be at rest again."""
 HOT_SHARE: Final = 4
 """A container of which more than one in so many records changed between two rounds is pickled
 whole. Source: measured, noting what a record refers to takes 2 to 3 times its pickle."""
@@ -47,9 +56,12 @@ class Part:
         anchors: Addresses of its keys (in a list, of its items) as they were last written.
         keys: Fingerprint of its keys then; None in a list.
         values: Fingerprint of its values then; None if they were not written, or not as they are.
+        late: Fingerprint of those that were written later than the others, which `values` leaves
+            out; None if there are none.
+        places: Their positions, ascending.
     """
 
-    __slots__ = ("anchors", "count", "cut", "keys", "number", "values")
+    __slots__ = ("anchors", "count", "cut", "keys", "late", "number", "places", "values")
 
     def __init__(self, cut: Cut, number: int, count: int) -> None:
         self.cut = cut
@@ -58,6 +70,57 @@ class Part:
         self.anchors = b""
         self.keys: Fingerprint | None = None
         self.values: Fingerprint | None = None
+        self.late: Fingerprint | None = None
+        self.places: list[int] = []
+
+    def note(self, values: Fingerprint | None) -> None:
+        """Have all values as they were written in one fingerprint."""
+        self.values = values
+        self.late = None
+        self.places = []
+
+    def note_some(self, changed: list[int], made: Fingerprint, values: tuple[Any, ...]) -> None:
+        """Have some of the values as they were written now.
+
+        Args:
+            changed: Their positions.
+            made: Fingerprint of them.
+            values: All values.
+
+        Raises:
+            NotPlain: They cannot be had together with what is there.
+        """
+        assert self.values is not None
+        places = sorted({*self.places, *changed})
+        if len(places) * LATE_SHARE > self.count:
+            self.note(Fingerprint(values))
+            return
+        self.late = made if places == changed else Fingerprint(tuple(values[at] for at in places))
+        self.values.left_out.update(changed)
+        self.places = places
+
+    def owned(self, changed: list[int] | None = None) -> Iterator[int]:
+        """Ids of the objects in it that can change, as it was written.
+
+        Args:
+            changed: Of the values at these positions only.
+        """
+        if self.values is None:
+            return
+        late = self.late
+        if late is None:
+            numbers = None
+        elif changed is None:
+            numbers = None
+        else:
+            where = {place: number for number, place in enumerate(self.places)}
+            numbers = [where[at] for at in changed if at in where]
+            changed = [at for at in changed if at not in where]
+        for found, _ in self.values.owned(changed):
+            yield found
+        if late is not None:
+            for found, _ in late.owned(numbers):
+                yield found
 
 
 class Change:
@@ -85,6 +148,8 @@ class Cut:
         container: The live dict or list.
         parts: Its parts, in order.
         has_moved: The reader has not been told the present order of the parts.
+        next_part: Number of the next new part.
+        heat: Deltas of late that found most of it changed, less those that did not.
 
     Raises:
         NotPlain: Its first records are not plain.
@@ -96,12 +161,18 @@ class Cut:
         self.parts: list[Part] = []
         self.has_moved = True
         self._owners = owners
-        self._next = 0
+        self.next_part = 0
+        self.heat = 0
         self._rivals = 0
         self._items_per_part = PART_ITEMS_FIRST
         _, sample = self._slice(0, PART_ITEMS_FIRST)
         Fingerprint(sample)
         self.learn_size(len(pickle.dumps(list(sample), PROTOCOL)), len(sample))
+
+    @property
+    def about_bytes(self) -> int:
+        """What a pickle of it takes, about."""
+        return len(self.container) * PART_BYTES // self._items_per_part
 
     def learn_size(self, size_bytes: int, items: int) -> None:
         """Note what some items took, for parts to come."""
@@ -156,9 +227,47 @@ class Cut:
     def _new_parts(self, count: int) -> Iterator[Part]:
         pieces = -(-count // self._items_per_part)
         for piece in range(pieces):
-            self._next += 1
+            self.next_part += 1
             size = count * (piece + 1) // pieces - count * piece // pieces
-            yield Part(self, self._next - 1, size)
+            yield Part(self, self.next_part - 1, size)
+
+    def join(self) -> set[Part]:
+        """Join small neighbours, lest a container that grows bit by bit have ever more parts.
+
+        Returns:
+            The parts that were made of others, all of which are to be written.
+        """
+        before = set(self.parts)
+        for power in (1, 2, 3):
+            self._join(RUN_PARTS**power)
+        return set(self.parts) - before
+
+    def _join(self, items: int) -> None:
+        """Join runs of parts with less than so many items each."""
+        parts: list[Part] = []
+        run: list[Part] = []
+        total = 0
+        for part in (*self.parts, None):
+            if part is not None and part.count < items:
+                if total + part.count <= self._items_per_part:
+                    run.append(part)
+                    total += part.count
+                    continue
+                following, total_then = [part], part.count
+            else:
+                following, total_then = [], 0
+            most = max([old.count for old in run], default=0)
+            if len(run) >= RUN_PARTS and 2 * most <= total:
+                for old in run:
+                    self._disown(old)
+                parts += self._new_parts(total)
+                self.has_moved = True
+            else:
+                parts += run
+            if part is not None and not following:
+                parts.append(part)
+            run, total = following, total_then
+        self.parts = parts
 
     # -- a round, in steps
 
@@ -253,12 +362,15 @@ class Cut:
         if keys is not None and part.keys is not None and part.keys.changed(keys):
             return None
         changes = part.values.compare(values)
+        if part.late is not None:
+            late = part.late.compare(tuple(values[at] for at in part.places))
+            changes.add(late, part.places)
         return changes if len(changes.records) * 4 <= part.count else None
 
     def _note(self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]) -> bool:
         """Take down what the part is now; False if another one claims an object of it."""
         self._disown(part)
-        part.values = None
+        part.note(None)
         part.anchors = addresses(values if keys is None else keys)
         part.keys = None if keys is None else _of_keys(keys)
         made = Fingerprint(values)
@@ -271,17 +383,16 @@ class Cut:
                 raise NotPlain("records that share what can change")
             for rival in rivals:
                 self._disown(rival)
-                rival.values = None
+                rival.note(None)
             return False
-        part.values = made
+        part.note(made)
         self._owners.update(dict.fromkeys(ids, part))
         return True
 
     def _disown(self, part: Part) -> None:
-        if part.values is not None:
-            for where, _ in part.values.owned():
-                if self._owners.get(where) is part:
-                    del self._owners[where]
+        for where in part.owned():
+            if self._owners.get(where) is part:
+                del self._owners[where]
 
     def release(self) -> None:
         """Claim nothing any more, and let go of the container at once, not with some collection."""
@@ -293,9 +404,7 @@ class Cut:
     def claim_all(self) -> None:
         """Claim, as the only one, what its parts held when they were written."""
         for part in self.parts:
-            if part.values is not None:
-                ids = [where for where, _ in part.values.owned()]
-                self._owners.update(dict.fromkeys(ids, part))
+            self._owners.update(dict.fromkeys(part.owned(), part))
 
 
 def _change(
@@ -310,11 +419,17 @@ def _change(
     return Change(part, items, {})
 
 
-class Last:
-    """What changed in all cut containers, at one instant; ends their stream.
+class Instant:
+    """What changed in all cut containers, at one instant.
 
     Nothing of them may change from here until it was written. Afterwards `owners` has all objects
     within their records that can change.
+
+    Args:
+        cuts: The containers.
+        owners: Who has what, as it was; changed, also if it fails.
+        goes_on: What is written is the beginning of more: `commit` follows. Then containers may
+            be among them of which nothing was written yet.
 
     Attributes:
         changes: By container.
@@ -323,36 +438,19 @@ class Last:
         Shared: A container cannot be cut any more; nothing was changed but that it is named.
     """
 
-    def __init__(self, cuts: list[Cut], owners: dict[int, Part]) -> None:
-        pending: list[tuple[Part, Any, tuple[Any, ...], list[int] | None]] = []
+    def __init__(self, cuts: list[Cut], owners: dict[int, Part], *, goes_on: bool = False) -> None:
         self.changes: dict[Cut, list[Change]] = {cut: [] for cut in cuts}
         self._shallow: dict[Part, Changes] = {}
         self._looked: dict[Part, tuple[list[int] | None, Fingerprint | None, Fingerprint]] = {}
+        self._seen: dict[Part, tuple[tuple[Any, ...] | None, tuple[Any, ...]]] = {}
+        self._heat: dict[Cut, int] = {}
+        pending: list[tuple[Part, list[int] | None]] = []
         for cut in cuts:
-            cut.align()
-            total = 0
-            for part, keys, values in cut.all_slices():
-                changes = cut.compare(part, keys, values)
-                changed = None if changes is None else changes.records
-                if changed == []:
-                    continue
-                total += part.count if changed is None else len(changed)
-                if total * HOT_SHARE > len(cut.container):
-                    raise Shared(cut)
-                if changes is not None and changes.is_shallow:
-                    # What belongs to whom is as it was.
-                    self._check(cut, changes)
-                    self._shallow[part] = changes
-                    self.changes[cut].append(_change(part, keys, values, changed))
-                    continue
-                pending.append((part, keys, values, changed))
-                if part.values is not None:
-                    for where, _ in part.values.owned(changed):
-                        if owners.get(where) is part:
-                            del owners[where]
+            pending += self._compare(cut, owners, goes_on)
         # Only now does `owners` have what is owned at this instant, and by whom.
-        for part, keys, values, changed in pending:
+        for part, changed in pending:
             cut = part.cut
+            keys, values = self._seen[part]
             try:
                 held = None if changed is not None or keys is None else _of_keys(keys)
                 now = values if changed is None else tuple(values[at] for at in changed)
@@ -371,12 +469,68 @@ class Last:
             if rival is not None:
                 raise Shared(rival.cut)
 
+    def _compare(
+        self, cut: Cut, owners: dict[int, Part], goes_on: bool
+    ) -> list[tuple[Part, list[int] | None]]:
+        """Look at all parts of a container; those that have to be noted anew."""
+        cut.align()
+        joined = cut.join() if goes_on and cut.has_moved else set()
+        is_new = goes_on and all(part.values is None for part in cut.parts)
+        may_be_hot = is_new or (goes_on and cut.heat < HEAT_MAX)
+        total = 0
+        pending: list[tuple[Part, list[int] | None]] = []
+        for part, keys, values in cut.all_slices():
+            changes = cut.compare(part, keys, values)
+            changed = None if changes is None else changes.records
+            if changed == []:
+                continue
+            if part not in joined:
+                total += part.count if changed is None else len(changed)
+            if total * HOT_SHARE > len(cut.container) and not may_be_hot:
+                raise Shared(cut)
+            self._seen[part] = keys, values
+            if changes is not None and changes.is_shallow:
+                # What belongs to whom is as it was.
+                self._check(cut, changes)
+                self._shallow[part] = changes
+                self.changes[cut].append(_change(part, keys, values, changed))
+                continue
+            pending.append((part, changed))
+            for where in part.owned(changed):
+                if owners.get(where) is part:
+                    del owners[where]
+        is_hot = total * HOT_SHARE > len(cut.container) and not is_new
+        self._heat[cut] = cut.heat + 1 if is_hot else max(0, cut.heat - 1)
+        return pending
+
     @staticmethod
     def _check(cut: Cut, changes: Changes) -> None:
         try:
             changes.check()
         except NotPlain as exc:
             raise Shared(cut) from exc
+
+    def commit(self, cut: Cut) -> None:
+        """Take down what was written of a container: what changes from here on is found next.
+
+        Raises:
+            NotPlain: It cannot be cut any more; what was written is right.
+        """
+        cut.heat = self._heat[cut]
+        for change in self.changes[cut]:
+            part = change.part
+            keys, values = self._seen[part]
+            shallow = self._shallow.get(part)
+            if shallow is None:
+                changed, held, made = self._looked[part]
+                if changed is None:
+                    part.keys = held
+                    part.note(made)
+                else:
+                    part.note_some(changed, made, values)
+            elif not shallow.apply():
+                part.note(Fingerprint(values))
+            part.anchors = addresses(values if keys is None else keys)
 
     def still_holds(self) -> bool:
         """Whether the containers are as they were when they were looked at."""

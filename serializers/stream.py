@@ -1,14 +1,17 @@
 """The state stream: an object as a snapshot that goes on as deltas, each against what was sent.
 
 `StreamWriter` writes *chunks*, `StreamReader` takes them in the order in which they were written.
-Rounds of chunks may be written while the object is in use; `last` is written while nothing changes
-it, and makes of all that was sent before the object as it is then. So a large state can be sent
-ahead, and what has to wait for the last chunk is only what changed since.
+Rounds of chunks may be written while the object is in use, to send a large state ahead. A *delta*
+is written while nothing changes the object, and makes of all that was sent before the object as it
+is then; the stream goes on, and the next delta has only what changed since. So a standby follows
+its server, and can build the object as of any delta. `last` ends the stream, as for a move: what
+has to wait for it is what changed since the rounds, or since the last delta.
 
 Two things go ahead. *Regions* are the memory of large buffers (arrays, byte strings), whose dirty
 ranges `dirty.DirtyTracker` finds. *Cuts* are large dicts and lists of plain records, whose changed
-records `parts.Cut` finds. All else, the *rest*, is pickled with the last chunk, and names regions
-and cuts where it refers to them. What cannot go ahead goes with the last chunk, as in a snapshot.
+records `parts.Cut` finds. All else, the *rest*, is pickled with each delta and the last chunk, and
+names regions and cuts where it refers to them. What cannot go ahead goes with it, as in a snapshot.
+A small object has neither regions nor cuts, and each of its deltas is a snapshot of it.
 
 A chunk is a sequence of operations, each `kind 1 | number 4 | extra 8 | size 8`, little-endian,
 followed by `size` bytes:
@@ -31,7 +34,12 @@ followed by `size` bytes:
     PAD                                             zeros, so that what follows is aligned
     =======  ================  ===================  =====================================
 
-Only a last chunk has a REST, once, followed by one INLINE or REFER for each of its buffers.
+Only a delta and a last chunk have a REST, once, followed by one INLINE or REFER for each of its
+buffers, and then nothing else. A delta has no PART, RECORDS or ROUND.
+
+What is found too late. New large buffers are found by pickling the rest, and are regions from then
+on. Large containers that are new are looked for when the rest has grown, or when one that could not
+be cut is due for another trial; so one of them may be pickled whole once before it is cut.
 """
 
 from __future__ import annotations
@@ -41,16 +49,17 @@ import pickle
 import struct
 import time
 import types
+from bisect import bisect_right
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from . import auto, plain
 from .auto import runs_code
 from .base import BufferKind, Snapshot, parse_head
 from .dirty import DirtyTracker, Region
 from .errors import LoadFailed
-from .fingerprints import look_again
-from .parts import CUT_ITEMS_MIN, Change, Cut, Last, Part, Shared, places
+from .fingerprints import NotPlain, look_again
+from .parts import CUT_ITEMS_MIN, Change, Cut, Instant, Part, Shared, places
 from .resources import address_of
 from .sink import PROTOCOL, Sink
 
@@ -69,16 +78,25 @@ SHARED_BYTES_MIN: Final = 1 << 20
 """Regions from this size on are written into memory that the reader shares, if it can be had."""
 SHARED_BYTES_MAX: Final = 1 << 30
 """Larger ones travel in chunks: a message of the link holds up to twice as much."""
-TWICE_BYTES_MAX: Final = 16 * 1024
+TWICE_BYTES_MAX: Final = 1024
 TWICE_SHARE: Final = 100
-"""Strings that both the changes and the rest have may take so much, or one in so many bytes of the
-rest. The pickler of the rest cannot know those of the changes, so they would be written twice."""
+"""Strings that both the changes and the rest have may take so much, or one in so many bytes of
+what a snapshot would. The pickler of the rest cannot know those of the changes, so they would be
+written twice."""
 _TEXT_BYTES_MIN: Final = 16
 TRIALS_MAX: Final = 3
 """Times that the rest is pickled if doing so changes what goes ahead; then all goes as a snapshot.
 """
 COPY_BYTES: Final = 1 << 20
 """Copied at a time while the object is in use."""
+
+GROWN_BYTES_MIN: Final = 16 * 1024
+"""A rest that has grown by so much and a quarter may have a container in it that can be cut."""
+TRIAL_DELTAS_MIN: Final = 8
+TRIAL_DELTAS_MAX: Final = 1024
+"""After so many deltas a container that could not be cut is tried again, each time after twice as
+many: perhaps it was only changed throughout, once. A trial takes up to five times its pickle."""
+NUMBERS_MAX: Final = 1 << 32
 
 _OP = struct.Struct("<BIQQ")
 _REGION, _FREE, _BYTES, _PART, _RECORDS, _LAYOUT, _DROP, _ROUND = range(8)
@@ -104,7 +122,8 @@ class _RestPickler(auto._AutoPickler):
     """Pickles all but what is cut, which it names.
 
     Attributes:
-        met: What it has named, or named a record of.
+        met: What it has named, or named a record of, in that order.
+        named: What it has named itself.
         kinds: Types that it has met.
         texts: Sizes of the longer strings that it has met, by id.
     """
@@ -113,8 +132,8 @@ class _RestPickler(auto._AutoPickler):
         super().__init__(sink)
         self._cuts = cuts
         self._owners = owners
-        self.met: set[Cut] = set()
-
+        self.met: dict[Cut, None] = {}
+        self.named: set[Cut] = set()
         self._places: dict[Cut, dict[int, tuple[int, int]]] = {}
         self.kinds: set[type] = set()
         self.texts: dict[int, int] = {}
@@ -127,7 +146,8 @@ class _RestPickler(auto._AutoPickler):
         which = id(obj)
         cut = self._cuts.get(which)
         if cut is not None:
-            self.met.add(cut)
+            self.met[cut] = None
+            self.named.add(cut)
             return cut.number
         part = self._owners.get(which)
         if part is None:
@@ -142,7 +162,7 @@ class _RestPickler(auto._AutoPickler):
         position = known.get(which)
         if position is None:
             raise Shared(cut)  # It is not a record but within one.
-        self.met.add(cut)
+        self.met[cut] = None
         return cut.number, *position
 
 
@@ -165,18 +185,53 @@ class _TextCounter(pickle.Pickler):
 
 
 class _WholePickler(auto._AutoPickler):
-    met: frozenset[Cut] = frozenset()
+    met: Mapping[Cut, None] = types.MappingProxyType({})
+    named: frozenset[Cut] = frozenset()
     texts: Mapping[int, int] = types.MappingProxyType({})
     kinds: frozenset[type] = frozenset()
 
 
+class _Tracked(NamedTuple):
+    """A region at its writer.
+
+    Attributes:
+        begin: Address of its first byte.
+        end: Address behind its last one.
+        region: For the tracker.
+        number: Its name on the wire.
+    """
+
+    begin: int
+    end: int
+    region: Region
+    number: int
+
+
+class _Gathered(NamedTuple):
+    """What there is to write at one instant.
+
+    Attributes:
+        instant: What changed in containers; None if none is cut.
+        changes: By container, of those that the rest names.
+        listed: The same as it is written.
+        sink: The rest.
+        pickler: What has written that.
+    """
+
+    instant: Instant | None
+    changes: dict[Cut, list[Change]]
+    listed: list[Any]
+    sink: Sink
+    pickler: _RestPickler | _WholePickler
+
+
 class StreamWriter:
-    """Writes the stream of one object.
+    """Writes the stream of one object, of which there may be several at a time.
 
     Attributes:
         rounds: How many were ended.
         round_bytes: What the present round took so far; of the last one, once it ended.
-        is_open: Something can go ahead.
+        is_open: It can be written to.
     """
 
     def __init__(
@@ -191,12 +246,20 @@ class StreamWriter:
         self._obj = obj
         self._memory = memory
         self._tracker = DirtyTracker(engine)
-        self._regions: list[tuple[int, int, Region]] = []  # begin, end
+        self._regions: list[_Tracked] = []  # by address; none overlaps another one
         self._cuts: dict[int, Cut] = {}  # by the container's id
-        self._uncut: set[int] = set()  # ids; not held, lest they outlive their last user
+        # By id, not held, lest they outlive their last user: which delta may try to cut it again,
+        # and how many later that was than the former trial.
+        self._uncut: dict[int, tuple[int, int]] = {}
+        self._next_trial = _NEVER
         self._owners: dict[int, Part] = {}
         self._dropped: list[int] = []
         self._next_cut = 0
+        self._next_region = 0
+        self._deltas = 0
+        self._is_surveyed = False
+        self._rest_bytes = 0
+        self._surveyed_bytes = -1  # of the rest, with all cut that could be; -1: not known yet
         self._round: Generator[list[Piece], None, None] | None = None
         self._generation = look_again()
 
@@ -227,7 +290,12 @@ class StreamWriter:
         Returns:
             The chunk in pieces, copies all of them (perhaps none: nothing was found in the time),
             and whether the round has ended with it.
+
+        Raises:
+            ValueError: There was a delta, or the stream was closed.
         """
+        if self._deltas or not self.is_open:
+            raise ValueError("rounds come before the first delta, of a stream that is open")
         if self._round is None:
             self._round = self._new_round()
             self.round_bytes = 0
@@ -251,13 +319,15 @@ class StreamWriter:
     def _new_round(self) -> Generator[list[Piece], None, None]:
         self._survey()
         yield self._take_dropped()
-        regions = [region for _, _, region in self._regions]
-        for region, ranges in zip(regions, self._tracker.dirty(regions), strict=True):
-            if ranges == [(0, region.size)] and self._can_share(region):
-                yield from self._copy_shared(region)
+        entries = list(self._regions)
+        dirty = self._tracker.dirty([entry.region for entry in entries])
+        for entry, ranges in zip(entries, dirty, strict=True):
+            size = entry.end - entry.begin
+            if ranges == [(0, size)] and self._can_share(size):
+                yield from self._copy_shared(entry)
                 continue
-            for offset, size in ranges:
-                yield from self._copy(region, offset, size)
+            for offset, length in ranges:
+                yield from self._copy(entry, offset, length)
         for cut in list(self._cuts.values()):
             try:
                 for change in cut.round():
@@ -269,37 +339,36 @@ class StreamWriter:
                 yield self._layout(cut)
         yield [_OP.pack(_ROUND, 0, 0, 0)]
 
-    def _copy(self, region: Region, offset: int, size: int) -> Generator[list[Piece], None, None]:
+    def _copy(self, entry: _Tracked, offset: int, size: int) -> Generator[list[Piece], None, None]:
         for start in range(offset, offset + size, COPY_BYTES):
-            data = self._tracker.take(region, start, min(COPY_BYTES, offset + size - start))
+            length = min(COPY_BYTES, offset + size - start)
+            data = self._tracker.take(entry.region, start, length)
             if data is None:
-                yield from self._give_up(region)
+                yield self._free(entry)  # Its memory has been given back.
                 return
-            yield [_OP.pack(_BYTES, region.number, start, len(data)), data]
+            yield [_OP.pack(_BYTES, entry.number, start, len(data)), data]
 
-    def _can_share(self, region: Region) -> bool:
+    def _can_share(self, size: int) -> bool:
         memory = self._memory
-        fits = SHARED_BYTES_MIN <= region.size <= SHARED_BYTES_MAX
-        return memory is not None and fits and memory.has_room()
+        return (
+            memory is not None
+            and SHARED_BYTES_MIN <= size <= SHARED_BYTES_MAX
+            and (memory.has_room())
+        )
 
-    def _copy_shared(self, region: Region) -> Generator[list[Piece], None, None]:
+    def _copy_shared(self, entry: _Tracked) -> Generator[list[Piece], None, None]:
         """Copy all of a region to where its reader can use it in place."""
         assert self._memory is not None
         store = self._memory.store()
-        for start in range(0, region.size, COPY_BYTES):
-            data = self._tracker.take(region, start, min(COPY_BYTES, region.size - start))
+        size = entry.end - entry.begin
+        for start in range(0, size, COPY_BYTES):
+            data = self._tracker.take(entry.region, start, min(COPY_BYTES, size - start))
             if data is None:
-                yield from self._give_up(region)
+                yield self._free(entry)
                 return
             store.write(data)
             yield []
-        yield [_OP.pack(_BYTES, region.number, 0, region.size), store.seal()]
-
-    def _give_up(self, region: Region) -> Generator[list[Piece], None, None]:
-        """The region's memory has been given back."""
-        self._regions = [entry for entry in self._regions if entry[2] is not region]
-        self._tracker.untrack(region)
-        yield [_OP.pack(_FREE, region.number, 0, 0)]
+        yield [_OP.pack(_BYTES, entry.number, 0, size), store.seal()]
 
     def _changed(self, cut: Cut, change: Change) -> list[Piece]:
         number = change.part.number
@@ -323,22 +392,39 @@ class StreamWriter:
     # -- what can go ahead
 
     def _survey(self) -> None:
-        """Look for large containers that are reached now; in the first round, for buffers too."""
+        """Look for large containers that are reached now, and cut those that can be.
+
+        NB: called with nothing running that changes the object.
+        """
+        self._is_surveyed = True
+        self._next_trial = _NEVER
+        if self._classes_changed():
+            for cut in list(self._cuts.values()):
+                self._drop_cut(cut)
+            self._uncut.clear()
         found = _large_containers(self._obj)
-        if found is None or self._classes_changed():
+        if found is None:
+            if self._deltas:
+                self._next_trial = self._deltas + TRIAL_DELTAS_MAX
+                return
             found = {}
         for which, cut in list(self._cuts.items()):
             if which not in found:
-                self._forget_cut(cut)
-        self._uncut.intersection_update(found)
+                self._drop_cut(cut)
+        for which in self._uncut.keys() - found.keys():
+            del self._uncut[which]
         for which, container in found.items():
-            if which in self._cuts or which in self._uncut or len(self._cuts) >= CUTS_MAX:
+            if which in self._cuts or len(self._cuts) >= CUTS_MAX:
+                continue
+            due, _ = self._uncut.get(which, (0, 0))
+            if due > self._deltas:
+                self._next_trial = min(self._next_trial, due)
                 continue
             try:
                 self._cuts[which] = Cut(self._next_cut, container, self._owners)
                 self._next_cut += 1
             except Exception:  # Not plain; or what its classes define failed.
-                self._uncut.add(which)
+                self._leave_whole(which)
 
     def look(self) -> list[Piece]:
         """Find the large buffers, by a trial of the last chunk; call it before the first step.
@@ -354,20 +440,65 @@ class StreamWriter:
         except Exception:
             # It may be ready to travel in the end.
             return []
-        pieces: list[Piece] = []
-        for view, kind in sink.found:
-            if view.nbytes < REGION_BYTES_MIN or len(self._regions) >= REGIONS_MAX:
+        found = sink.found
+        if self._memory is not None:
+            # Of what travels by reference nothing needs to be copied.
+            travels = self._memory.travels
+            found = [entry for entry in found if not (_is_large(entry[0]) and travels(entry[0]))]
+        return self._announce(_spans(found))
+
+    # -- regions
+
+    def _holder(self, begin: int, end: int) -> _Tracked | None:
+        """The region in which some memory lies."""
+        at = bisect_right(self._regions, begin, key=_begin) - 1
+        if at >= 0 and end <= self._regions[at].end:
+            return self._regions[at]
+        return None
+
+    def _announce(self, spans: Sequence[tuple[int, int, BufferKind]]) -> list[Piece]:
+        """Track memory that is not tracked yet, and nothing that is of no more use."""
+        if [span[:2] for span in spans] == [entry[:2] for entry in self._regions]:
+            return []
+        used = dict.fromkeys(self._regions, 0)
+        outgrown: set[_Tracked] = set()
+        for begin, end, _ in spans:
+            holder = self._holder(begin, end)
+            if holder is not None:
+                used[holder] += end - begin
                 continue
-            begin = address_of(view)
-            end = begin + view.nbytes
-            if any(begin < other_end and other < end for other, other_end, _ in self._regions):
-                continue  # Memory that two buffers share is sent once.
-            if self._memory is not None and self._memory.travels(view):
-                continue  # Nothing of it needs to be copied.
-            region = self._tracker.track(begin, view.nbytes)
-            self._regions.append((begin, end, region))
-            pieces += (_OP.pack(_REGION, region.number, region.size, 1), bytes((kind,)))
+            at = bisect_right(self._regions, begin, key=_begin)
+            for entry in self._regions[max(0, at - 1) :]:
+                if entry.begin >= end:
+                    break
+                if begin < entry.end:
+                    outgrown.add(entry)
+        pieces: list[Piece] = []
+        for entry, size in used.items():
+            # Little of it is left, between which anything may lie.
+            if entry in outgrown or 2 * size < entry.end - entry.begin:
+                pieces += self._free(entry)
+        for begin, end, kind in spans:
+            if self._holder(begin, end) is None and len(self._regions) < REGIONS_MAX:
+                region = self._tracker.track(begin, end - begin)
+                number = self._new_number()
+                entry = _Tracked(begin, end, region, number)
+                self._regions.insert(bisect_right(self._regions, begin, key=_begin), entry)
+                pieces += (_OP.pack(_REGION, number, end - begin, 1), bytes((kind,)))
         return pieces
+
+    def _new_number(self) -> int:
+        used = {entry.number for entry in self._regions} if self._next_region >= NUMBERS_MAX else ()
+        while True:
+            number = self._next_region % NUMBERS_MAX
+            self._next_region += 1
+            if number not in used:
+                return number
+
+    def _free(self, entry: _Tracked) -> list[Piece]:
+        self._regions.remove(entry)
+        self._tracker.untrack(entry.region)
+        return [_OP.pack(_FREE, entry.number, 0, 0)]
 
     @property
     def is_worth_it(self) -> bool:
@@ -375,13 +506,77 @@ class StreamWriter:
         return bool(self._regions or self._cuts)
 
     def _forget_cut(self, cut: Cut) -> None:
+        """Pickle a container whole from now on, until it is tried again."""
         which = id(cut.container)
-        if self._cuts.pop(which, None) is not None:
-            cut.release()
-            self._uncut.add(which)
-            self._dropped.append(cut.number)
+        if self._cuts.get(which) is cut:
+            self._drop_cut(cut)
+            self._leave_whole(which)
 
-    # -- the last chunk
+    def _drop_cut(self, cut: Cut) -> None:
+        del self._cuts[id(cut.container)]
+        cut.release()
+        self._dropped.append(cut.number)
+
+    def _leave_whole(self, which: int) -> None:
+        _, wait = self._uncut.get(which, (0, TRIAL_DELTAS_MIN // 2))
+        wait = min(2 * wait, TRIAL_DELTAS_MAX)
+        # At the same deltas as others, for which all is looked through.
+        due = (self._deltas // wait + 1) * wait
+        self._uncut[which] = due, wait
+        self._next_trial = min(self._next_trial, due)
+
+    def _claim_anew(self) -> None:
+        """What was claimed for what was not written may not be claimed any more."""
+        self._owners.clear()
+        for cut in self._cuts.values():
+            cut.claim_all()
+
+    # -- one instant
+
+    def _gather(self, *, goes_on: bool) -> _Gathered | None:
+        """Look at all that is cut, and pickle the rest; None if that cannot be."""
+        if self._cuts and self._classes_changed():
+            for cut in list(self._cuts.values()):
+                self._forget_cut(cut)
+        trials = 0
+        while True:
+            instant = None
+            try:
+                if self._cuts:
+                    cuts = list(self._cuts.values())
+                    instant = Instant(cuts, self._owners, goes_on=goes_on)
+                sink, pickler = self._pickle_rest()
+            except Shared as shared:
+                self._forget_cut(shared.cut)
+            except Exception:
+                self._claim_anew()
+                return None
+            else:
+                # NB: what is reached through its records alone must not be held.
+                strays = pickler.met.keys() - pickler.named if goes_on else ()
+                # What was called may have changed what was looked at before.
+                is_quiet = instant is None or not any(map(runs_code, pickler.kinds))
+                if not strays and (is_quiet or (instant is not None and instant.still_holds())):
+                    break
+                # NB: its memo holds what it has met, which reducers would take for shared.
+                plain.let_go(sink, pickler)
+                for cut in strays:
+                    self._forget_cut(cut)
+                trials += not strays
+            self._claim_anew()
+            if trials == TRIALS_MAX:
+                return None
+        if instant is None:
+            return _Gathered(None, {}, [], sink, pickler)
+        # In the order of a snapshot, which gives those that come early shorter names.
+        changes = {cut: instant.changes[cut] for cut in pickler.met}
+        listed = _listed(changes)
+        about_bytes = sink.settle() + sum([cut.about_bytes for cut in changes])
+        if _share_too_much(listed, pickler.texts, about_bytes):
+            plain.let_go(sink, pickler)
+            self._claim_anew()
+            return None
+        return _Gathered(instant, changes, listed, sink, pickler)
 
     def _pickle_rest(self) -> tuple[Sink, _RestPickler | _WholePickler]:
         if not plain.stack_is_safe():
@@ -400,6 +595,148 @@ class StreamWriter:
             raise
         return sink, pickler
 
+    def _take_changes(self, gathered: _Gathered) -> list[Piece]:
+        pieces = self._take_dropped()
+        if gathered.listed:
+            # In one pickle, so that what changes share is in it once, as in a snapshot.
+            data = pickle.dumps(gathered.listed, PROTOCOL)
+            pieces += (_OP.pack(_CHANGES, 0, 0, len(data)), data)
+        for cut in gathered.changes:
+            if cut.has_moved:
+                pieces += self._layout(cut)
+        return pieces
+
+    # -- a delta
+
+    def delta(self) -> list[Piece]:
+        """Write what changed since the last delta; nothing may change the object meanwhile.
+
+        The first one writes all that the rounds did not, or all.
+
+        Returns:
+            Pieces that are of no use to the object any more: it may change before they are sent.
+            They have to reach the reader, or the stream has to be closed.
+
+        Raises:
+            NotSerializable: Something cannot travel; names the path to it. What this delta would
+                have brought, the next one will.
+            ValueError: The stream was closed.
+        """
+        if not self.is_open:
+            raise ValueError("this stream was closed")
+        self._round = None
+        if self._is_survey_due():
+            self._survey()
+        whole = None
+        if not (self._cuts or self._regions or self._dropped):
+            whole = auto.encode(self._obj)
+            if not whole.buffers:
+                self._deltas += 1
+                self._note_rest(len(whole.body))
+                head, body = whole.head, whole.body
+                return [_OP.pack(_REST, 0, len(head), len(head) + len(body)), head, body]
+            if any(map(_is_large, whole.buffers)):
+                whole = None  # From here on they are regions.
+        with plain.collector_off():
+            gathered = self._gather(goes_on=True) if whole is None else None
+            if whole is None and gathered is None:
+                whole = auto.encode(self._obj)
+            try:
+                pieces = self._commit(gathered, whole)
+            except BaseException:
+                self.close()  # Nobody knows what was noted as written.
+                raise
+        self._deltas += 1
+        return pieces
+
+    def _note_rest(self, size_bytes: int) -> None:
+        self._rest_bytes = size_bytes
+        if self._is_surveyed or not 0 <= self._surveyed_bytes <= size_bytes:
+            self._is_surveyed = False
+            self._surveyed_bytes = size_bytes
+
+    def _is_survey_due(self) -> bool:
+        if self._next_trial <= self._deltas:
+            return True
+        if self._surveyed_bytes < 0:
+            return not self._is_surveyed and not is_small(self._obj)
+        grown = self._rest_bytes - self._surveyed_bytes
+        return grown > GROWN_BYTES_MIN + self._surveyed_bytes // 4
+
+    def _commit(self, gathered: _Gathered | None, whole: Snapshot | None) -> list[Piece]:
+        """From here on all of it counts as written."""
+        if gathered is None:
+            assert whole is not None
+            for cut in list(self._cuts.values()):
+                self._forget_cut(cut)
+            pieces = self._take_dropped()
+            snapshot, found = whole, _buffers_of(whole)
+            # Those of bytearrays are copies, which nobody will have kept when the next delta comes.
+            spans = _spans([entry for entry in found if entry[1] is not BufferKind.BYTEARRAY])
+        else:
+            for cut in list(self._cuts.values()):
+                if cut not in gathered.pickler.named:
+                    self._drop_cut(cut)  # The object does not have it any more.
+            pieces = self._take_changes(gathered)
+            instant, _, _, sink, pickler = gathered
+            snapshot = sink.snapshot(code_by_value=pickler.code_by_value)
+            found = sink.found
+            spans = _spans(found)
+            if instant is not None:
+                self._commit_cuts(instant, gathered.changes)
+        self._note_rest(len(snapshot.body))
+        head, body = snapshot.head, snapshot.body
+        rest = _OP.pack(_REST, len(found), len(head), len(head) + len(body))
+        if not found and not self._regions:
+            return [*pieces, rest, head, body]
+        changed = self._commit_regions(spans)
+        table: list[Piece] = []
+        for view, _ in found:
+            size = view.nbytes
+            begin = address_of(view) if _is_large(view) else 0
+            entry = self._holder(begin, begin + size)
+            if entry is None:
+                table += (_OP.pack(_INLINE, 0, 0, size), _kept(view))
+            else:
+                refer = _OP.pack(_REFER, entry.number, begin - entry.begin, 8)
+                table += (refer, size.to_bytes(8, "little"))
+        return _aligned([*pieces, *changed, rest, head, body], table)
+
+    def _commit_cuts(self, instant: Instant, changes: dict[Cut, list[Change]]) -> None:
+        is_plain = True
+        for cut in changes:
+            try:
+                instant.commit(cut)
+            except NotPlain:
+                is_plain = False
+                self._forget_cut(cut)  # This delta is right; the next one brings it whole.
+                continue
+            if cut.next_part > NUMBERS_MAX - PARTS_MAX:
+                self._drop_cut(cut)
+                self._next_trial = 0  # Under another number, with parts that begin at 0.
+        if not is_plain:
+            self._claim_anew()
+
+    def _commit_regions(self, spans: Sequence[tuple[int, int, BufferKind]]) -> list[Piece]:
+        changed = self._announce(spans)
+        entries = list(self._regions)
+        regions = [entry.region for entry in entries]
+        dirty = dict(zip(entries, self._tracker.dirty(regions), strict=True))
+        for begin, end, _ in spans:
+            entry = self._holder(begin, end)
+            if entry is None:
+                continue
+            for at, length in _within(dirty[entry], begin - entry.begin, end - begin):
+                data = self._tracker.take(entry.region, at, length)
+                if data is None:
+                    # Nobody but its owner can read it.
+                    changed += self._free(entry)
+                    break
+                changed += (_OP.pack(_BYTES, entry.number, at, length), data)
+        return changed
+
+    # -- the last chunk
+
     def last(self) -> list[Piece]:
         """Write the last chunk; nothing may change the object until the chunk has been sent.
 
@@ -408,50 +745,19 @@ class StreamWriter:
 
         Raises:
             NotSerializable: Something cannot travel; names the path to it.
+            ValueError: The stream was closed.
         """
+        if not self.is_open:
+            raise ValueError("this stream was closed")
         self._round = None
         with plain.collector_off():
-            return self._last()
-
-    def _last(self) -> list[Piece]:
-        if self._classes_changed():
-            for cut in list(self._cuts.values()):
-                self._forget_cut(cut)
-        trials = 0
-        while True:
-            try:
-                found = Last(list(self._cuts.values()), self._owners)
-                sink, pickler = self._pickle_rest()
-                # What it calls may have changed what was looked at before.
-                if not any(map(runs_code, pickler.kinds)) or found.still_holds():
-                    break
-                # NB: its memo holds what it has met, which reducers would take for shared.
-                plain.let_go(sink, pickler)
-                trials += 1
-            except Shared as shared:
-                self._forget_cut(shared.cut)
-            except Exception:
+            gathered = self._gather(goes_on=False)
+            if gathered is None:
                 return self._whole()
-            if trials == TRIALS_MAX:
-                return self._whole()
-            # What was claimed on the way may not be claimed again.
-            self._owners.clear()
-            for cut in self._cuts.values():
-                cut.claim_all()
-        changes = {cut: found.changes[cut] for cut in found.changes if cut in pickler.met}
-        listed = _listed(changes)
-        if _share_too_much(listed, pickler.texts, sink.settle()):
-            plain.let_go(sink, pickler)
-            return self._whole()
-        pieces = self._take_dropped()
-        if listed:
-            # In one pickle, so that what changes share is in it once, as in a snapshot.
-            data = pickle.dumps(listed, PROTOCOL)
-            pieces += (_OP.pack(_CHANGES, 0, 0, len(data)), data)
-        for cut in changes:
-            if cut.has_moved:
-                pieces += self._layout(cut)
-        return pieces + self._rest(sink, pickler.code_by_value)
+            snapshot = gathered.sink.snapshot(code_by_value=gathered.pickler.code_by_value)
+            pieces = self._take_changes(gathered)
+            found = gathered.sink.found
+            return pieces + self._with_buffers(snapshot.head, snapshot.body, found)
 
     def _classes_changed(self) -> bool:
         """Whether what was sent of some records may be of a form that they do not have any more."""
@@ -462,49 +768,78 @@ class StreamWriter:
         """The object as a snapshot, where it cannot be had in another way."""
         snapshot = auto.encode(self._obj)
         pieces = [_OP.pack(_DROP, cut.number, 0, 0) for cut in self._cuts.values()]
-        found = [
-            (view, BufferKind(kind))
-            for view, kind in zip(snapshot.buffers, parse_head(snapshot.head).kinds, strict=True)
-        ]
+        found = _buffers_of(snapshot)
         return pieces + self._with_buffers(snapshot.head, snapshot.body, found)
-
-    def _rest(self, sink: Sink, code_by_value: bool) -> list[Piece]:
-        snapshot = sink.snapshot(code_by_value=code_by_value)
-        return self._with_buffers(snapshot.head, snapshot.body, sink.found)
 
     def _with_buffers(
         self, head: bytes, body: Piece, found: Sequence[tuple[memoryview, BufferKind]]
     ) -> list[Piece]:
-        regions = [region for _, _, region in self._regions]
-        dirty = dict(zip(regions, self._tracker.dirty(regions), strict=True))
+        entries = list(self._regions)
+        regions = [entry.region for entry in entries]
+        dirty = dict(zip(entries, self._tracker.dirty(regions), strict=True))
         changed: list[Piece] = []
         table: list[Piece] = []
         for view, kind in found:
             size = view.nbytes
-            begin = address_of(view) if size >= REGION_BYTES_MIN else 0
-            for start, end, region in self._regions:
-                if start <= begin and begin + size <= end:
-                    offset = begin - start
-                    ranges = _within(dirty[region], offset, size)
-                    if sum(length for _, length in ranges) > size // 2:
-                        continue  # Better taken as it comes than copied into its place.
-                    for at, length in ranges:
-                        piece: Piece = view[at - offset : at - offset + length]
-                        if type(view.obj) is bytearray:
-                            piece = bytes(piece)
-                        changed += (_OP.pack(_BYTES, region.number, at, length), piece)
-                    table += (
-                        _OP.pack(_REFER, region.number, offset, 8),
-                        size.to_bytes(8, "little"),
-                    )
-                    break
-            else:
-                if kind is BufferKind.BYTEARRAY and type(view.obj) is bytearray:
-                    # A view of a live one would forbid its owner to resize it.
-                    view = memoryview(bytes(view))
-                table += (_OP.pack(_INLINE, 0, 0, size), view)
+            begin = address_of(view) if _is_large(view) else 0
+            entry = self._holder(begin, begin + size)
+            offset = 0 if entry is None else begin - entry.begin
+            ranges = [] if entry is None else _within(dirty[entry], offset, size)
+            # If most of it is new, it is better taken as it comes than copied into its place.
+            if entry is not None and sum(length for _, length in ranges) <= size // 2:
+                for at, length in ranges:
+                    piece: Piece = view[at - offset : at - offset + length]
+                    if type(view.obj) is bytearray:
+                        piece = bytes(piece)
+                    changed += (_OP.pack(_BYTES, entry.number, at, length), piece)
+                refer = _OP.pack(_REFER, entry.number, offset, 8)
+                table += (refer, size.to_bytes(8, "little"))
+                continue
+            if kind is BufferKind.BYTEARRAY and type(view.obj) is bytearray:
+                # A view of a live one would forbid its owner to resize it.
+                view = memoryview(bytes(view))
+            table += (_OP.pack(_INLINE, 0, 0, size), view)
         rest = _OP.pack(_REST, len(found), len(head), len(head) + len(body))
         return _aligned([*changed, rest, head, body], table)
+
+
+_NEVER: Final = 1 << 62
+
+
+def _begin(entry: _Tracked) -> int:
+    return entry.begin
+
+
+def _is_large(view: memoryview) -> bool:
+    return view.nbytes >= REGION_BYTES_MIN
+
+
+def _spans(
+    found: Sequence[tuple[memoryview, BufferKind]],
+) -> list[tuple[int, int, BufferKind]]:
+    """Where the large buffers lie, by address; those that share memory are one."""
+    spans: list[tuple[int, int, BufferKind]] = []
+    places = [(address_of(view), view.nbytes, kind) for view, kind in found if _is_large(view)]
+    for begin, size, kind in sorted(places):
+        end = begin + size
+        if spans and begin < spans[-1][1]:
+            first, other_end, other_kind = spans[-1]
+            # As immutable memory its reader would copy it for each change.
+            kind = kind if kind is other_kind else BufferKind.WRITABLE
+            spans[-1] = first, max(end, other_end), kind
+        else:
+            spans.append((begin, end, kind))
+    return spans
+
+
+def _kept(view: memoryview) -> Piece:
+    """The bytes of a buffer as they are now, whatever becomes of it."""
+    return view if type(view.obj) is bytes else bytes(view)
+
+
+def _buffers_of(snapshot: Snapshot) -> list[tuple[memoryview, BufferKind]]:
+    kinds = parse_head(snapshot.head).kinds
+    return [(view, BufferKind(kind)) for view, kind in zip(snapshot.buffers, kinds, strict=True)]
 
 
 def _listed(changes: dict[Cut, list[Change]]) -> list[Any]:
@@ -515,9 +850,9 @@ def _listed(changes: dict[Cut, list[Change]]) -> list[Any]:
     ]
 
 
-def _share_too_much(changes: list[Any], texts: Mapping[int, int], rest_bytes: int) -> bool:
+def _share_too_much(changes: list[Any], texts: Mapping[int, int], snapshot_bytes: int) -> bool:
     """Whether strings would be written twice that a snapshot has once; see TWICE_SHARE."""
-    may_be = max(TWICE_BYTES_MAX, rest_bytes // TWICE_SHARE)
+    may_be = max(TWICE_BYTES_MAX, snapshot_bytes // TWICE_SHARE)
     if not changes or sum(texts.values()) <= may_be:
         return False
     return _TextCounter(texts).count(changes) > may_be
@@ -619,11 +954,31 @@ def _large_containers(root: object) -> dict[int, Any] | None:
 _LEAVES: Final = frozenset((int, str, float, bool, bytes, bytearray, type(None)))
 
 
+_Operation: TypeAlias = tuple[int, int, int, memoryview]
+
+
+class _Rest(NamedTuple):
+    """What a delta or a last chunk ends with.
+
+    Attributes:
+        head: Of a snapshot, packed.
+        body: Its pickle.
+        buffers: Each as it came, or as (region, offset, size).
+    """
+
+    head: bytes
+    body: bytes | memoryview
+    buffers: list[memoryview | tuple[int, int, int]]
+
+
 class StreamReader:
     """Takes a stream and builds its object.
 
     Args:
         limit_bytes: How much all that it holds may take, as it comes in.
+
+    Attributes:
+        taken_bytes: What it holds.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -632,6 +987,9 @@ class StreamReader:
         self._regions: dict[int, bytearray | bytes | memoryview] = {}
         self._kinds: dict[int, int] = {}
         self._cuts: dict[int, _CutRead] = {}
+        self._kept: _Rest | None = None
+        self._kept_bytes = 0
+        self._flaw = ""  # why no further chunk is taken
 
     def take(self, chunk: Sequence[Buffer]) -> None:
         """Take a chunk of a round, and install what it brings.
@@ -643,11 +1001,21 @@ class StreamReader:
         Raises:
             LoadFailed: It is damaged, or too large; the stream is of no use any more.
         """
+        self._check_open()
+        self._flaw = "a chunk could not be taken"
         for kind, number, extra, data in self._operations(chunk):
-            self._apply(kind, number, extra, data)
+            given: Any = data
+            if kind == _REGION:
+                given = self._announced(number, extra, data, self._regions, self._room())
+            elif kind == _CHANGES or self._kept is not None:
+                raise LoadFailed("damaged: an operation that no round has")
+            self._apply(kind, number, extra, given)
+            if self._room() < 0:
+                raise self._too_large()
+        self._flaw = ""
 
     def last(self, chunk: Sequence[Buffer]) -> object:
-        """Take the last chunk.
+        """Take the last chunk; the reader is used up afterwards.
 
         Args:
             chunk: Its bytes, cut anywhere. Arrays use parts in writable memory in place.
@@ -658,30 +1026,188 @@ class StreamReader:
         Raises:
             LoadFailed: It is damaged, or something that it needs is missing here.
         """
+        self._check_open()
+        self._flaw = _USED_UP
+        self._kept = None
+        operations, rest = self._parted(chunk)
+        for operation in self._checked(operations, rest, self._limit_bytes):
+            self._apply(*operation)
+        return self._load(rest)
+
+    # -- a stream that goes on
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is an object to build: that of the last delta that was kept."""
+        return self._kept is not None
+
+    def keep(self, chunk: Sequence[Buffer]) -> None:
+        """Take a delta, wholly or not at all.
+
+        Args:
+            chunk: As for `take`.
+
+        Raises:
+            LoadFailed: It is damaged, too large, or something of its records is missing here. No
+                further chunk is taken, but what was kept before can be built.
+        """
+        self._check_open()
+        self._flaw = "a delta could not be kept"
+        operations, rest = self._parted(chunk)
+        kept = _Rest(rest.head, bytes(rest.body), list(map(_own, rest.buffers)))
+        growth = len(kept.head) + len(kept.body) - self._kept_bytes
+        growth += sum([0 if isinstance(part, tuple) else len(part) for part in kept.buffers])
+        checked = self._checked(operations, kept, self._room() - growth)
+        # Nothing of this can fail, unless in a way that was not thought of.
+        self._kept = None
+        self._kept_bytes += growth
+        self.taken_bytes += growth
+        for operation in checked:
+            self._apply(*operation)
+        if checked:
+            self._freeze_regions()
+        self._kept = kept
+        self._flaw = ""
+
+    def build(self) -> object:
+        """Build the object as of the last delta that was kept; the reader is used up afterwards.
+
+        Raises:
+            LoadFailed: There is none, or something that it needs is missing here.
+        """
+        kept = self._kept
+        if kept is None:
+            raise LoadFailed(self._flaw or "no delta was kept")
+        self._kept = None
+        self._flaw = _USED_UP
+        return self._load(kept)
+
+    def rehearse(self) -> object:
+        """Build the object as `build` would, of copies: the reader goes on as it is.
+
+        Raises:
+            LoadFailed: There is none, or something that it needs is missing here.
+        """
+        if self._kept is None:
+            raise LoadFailed(self._flaw or "no delta was kept")
+        other = StreamReader(self._limit_bytes)
+        other._regions = {
+            number: region if type(region) is bytes else bytearray(region)
+            for number, region in self._regions.items()
+        }
+        other._kinds = self._kinds
+        other._cuts = {number: cut.copy() for number, cut in self._cuts.items()}
+        head, body, buffers = self._kept
+        # What is read-only is copied when it is used.
+        views = [part if isinstance(part, tuple) else part.toreadonly() for part in buffers]
+        other._kept = _Rest(head, body, list(views))
+        return other.build()
+
+    def _check_open(self) -> None:
+        if self._flaw:
+            raise LoadFailed(f"the stream is of no use any more: {self._flaw}")
+
+    def _parted(self, chunk: Sequence[Buffer]) -> tuple[list[_Operation], _Rest]:
+        """What comes before the rest, and the rest."""
+        before: list[_Operation] = []
         head = body = None
-        buffers: list[tuple[memoryview, tuple[int, int] | None]] = []
+        buffers: list[memoryview | tuple[int, int, int]] = []
         count = 0
-        for kind, number, extra, data in self._operations(chunk):
-            if kind == _REST and head is None:
-                head, body, count = data[:extra], data[extra:], number
-            elif kind == _INLINE and head is not None and len(buffers) < count:
-                buffers.append((data, None))
-            elif kind == _PAD:
+        for operation in self._operations(chunk):
+            kind, number, extra, data = operation
+            if kind == _PAD:
                 pass
-            elif kind == _REFER and head is not None and len(buffers) < count and len(data) == 8:
-                size = int.from_bytes(data, "little")
-                region = self._region(number)
-                if extra + size > len(region):
-                    raise LoadFailed("damaged: a buffer beyond its region")
-                whole = memoryview(region)
-                buffers.append((whole[extra : extra + size], (number, extra)))
+            elif kind == _REST and head is None:
+                head, body, count = data[:extra], data[extra:], number
             elif head is None:
-                self._apply(kind, number, extra, data)
+                before.append(operation)
+            elif kind == _INLINE and len(buffers) < count:
+                buffers.append(data)
+            elif kind == _REFER and len(buffers) < count and len(data) == 8:
+                buffers.append((number, extra, int.from_bytes(data, "little")))
             else:
                 raise LoadFailed("damaged: operations in an order that no writer gives them")
         if head is None or body is None or len(buffers) != count:
-            raise LoadFailed("truncated: the last chunk of the stream is not whole")
-        return self._load(bytes(head), body, buffers)
+            raise LoadFailed("truncated: a chunk of the stream is not whole")
+        return before, _Rest(bytes(head), body, buffers)
+
+    def _checked(
+        self, operations: Sequence[_Operation], rest: _Rest, room: int
+    ) -> list[tuple[int, int, int, Any]]:
+        """Load what has to be loaded, and check all against what is held.
+
+        Args:
+            operations: What comes before the rest.
+            rest: The rest.
+            room: Bytes that may come in.
+
+        Returns:
+            Operations for `_apply`, none of which can fail.
+        """
+        found: list[tuple[int, int, int, Any]] = []
+        sizes: dict[int, Any] = dict(self._regions)
+        brought: dict[int, dict[int, Any]] = {}  # parts, by cut and number
+        for kind, number, extra, data in operations:
+            given: Any = data
+            if kind == _BYTES:
+                if extra + len(data) > len(sizes.get(number, b"")):
+                    raise LoadFailed("damaged: bytes beyond their region")
+            elif kind == _REGION:
+                given = self._announced(number, extra, data, sizes, room)
+                sizes[number] = given[1]
+                room -= extra
+            elif kind == _FREE:
+                room += len(sizes.pop(number, b""))
+            elif kind == _CHANGES:
+                given = _Changes(plain.load(bytes(data), ()), len(data))
+                room -= given.check(self._cuts, brought)
+            elif kind == _LAYOUT:
+                cut = self._cuts.get(number) or _CutRead()
+                room += cut.check_order(extra, data, brought.get(number, {}))
+            elif kind == _DROP:
+                cut = self._cuts.get(number) or _CutRead()
+                room += sum(cut.sizes.values())
+            else:
+                raise LoadFailed("damaged: an operation that only rounds have")
+            found.append((kind, number, extra, given))
+        if brought and len(self._cuts.keys() | brought.keys()) > CUTS_MAX:
+            raise LoadFailed(f"damaged: more than {CUTS_MAX} containers in parts")
+        if room < 0:
+            raise self._too_large()
+        head = parse_head(rest.head)
+        head.check_loadable()
+        held = [part[2] if isinstance(part, tuple) else len(part) for part in rest.buffers]
+        if len(rest.head) != head.size_bytes or (
+            (head.body_size_bytes, *head.buffer_sizes_bytes) != (len(rest.body), *held)
+        ):
+            raise LoadFailed("damaged: the sizes of its parts are not those in its head")
+        for part in rest.buffers:
+            if isinstance(part, tuple) and part[1] + part[2] > len(sizes.get(part[0], b"")):
+                raise LoadFailed("damaged: a buffer beyond its region")
+        head.check_body(rest.body)
+        return found
+
+    def _announced(
+        self, number: int, size: int, data: memoryview, regions: Mapping[int, Any], room: int
+    ) -> tuple[int, bytearray]:
+        """Kind and memory of a new region."""
+        if number in regions or len(regions) >= REGIONS_MAX or len(data) != 1:
+            raise LoadFailed("damaged: a region announced twice, or too many of them")
+        if size > room:
+            raise self._too_large()
+        try:
+            return data[0], bytearray(size)
+        except (MemoryError, OverflowError) as exc:
+            raise LoadFailed("this process has not enough memory for it") from exc
+
+    def _room(self) -> int:
+        return self._limit_bytes - self.taken_bytes
+
+    def _too_large(self) -> LoadFailed:
+        return LoadFailed(
+            f"the stream brings more than {self._limit_bytes} bytes",
+            "raise state_bytes_max here",
+        )
 
     def _operations(
         self, chunk: Sequence[Buffer]
@@ -705,111 +1231,93 @@ class StreamReader:
             cut = self._cuts[number] = _CutRead()
         return cut
 
-    def _count(self, size: int) -> None:
-        self.taken_bytes += size
-        if self.taken_bytes > self._limit_bytes:
-            raise LoadFailed(
-                f"the stream brings more than {self._limit_bytes} bytes",
-                "raise state_bytes_max here",
-            )
+    def _apply(self, kind: int, number: int, extra: int, data: Any) -> None:
+        """Do what an operation says.
 
-    def _apply(self, kind: int, number: int, extra: int, data: memoryview) -> None:
+        Args:
+            kind: Which it is.
+            number: Of its region or cut.
+            extra: As in its head.
+            data: Its bytes; of a REGION what `_announced` gave, of CHANGES what `_Changes` is.
+        """
         if kind == _BYTES:
-            region = self._region(number)
-            if extra + len(data) > len(region):
-                raise LoadFailed("damaged: bytes beyond their region")
-            whole = len(data) == len(region) and len(data) >= SHARED_BYTES_MIN
-            if whole and not data.readonly:
-                self._regions[number] = data
-                return
-            if type(region) is bytes:
-                region = self._regions[number] = bytearray(region)
-            region[extra : extra + len(data)] = data  # type: ignore[index]
+            self._write(number, extra, data)
         elif kind == _PART:
             cut = self._cut(number)
-            self._count(len(data) - cut.sizes.get(extra, 0))
+            self.taken_bytes += len(data) - cut.sizes.get(extra, 0)
             cut.put(extra, len(data), plain.load(bytes(data), ()))
         elif kind == _CHANGES:
-            self._count(len(data))
-            self._change_all(plain.load(bytes(data), ()))
+            for where, part, items, records, size in data.listed:
+                cut = self._cut(where)
+                self.taken_bytes += size - cut.sizes.get(part, 0)
+                if items is None:
+                    cut.patch(part, records)
+                    cut.sizes[part] = size
+                else:
+                    cut.put(part, size, items)
         elif kind == _RECORDS:
             self._cut(number).patch(extra, plain.load(bytes(data), ()))
         elif kind == _LAYOUT:
             if extra > 1 or len(data) % 4:
                 raise LoadFailed("damaged: an order of parts that no writer gives")
-            for size in self._cut(number).arrange(extra == 0, data):
-                self._count(-size)
+            self.taken_bytes -= self._cut(number).arrange(extra == 0, data)
         elif kind == _REGION:
-            if number in self._regions or len(self._regions) >= REGIONS_MAX or len(data) != 1:
-                raise LoadFailed("damaged: a region announced twice, or too many of them")
-            self._count(extra)
-            self._kinds[number] = data[0]
-            try:
-                self._regions[number] = bytearray(extra)
-            except (MemoryError, OverflowError) as exc:
-                raise LoadFailed("this process has not enough memory for it") from exc
+            self._kinds[number], self._regions[number] = data
+            self.taken_bytes += extra
         elif kind == _FREE:
-            region = self._regions.pop(number, b"")
-            self._count(-len(region))
+            self.taken_bytes -= len(self._regions.pop(number, b""))
         elif kind == _DROP:
             dropped = self._cuts.pop(number, None)
             if dropped is not None:
-                self._count(-sum(dropped.sizes.values()))
+                self.taken_bytes -= sum(dropped.sizes.values())
         elif kind == _ROUND:
-            self._end_round()
+            for cut in self._cuts.values():
+                cut.build(must_be_whole=False)
+            self._freeze_regions()
         else:
             raise LoadFailed("damaged: an operation that no release writes")
 
-    def _change_all(self, changes: Any) -> None:
-        try:
-            for number, part, items, records in changes:
-                cut = self._cut(number)
-                if items is None:
-                    cut.patch(part, records)
-                else:
-                    cut.put(part, cut.sizes.get(part, 0), items)
-        except (TypeError, ValueError) as exc:
-            raise LoadFailed("damaged: changes that are none") from exc
+    def _write(self, number: int, offset: int, data: memoryview) -> None:
+        region = self._region(number)
+        if offset + len(data) > len(region):
+            raise LoadFailed("damaged: bytes beyond their region")
+        if len(data) == len(region) and len(data) >= SHARED_BYTES_MIN and not data.readonly:
+            self._regions[number] = data
+            return
+        if type(region) is bytes:
+            # It can change after all, so it is not made immutable again.
+            self._kinds[number] = BufferKind.WRITABLE
+            region = self._regions[number] = bytearray(region)
+        region[offset : offset + len(data)] = data  # type: ignore[index]
 
-    def _end_round(self) -> None:
-        for cut in self._cuts.values():
-            cut.build(must_be_whole=False)
+    def _freeze_regions(self) -> None:
         for number, region in self._regions.items():
             # What is immutable in the end must be bytes, which takes a copy: better now.
             if type(region) is not bytes and self._kinds[number] in _IMMUTABLE:
                 self._regions[number] = bytes(region)
 
-    def _load(
-        self,
-        packed: bytes,
-        body: memoryview,
-        found: Sequence[tuple[memoryview, tuple[int, int] | None]],
-    ) -> object:
-        head = parse_head(packed)
-        head.check_loadable()
-        sizes = (head.body_size_bytes, *head.buffer_sizes_bytes)
-        if len(packed) != head.size_bytes or sizes != (len(body), *(len(v) for v, _ in found)):
-            raise LoadFailed("damaged: the sizes of its parts are not those in its head")
-        head.check_body(body)
+    def _load(self, rest: _Rest) -> object:
+        """Build the object of a rest that was checked."""
         used: dict[int, list[tuple[int, int]]] = {}
         buffers: list[object] = []
-        for (view, where), kind in zip(found, head.kinds, strict=True):
-            if where is None:
-                buffers.append(plain._revive(view, kind))
+        for part, kind in zip(rest.buffers, parse_head(rest.head).kinds, strict=True):
+            if not isinstance(part, tuple):
+                buffers.append(plain._revive(part, kind))
                 continue
-            number, start = where
-            end = start + len(view)
+            number, start, size = part
+            end = start + size
+            region = self._region(number)
+            view = memoryview(region)[start:end]
             others = used.setdefault(number, [])
             if any(start < other_end and other < end for other, other_end in others):
                 view = memoryview(bytearray(view))  # Two buffers that were apart stay apart.
             others.append((start, end))
-            region = self._regions[number]
-            is_all = len(region) == len(view) and view.obj is region
+            is_all = len(region) == size and view.obj is region
             if kind == BufferKind.BYTEARRAY and type(region) is bytearray and is_all:
                 buffers.append(region)
             else:
                 buffers.append(plain._revive(view, kind))
-        return plain.load(body, buffers, self._resolve)
+        return plain.load(rest.body, buffers, self._resolve)
 
     def _resolve(self, name: Any) -> object:
         if type(name) is int:
@@ -865,21 +1373,92 @@ def _bytes_of(part: Buffer) -> memoryview:
     return memoryview(part).cast("B")
 
 
+def _own(part: memoryview | tuple[int, int, int]) -> memoryview | tuple[int, int, int]:
+    """A buffer that keeps no more alive than itself."""
+    if isinstance(part, tuple) or (len(part) >= SHARED_BYTES_MIN and not part.readonly):
+        return part
+    return memoryview(bytes(part))
+
+
+_USED_UP: Final = "its object was built"
 _IMMUTABLE: Final = (BufferKind.BYTES, BufferKind.READ_ONLY)
+
+
+class _Changes:
+    """Changes of containers, loaded.
+
+    Attributes:
+        listed: For each part that changed: cut, part, all items or None, else records by position,
+            and about what the pickle of the part takes now; after `check`.
+    """
+
+    def __init__(self, loaded: Any, size: int) -> None:
+        self.listed: list[tuple[int, int, Any, Any, int]] = []
+        self._loaded = loaded
+        self._size = size
+
+    def check(self, cuts: Mapping[int, _CutRead], brought: dict[int, dict[int, Any]]) -> int:
+        """See whether they can be applied.
+
+        Args:
+            cuts: What is there.
+            brought: Parts, by cut and number, to which whole ones are added.
+
+        Returns:
+            By how many bytes what is held grows, about.
+
+        Raises:
+            LoadFailed: They cannot.
+        """
+        growth = 0
+        try:
+            changed = [items or records for _, _, items, records in self._loaded]
+            per_record = self._size / max(1, sum(map(len, changed)))
+            for number, part, items, records in self._loaded:
+                if type(number) is not int or type(part) is not int:
+                    raise LoadFailed("damaged: changes of what has no number")
+                cut = cuts.get(number) or _CutRead()
+                before = cut.sizes.get(part, 0)
+                mine = brought.setdefault(number, {})
+                if items is None:
+                    there = mine.get(part, cut.parts.get(part))
+                    if type(records) is not dict or not there:
+                        raise LoadFailed("damaged: records of a part that is not there")
+                    if records and not _are_places(records, len(there)):
+                        raise LoadFailed("damaged: records at places that are none")
+                    size = int(before + len(records) * (per_record - before / len(there)))
+                elif type(items) is dict or type(items) is list:
+                    mine[part] = items
+                    size = int(per_record * len(items))
+                    if len(cut.parts) + len(mine) > PARTS_MAX:
+                        raise LoadFailed(f"damaged: more than {PARTS_MAX} parts in a container")
+                else:
+                    raise LoadFailed("damaged: a part that is neither a dict nor a list")
+                growth += size - before
+                self.listed.append((number, part, items, records, size))
+        except (TypeError, ValueError) as exc:
+            raise LoadFailed("damaged: changes that are none") from exc
+        return growth
+
+
+def _are_places(records: dict[Any, Any], count: int) -> bool:
+    """Whether records stand at positions among so many."""
+    return {int}.issuperset(map(type, records)) and min(records) >= 0 and max(records) < count
 
 
 class _CutRead:
     """A cut container at its reader.
 
     Attributes:
-        sizes: Bytes of each part's pickle, by its number.
+        parts: Items of each part, by its number.
+        sizes: Bytes of its pickle.
     """
 
-    __slots__ = ("_built", "_is_dict", "_layout", "_lists", "_parts", "sizes")
+    __slots__ = ("_built", "_is_dict", "_layout", "_lists", "parts", "sizes")
 
     def __init__(self) -> None:
         self.sizes: dict[int, int] = {}
-        self._parts: dict[int, Any] = {}
+        self.parts: dict[int, Any] = {}
         self._lists: dict[int, list[Any]] = {}  # keys of a dict's part, by position
         self._layout: list[int] = []
         self._is_dict = True
@@ -889,16 +1468,16 @@ class _CutRead:
         """Install all of a part."""
         if type(items) is not dict and type(items) is not list:
             raise LoadFailed("damaged: a part that is neither a dict nor a list")
-        if len(self._parts) >= PARTS_MAX:
+        if len(self.parts) >= PARTS_MAX:
             raise LoadFailed(f"damaged: more than {PARTS_MAX} parts in a container")
-        self._parts[number] = items
+        self.parts[number] = items
         self.sizes[number] = size
         self._lists.pop(number, None)
         self._built = None
 
     def patch(self, number: int, records: object) -> None:
         """Install records of a part, by position."""
-        items = self._parts.get(number)
+        items = self.parts.get(number)
         if type(records) is not dict or items is None:
             raise LoadFailed("damaged: records of a part that is not there")
         try:
@@ -918,24 +1497,58 @@ class _CutRead:
     def _keys(self, number: int) -> list[Any]:
         keys = self._lists.get(number)
         if keys is None:
-            keys = self._lists[number] = list(self._parts[number])
+            keys = self._lists[number] = list(self.parts[number])
         return keys
 
-    def arrange(self, is_dict: bool, numbers: memoryview) -> list[int]:
-        """Put the parts in order; gives the sizes of those that are not needed any more."""
-        self._is_dict = is_dict
-        layout = list(struct.unpack(f"<{len(numbers) // 4}I", numbers))
+    def copy(self) -> _CutRead:
+        """Another one with records of its own."""
+        other = _CutRead()
+        other.parts = pickle.loads(pickle.dumps(self.parts, PROTOCOL))
+        other.sizes = dict(self.sizes)
+        other._is_dict = self._is_dict
+        other._layout = self._layout
+        return other
+
+    def check_order(self, kind: int, numbers: memoryview, brought: Mapping[int, Any]) -> int:
+        """See whether parts can be put in an order.
+
+        Args:
+            kind: 0: they are of a dict, 1: of a list.
+            numbers: Of the parts.
+            brought: Those that are new.
+
+        Returns:
+            Bytes of those that are held and not needed any more.
+
+        Raises:
+            LoadFailed: They cannot.
+        """
+        if kind > 1 or len(numbers) % 4:
+            raise LoadFailed("damaged: an order of parts that no writer gives")
+        wanted = list if kind else dict
+        layout = _order(numbers)
+        for number in layout:
+            items = brought.get(number, self.parts.get(number))
+            if items is None:
+                raise LoadFailed("damaged: a part that was never written")
+            if type(items) is not wanted:
+                raise LoadFailed("damaged: parts of another kind than their container")
         kept = set(layout)
-        if len(kept) != len(layout):
-            raise LoadFailed("damaged: a part that is twice in its container")
+        return sum(size for number, size in self.sizes.items() if number not in kept)
+
+    def arrange(self, is_dict: bool, numbers: memoryview) -> int:
+        """Put the parts in order; gives the bytes of those that are not needed any more."""
+        self._is_dict = is_dict
+        layout = _order(numbers)
+        kept = set(layout)
         if layout != self._layout:
             self._built = None
         self._layout = layout
-        gone = [number for number in self._parts if number not in kept]
+        gone = [number for number in self.parts if number not in kept]
         for number in gone:
-            del self._parts[number]
+            del self.parts[number]
             self._lists.pop(number, None)
-        return [self.sizes.pop(number) for number in gone]
+        return sum([self.sizes.pop(number) for number in gone])
 
     def build(self, *, must_be_whole: bool) -> Any:
         """The container; None if parts of it are not written yet, and need not be."""
@@ -944,7 +1557,7 @@ class _CutRead:
             add = built.update if self._is_dict else built.extend
             wanted = dict if self._is_dict else list
             for number in self._layout:
-                items = self._parts.get(number)
+                items = self.parts.get(number)
                 if items is None:
                     if must_be_whole:
                         raise LoadFailed("damaged: a part that was never written")
@@ -957,8 +1570,15 @@ class _CutRead:
 
     def record(self, number: int, position: int) -> object:
         """A record by its place."""
-        items = self._parts[number]
+        items = self.parts[number]
         return items[self._keys(number)[position]] if type(items) is dict else items[position]
+
+
+def _order(numbers: memoryview) -> list[int]:
+    order = list(struct.unpack(f"<{len(numbers) // 4}I", numbers))
+    if len(set(order)) != len(order):
+        raise LoadFailed("damaged: a part that is twice in its container")
+    return order
 
 
 __all__ = ["Piece", "Snapshot", "StreamReader", "StreamWriter"]

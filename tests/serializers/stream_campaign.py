@@ -1,8 +1,8 @@
 """Random programs by the ten thousand: `python -m tests.serializers.stream_campaign --runs N`.
 
-Each is run with the engine and the memory that its seed chooses, so that all four kinds come up
-alike. Exit status 1 if the reader ever had another object; the seed is told, and
-`--first SEED --runs 1` runs it again.
+Each is run with the engine and the memory that its seed chooses, and as a stream that ends or as
+several that go on, so that all eight kinds come up alike. Exit status 1 if a reader ever had
+another object; the seed is told, and `--first SEED --runs 1` runs it again.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ def main() -> int:
     with stream_programs.small_thresholds():
         for seed in range(chosen.first, chosen.first + chosen.runs):
             engine, memory = KINDS[seed % len(KINDS)]
+            goes_on = seed // len(KINDS) % 2 == 1
+            run = stream_programs.run_followed if goes_on else stream_programs.run
             try:
-                count.update(stream_programs.run(seed, engine, memory))
+                count.update(run(seed, engine, memory))
             except Exception:
                 failed += 1
-                print(f"seed {seed} ({engine}, memory {memory}):")
+                print(f"seed {seed} ({engine}, memory {memory}, goes on: {goes_on}):")
                 traceback.print_exc(limit=-4, file=sys.stdout)
                 if not chosen.go_on:
                     break

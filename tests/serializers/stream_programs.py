@@ -32,7 +32,7 @@ import pytest
 
 import serializers
 from rpc import shared_memory
-from serializers import parts, stream
+from serializers import dirty, parts, stream
 from serializers.stream import StreamReader, StreamWriter
 from tests.serializers import stream_classes as classes
 
@@ -774,6 +774,183 @@ def run(seed: int, engine: Any, memory: bool) -> collections.Counter[str]:
         if "__getstate__" in vars(classes.Data):
             del classes.Data.__getstate__  # type: ignore[attr-defined]
     return count
+
+
+class Follower:
+    """A stream of a program's object that goes on, and what its reader should have.
+
+    Attributes:
+        deltas: How many were written.
+    """
+
+    def __init__(self, program: Program, engine: Any, memory: bool) -> None:
+        self.program = program
+        self.deltas = 0
+        self.writer = StreamWriter(program.root, engine, shared_memory if memory else None)
+        self.reader = StreamReader(LIMIT_BYTES)
+        self._on_its_way: list[tuple[list[Any], list[Any]]] = []
+        self._expected: list[Any] | None = None  # of what the reader has
+        if program.random.random() < 0.5:
+            self._take(self.writer.look())
+
+    def _take(self, pieces: Sequence[Any]) -> None:
+        self.reader.take(sent(pieces, self.program.random))
+
+    def round(self) -> None:
+        """Steps of a round, with changes between them; perhaps not all."""
+        chance = self.program.random
+        for _ in range(chance.choice((1, 3, 40))):
+            seconds, size = chance.choice(((0.0, 1), (0.0, 1 << 20), (1.0, 1 << 30)))
+            pieces, ended = self.writer.step(seconds, size)
+            self._take(pieces)
+            if chance.random() < 0.3:
+                self.program.change()
+            if ended:
+                break
+
+    def delta(self) -> None:
+        """Write a delta, which is on its way from then on."""
+        program = self.program
+        settle(program.root)
+        sulky = vars(program.root).get("sulky")
+        if sulky is not None and sulky.sulks:
+            try:
+                self.writer.delta()
+            except serializers.NotSerializable:
+                sulky.sulks = False
+            else:
+                raise Lie("what cannot travel has")
+        pieces = self.writer.delta()
+        self.deltas += 1
+        snapshot = serializers.dumps(program.root)
+        self._check_size(pieces, len(snapshot))
+        self._on_its_way.append((described(serializers.loads(snapshot)), pieces))
+
+    def _check_size(self, pieces: list[Any], snapshot_bytes: int) -> None:
+        size = sum(map(len, pieces))
+        # NB: parts are tiny here, of which each takes about 20 bytes and has a number of 4.
+        parts = sum(len(cut.parts) for cut in self.writer._cuts.values())
+        few = 1024 + 24 * parts + 96 * len(self.writer._regions)
+        if size > snapshot_bytes * 1.01 + few:
+            raise Lie(f"a delta takes {size} bytes, a snapshot {snapshot_bytes}")
+
+    def arrive(self) -> None:
+        """The reader gets what is on its way."""
+        chance = self.program.random
+        for expected, pieces in self._on_its_way:
+            self.reader.keep(sent(pieces, chance))
+            self._expected = expected
+            if chance.random() < 0.3:
+                _compare(expected, described(self.reader.rehearse()))
+        self._on_its_way.clear()
+
+    @property
+    def is_whole(self) -> bool:
+        return self._expected is not None
+
+    def promote(self) -> Any:
+        """The reader's object, as of what has arrived."""
+        assert self._expected is not None
+        got: Any = self.reader.build()
+        _compare(self._expected, described(got))
+        _check_apart(got)
+        return got
+
+    def switch_over(self) -> Any:
+        """The reader's object as the program's is now."""
+        self.arrive()
+        settle(self.program.root)
+        last = self.writer.last()
+        snapshot = serializers.dumps(self.program.root)
+        self._check_size(last, len(snapshot))
+        given = sent(last, self.program.random)
+        del last
+        got: Any = self.reader.last(given)
+        self._expected = described(serializers.loads(snapshot))
+        _compare(self._expected, described(got))
+        return got
+
+
+def settle(root: Any) -> None:
+    """Let what changes the object when it is captured do so, until it is the same again."""
+    if "meddler" in vars(root) or type(root) is classes.PrunedServer:
+        for _ in range(3):
+            with contextlib.suppress(serializers.NotSerializable):
+                serializers.dumps(root)
+
+
+def run_followed(seed: int, engine: Any, memory: bool) -> collections.Counter[str]:
+    """Run the program of a seed with streams that go on, up to three of them at a time.
+
+    Returns:
+        What happened in it.
+
+    Raises:
+        Lie: What a reader has is not what it should be.
+    """
+    program = Program(seed)
+    chance = program.random
+    root = program.root
+    other = "hash" if engine == "pages" else "pages"
+    if dirty.pages_refusal():
+        other = engine
+    count: collections.Counter[str] = collections.Counter()
+    followers = [Follower(program, engine, memory)]
+    ended: list[tuple[Any, list[Any]]] = []
+    try:
+        for _ in range(chance.randint(2, 12)):
+            for _ in range(chance.choice((0, 0, 1, 1, 2, 5))):
+                program.change()
+            if len(followers) < 3 and chance.random() < 0.3:
+                kind = chance.choice((engine, engine, other))
+                followers.append(Follower(program, kind, memory and chance.random() < 0.5))
+            for follower in list(followers):
+                _turn(follower, followers, count)
+        if "sulky" in vars(root):
+            root.sulky.sulks = False
+        for follower in followers:
+            if chance.random() < 0.5:
+                got = follower.switch_over()
+            else:
+                follower.delta()
+                program.change()
+                if "sulky" in vars(root):
+                    root.sulky.sulks = False
+                follower.arrive()
+                got = follower.promote()
+            count["cuts"] += len(follower.writer._cuts)
+            count["regions"] += len(follower.writer._regions)
+            count["deltas"] += follower.deltas
+            ended.append((got, described(got)))
+        _check_original(root)
+        _scribble(root)
+        for got, expected in ended:
+            _compare(expected, described(got))
+            _check_apart(got)
+    finally:
+        for follower in followers:
+            follower.writer.close()
+        if "__getstate__" in vars(classes.Data):
+            del classes.Data.__getstate__  # type: ignore[attr-defined]
+    return count
+
+
+def _turn(follower: Follower, followers: list[Follower], count: collections.Counter[str]) -> None:
+    chance = follower.program.random
+    if chance.random() < 0.7:
+        follower.arrive()
+    what = chance.random()
+    if not follower.deltas and what < 0.4:
+        follower.round()
+    elif what < 0.85:
+        follower.delta()
+    elif len(followers) > 1:
+        # It is lost, or takes over while the others go on.
+        if follower.is_whole and what < 0.95:
+            follower.promote()
+            count["promotions"] += 1
+        follower.writer.close()
+        followers.remove(follower)
 
 
 def _compare(expected: list[Any], found: list[Any]) -> None:

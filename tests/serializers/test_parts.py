@@ -10,7 +10,7 @@ import pytest
 
 from serializers import parts
 from serializers.fingerprints import NotPlain
-from serializers.parts import Change, Cut, Last, Part, Shared, places
+from serializers.parts import Change, Cut, Instant, Part, Shared, places
 from tests.serializers import stream_classes as classes
 
 
@@ -51,7 +51,7 @@ class Copy:
 
     def end(self) -> int:
         """Take the last changes, and see that all is there, in order; how many it wrote."""
-        found = Last([self.cut], self.owners)
+        found = Instant([self.cut], self.owners)
         assert found.still_holds()
         written = sum(map(self.take, found.changes[self.cut]))
         built: Any = type(self.container)()
@@ -183,7 +183,7 @@ def test_what_two_records_share_is_told_at_the_end_whenever_it_came_to_be() -> N
     copy.round()
     held[1399]["w"] = held[1000]["w"]
     with pytest.raises(Shared):
-        Last([copy.cut], copy.owners)
+        Instant([copy.cut], copy.owners)
 
     held = rows()
     held[1399]["w"] = held[1000]["w"]
@@ -199,10 +199,10 @@ def test_two_containers_that_share_a_record_are_told() -> None:
     first, second = Cut(0, one, owners), Cut(1, two, owners)
     for cut in (first, second):
         list(cut.round())
-    Last([first, second], owners)
+    Instant([first, second], owners)
     two[1003] = one[1004]
     with pytest.raises(Shared):
-        Last([first, second], owners)
+        Instant([first, second], owners)
 
 
 def test_a_container_within_a_record_of_another_one_is_told() -> None:
@@ -213,7 +213,7 @@ def test_a_container_within_a_record_of_another_one_is_told() -> None:
     for cut in (first, second):
         list(cut.round())
     with pytest.raises(Shared) as told:
-        Last([first, second], owners)
+        Instant([first, second], owners)
     assert told.value.cut is first
 
 
@@ -231,7 +231,7 @@ def test_what_changed_after_the_last_look_is_noticed() -> None:
         copy = Copy(held)
         copy.round()
         held[1007]["id"] = "changed already"
-        found = Last([copy.cut], copy.owners)
+        found = Instant([copy.cut], copy.owners)
         assert found.still_holds()
         change(held)
         assert not found.still_holds()
@@ -261,7 +261,7 @@ def test_a_container_of_other_records_is_not_cut_or_not_any_more() -> None:
     copy.round()
     held[1300]["w"] = classes.Stateful(a=1)
     with pytest.raises(Shared):
-        Last([copy.cut], copy.owners)
+        Instant([copy.cut], copy.owners)
     with pytest.raises(NotPlain):
         copy.round()
 
@@ -276,7 +276,7 @@ def test_a_container_most_of_which_changes_is_not_cut_any_more(
     for record in held.values():
         record["id"] += 1
     with pytest.raises(Shared):
-        Last([copy.cut], copy.owners)
+        Instant([copy.cut], copy.owners)
     with pytest.raises(NotPlain):
         copy.round()
 

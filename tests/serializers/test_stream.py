@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import collections
 import copyreg
 import datetime
 import gc
@@ -91,7 +92,23 @@ ONCE_WRONG = (200_332,)
 """Seeds that found something."""
 
 
-@pytest.mark.parametrize(("engine", "memory"), [("pages", False), ("hash", True)])
+ENGINES = pytest.mark.parametrize(("engine", "memory"), [("pages", False), ("hash", True)])
+
+
+@ENGINES
+def test_random_programs_with_streams_that_go_on(engine: Any, memory: bool) -> None:
+    """Up to three at a time, some of which are promoted or lost on the way."""
+    if engine == "pages" and (refusal := dirty.pages_refusal()):
+        pytest.skip(f"the kernel tracks no pages here: {refusal}")
+    count: collections.Counter[str] = collections.Counter()
+    with stream_programs.small_thresholds():
+        for seed in range(25):
+            count.update(stream_programs.run_followed(seed, engine, memory))
+    assert count["cuts"] > 5
+    assert count["promotions"] > 5
+
+
+@ENGINES
 def test_random_programs_bring_what_a_snapshot_would(engine: Any, memory: bool) -> None:
     """Some of the campaign's; see `stream_campaign` for more."""
     if engine == "pages" and (refusal := dirty.pages_refusal()):
@@ -131,6 +148,455 @@ def test_a_second_round_takes_only_what_changed_since_the_first() -> None:
 
     assert sum(map(len, made.chunks[before:])) < first / 50
     made.end()
+
+
+# -- streams that go on
+
+
+class Followed:
+    """A writer and the reader of a standby, and the deltas between them."""
+
+    def __init__(self, root: Any, engine: Any = "auto") -> None:
+        self.root = root
+        self.writer = StreamWriter(root, engine)
+        self.reader = StreamReader(LIMIT_BYTES)
+        self.sizes: list[int] = []
+
+    def delta(self) -> Followed:
+        chunk = b"".join(self.writer.delta())
+        self.sizes.append(len(chunk))
+        self.reader.keep([chunk])
+        return self
+
+    def built(self, *, rehearsed: bool = False) -> Any:
+        """The reader's object, after having compared it with what a snapshot brings."""
+        if not rehearsed:
+            self.writer.close()
+        got: Any = self.reader.rehearse() if rehearsed else self.reader.build()
+        want: Any = serializers.loads(serializers.dumps(self.root))
+        assert described(got) == described(want)
+        return got
+
+
+def test_a_delta_has_only_what_changed_since_the_one_before() -> None:
+    root = server(rows=rows(), array=np.arange(200_000), n=0)
+    made = Followed(root).delta()
+    for n in range(3):
+        root.rows[n * 100]["id"] = "new"
+        root.array[n * 20_000] = 7
+        root.n = n
+        made.delta()
+    made.delta()
+
+    assert all(size < made.sizes[0] / 100 for size in made.sizes[1:])
+    assert made.sizes[-1] < 500
+    made.built()
+
+
+def test_a_delta_of_a_small_object_is_a_snapshot_and_nothing_else_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = server(n=1, names=["x"], table={"a": b"b"})
+    made = Followed(root)
+    for name in ("_survey", "_gather", "_commit"):
+        monkeypatch.delattr(StreamWriter, name)
+    for n in range(3):
+        root.n = n
+        snapshot = serializers.encode(root)
+        assert made.writer.delta()[1:] == [snapshot.head, snapshot.body]
+        made.delta()
+
+    assert not dirty._pages.regions
+    made.built()
+
+
+def test_a_delta_is_not_touched_by_what_the_object_becomes() -> None:
+    root = server(
+        rows=rows(),
+        array=np.arange(100_000),
+        little=np.arange(1000),
+        text=bytearray(100_000),
+        large=bytearray(500_000),
+    )
+    made = Followed(root)
+    want = described(serializers.loads(serializers.dumps(root)))
+    chunk = made.writer.delta()
+    for held in (root.array, root.little, root.text, root.large):
+        held[:] = held[:1] * len(held) if isinstance(held, bytearray) else 9
+        if isinstance(held, bytearray):
+            held.append(1)
+    root.rows[5]["id"] = "changed"
+    made.reader.keep(chunk)
+
+    assert described(made.reader.build()) == want
+    made.writer.close()
+
+
+def test_what_grows_large_later_is_found() -> None:
+    root = server(rows={}, array=np.arange(10), text=bytearray(10), n=0)
+    made = Followed(root).delta()
+    root.rows.update(rows(5000))
+    root.array = np.arange(200_000)
+    root.text += bytes(500_000)
+    made.delta().delta().delta()
+    root.rows[7]["id"] = 0
+    root.array[7] = 0
+    root.text[7] = 1
+    made.delta()
+
+    assert made.sizes[-1] < 20_000
+    made.built()
+
+
+def test_what_is_gone_is_let_go_on_both_sides() -> None:
+    root = server(rows=rows(), array=np.arange(200_000), other=np.arange(100_000))
+    made = Followed(root).delta()
+    held = made.reader.taken_bytes
+    container = weakref.ref(root.array)
+    del root.array, root.rows
+    assert container() is None
+    made.delta()
+
+    assert made.reader.taken_bytes < held / 2
+    assert len(made.writer._regions) == 1
+    assert not made.writer._cuts
+    assert not made.reader._cuts
+    made.built()
+
+
+def test_what_changes_its_size_or_place_is_followed() -> None:
+    root = server(array=np.zeros(100_000), text=bytearray(500_000), typed=array.array("d"))
+    made = Followed(root).delta()
+    for n in range(1, 6):
+        root.array.resize(100_000 + n * 30_000, refcheck=False)
+        root.array[-n] = n
+        root.text.extend(b"x" * 300_000)
+        root.typed.extend([float(n)] * 20_000)
+        if n == 3:
+            root.array, root.more = np.ones(50_000), root.array
+        made.delta()
+        made.built(rehearsed=True)
+    made.built()
+
+
+@pytest.mark.parametrize("kinds", [("base", "part"), ("part", "base"), ("part", "late")])
+def test_memory_that_two_buffers_share_is_written_once(kinds: tuple[str, str]) -> None:
+    base = np.arange(200_000)
+    part = base[50_000:100_000]
+    part.flags.writeable = False
+    root = server(held=[part if kind == "part" else base for kind in kinds if kind != "late"])
+    made = Followed(root).delta()
+    if "late" in kinds:
+        root.held.append(base)
+        made.delta()
+    for n in range(3):
+        base[60_000 + n] = -1
+        base[n] = -2
+        made.delta()
+
+    assert len(made.writer._regions) == 1
+    assert max(made.sizes[-3:]) < 20_000
+    made.built()
+
+
+def test_memory_of_which_little_is_left_is_tracked_anew() -> None:
+    memory = np.arange(1_000_000)
+    begin = memory.ctypes.data
+    writer = StreamWriter(server(), "hash")
+
+    def kinds(*spans: tuple[int, int]) -> list[int]:
+        places = [(begin + start, begin + end, BufferKind.WRITABLE) for start, end in spans]
+        return [piece[0] for piece in writer._announce(places) if len(piece) == _OP.size]
+
+    assert kinds((0, 8_000_000)) == [stream._REGION]
+    assert kinds((0, 3_000_000), (5_000_000, 8_000_000)) == []
+    assert kinds((100, 3_000_000), (5_000_000, 5_900_000)) == [stream._FREE] + 2 * [stream._REGION]
+    assert kinds((100, 3_000_000)) == [stream._FREE]
+    assert kinds((50, 3_000_000)) == [stream._FREE, stream._REGION]
+    writer.close()
+
+
+@pytest.mark.parametrize("engines", [("pages", "pages"), ("hash", "pages"), ("auto", "hash")])
+def test_two_standbys_follow_one_object_and_one_of_them_ends(engines: tuple[Any, Any]) -> None:
+    if "pages" in engines and (refusal := dirty.pages_refusal()):
+        pytest.skip(f"the kernel tracks no pages here: {refusal}")
+    root = server(rows=rows(), array=np.arange(500_000), text=bytearray(600_000))
+    first, second = (Followed(root, engine) for engine in engines)
+
+    def change(n: int) -> None:
+        root.rows[n]["id"] = -n
+        root.array[n * 1000 :: 50_000] = -n
+        root.text[n] = 1
+
+    for n in range(1, 6):
+        change(n)
+        first.delta()
+        if n % 2:
+            second.delta()
+    move = Stream(root)
+    change(6)
+    move.round()
+    change(7)
+    move.end()
+    change(8)
+    second.delta().built()  # Ends its writer.
+    change(9)
+    first.delta()
+    change(10)
+    first.delta().built()
+
+
+def test_a_switch_over_takes_only_what_changed_since_the_last_delta() -> None:
+    root = server(rows=rows(), array=np.arange(200_000))
+    made = Followed(root).delta().delta()
+    root.rows[5]["id"] = root.array[5] = 77
+    last = b"".join(made.writer.last())
+    made.writer.close()
+
+    assert len(last) < made.sizes[0] / 50
+    got: Any = made.reader.last([last])
+    assert described(got) == described(serializers.loads(serializers.dumps(root)))
+
+
+def test_deltas_after_rounds() -> None:
+    root = server(rows=rows(), array=np.arange(200_000))
+    made = Followed(root)
+    made.reader.take(made.writer.look())
+    made.reader.take(made.writer.step(0.0, 1)[0])  # The round has not ended.
+    root.rows[5]["id"] = root.array[5] = 77
+    made.delta()
+    root.rows[6]["id"] = root.array[6] = 78
+    made.delta()
+
+    with pytest.raises(ValueError, match="rounds"):
+        made.writer.step(0.0, 1)
+    made.built()
+    with pytest.raises(ValueError, match="closed"):
+        made.writer.delta()
+    with pytest.raises(ValueError, match="closed"):
+        made.writer.last()
+
+
+def test_what_cannot_travel_at_one_delta_is_in_the_next() -> None:
+    root = server(rows=rows(), array=np.arange(100_000), sulky=classes.Sulky())
+    made = Followed(root).delta()
+    root.rows[3]["w"] = ["new"]
+    root.array[3] = 0
+    root.sulky.sulks = True
+    with pytest.raises(serializers.NotSerializable, match="sulky"):
+        made.writer.delta()
+    root.sulky.sulks = False
+    root.rows[4]["w"] = ["new"]
+    made.delta()
+
+    assert made.sizes[-1] < made.sizes[0] / 50
+    made.built()
+
+
+def test_records_change_in_all_ways_for_long() -> None:
+    """Some grow, some have other things in them, some go, and all is found each time."""
+    chance = random.Random(7)
+    root = server(rows=rows(4000), held=[classes.Data(n, [n]) for n in range(3000)])
+    made = Followed(root).delta()
+    for n in range(60):
+        for _ in range(20):
+            record = root.rows[chance.choice(list(root.rows))]
+            how = chance.randrange(6)
+            if how == 0:
+                record["w"] = [n, {"deep": [n]}]
+            elif how == 1:
+                record["w"].append(n)
+            elif how == 2:
+                record[n] = n
+            elif how == 3:
+                record["id"] = n
+            elif how == 4:
+                root.held[chance.randrange(3000)].b = {"x": [n]}
+            else:
+                root.held[chance.randrange(3000)] = classes.Data([n], n)
+        if n % 10 == 9:
+            del root.rows[chance.choice(list(root.rows))]
+            root.held.insert(chance.randrange(100), classes.Data(n, n))
+        made.delta()
+        if n % 4 == 0:
+            made.built(rehearsed=True)
+
+    assert len(made.writer._cuts) == 2
+    assert sorted(made.sizes)[30] < made.sizes[0] / 50
+    made.delta()
+    assert made.sizes[-1] < 1000
+    made.built()
+
+
+def test_a_container_that_grows_bit_by_bit_has_few_parts_and_small_deltas() -> None:
+    root = server(rows=rows(3000), log=list(range(3000)))
+    made = Followed(root).delta()
+    for n in range(1000):
+        root.rows[f"more {n}"] = {"id": n}
+        root.log.append(n)
+        made.delta()
+
+    assert sum(len(cut.parts) for cut in made.writer._cuts.values()) < 80
+    assert max(made.sizes[1:]) < made.sizes[0] / 3
+    assert sum(made.sizes[1:]) / 1000 < 600
+    made.built()
+
+
+def test_a_container_that_changed_throughout_for_a_while_is_cut_again() -> None:
+    root = server(rows=rows())
+    made = Followed(root).delta()
+    for n in range(2):
+        for record in root.rows.values():
+            record["id"] = n
+        made.delta()
+        assert made.writer._cuts
+        made.delta()
+    for n in range(10):
+        for record in root.rows.values():
+            record["id"] = n
+        made.delta()
+    assert not made.writer._cuts
+    for n in range(2 * stream.TRIAL_DELTAS_MIN):
+        root.rows[n]["id"] = n
+        made.delta()
+
+    assert len(made.writer._cuts) == 1
+    assert made.sizes[-1] < 1000
+    made.built()
+
+
+def test_a_container_that_changes_throughout_all_the_time_is_hardly_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = server(rows=rows(1100))
+    made = Followed(root)
+    trials = 0
+
+    class Counted(stream.Cut):
+        def __init__(self, *args: Any) -> None:
+            nonlocal trials
+            trials += 1
+            super().__init__(*args)
+
+    monkeypatch.setattr(stream, "Cut", Counted)
+    for n in range(300):
+        for record in root.rows.values():
+            record["id"] = n
+        made.delta()
+
+    assert 3 <= trials <= 8
+    made.built()
+
+
+def test_what_only_a_record_of_a_container_refers_to_does_not_keep_the_container() -> None:
+    held = {n: classes.Plain(a=n) for n in range(COUNT)}
+    root = server(rows=held, one=held[5])
+    made = Followed(root).delta()
+    seen = weakref.ref(held[6])
+    root.rows = None
+    del held
+    made.delta()
+    gc.collect()
+
+    assert seen() is None
+    made.built()
+
+
+def test_numbers_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "NUMBERS_MAX", 40)
+    monkeypatch.setattr(stream, "PARTS_MAX", 20)
+    root = server(rows={n: n for n in range(1500)}, kept=np.arange(50_000))
+    made = Followed(root)
+    spare = np.zeros(50_000)
+    for n in range(150):
+        root.array, spare = np.arange(50_000) + n, getattr(root, "array", spare)
+        root.rows.pop(n)
+        root.rows[f"more {n}"] = n
+        made.delta()
+
+    assert made.writer._next_region > 40
+    assert max(cut.next_part for cut in made.writer._cuts.values()) < 45
+    assert all(entry.number < 40 for entry in made.writer._regions)
+    made.built()
+
+
+def test_what_a_reader_holds_is_counted_for_long() -> None:
+    root = server(rows=rows(), array=np.arange(100_000), n=0)
+    made = Followed(root).delta()
+    before = made.reader.taken_bytes
+    for n in range(200):
+        for place in range(n, COUNT, 20):
+            root.rows[place]["id"] = n
+            root.rows[place]["w"] = [n, "y"]
+        root.array = np.arange(100_000)
+        root.n = "x" * (n % 7) * 1000
+        made.delta()
+    root.n = 0
+    made.delta()
+
+    assert abs(made.reader.taken_bytes - before) < before / 20
+    made.built()
+
+
+def test_a_rehearsal_has_nothing_in_common_with_what_is_built() -> None:
+    root = server(
+        rows=rows(),
+        array=np.arange(100_000),
+        text=bytearray(500_000),
+        little=np.arange(2000),
+        bytes=b"b" * 500_000,
+    )
+    made = Followed(root).delta()
+    for _ in range(2):
+        got = made.built(rehearsed=True)
+        got.array.fill(0)
+        got.text[:] = b"x" * len(got.text)
+        got.little.fill(0)
+        for record in got.rows.values():
+            record["w"].append("scribbled")
+            record["id"] = None
+        got.rows.clear()
+        root.rows[5]["id"] = 1
+        made.delta()
+    made.built()
+
+
+def test_a_rehearsal_of_a_snapshot_in_writable_memory_has_a_copy() -> None:
+    root = server(arrays=[np.arange(200_000) for _ in range(3)])
+    reader = StreamReader(LIMIT_BYTES)
+    writer = StreamWriter(root, "hash")
+    monkey = stream.REGIONS_MAX
+    stream.REGIONS_MAX = 1  # type: ignore[misc]
+    try:
+        reader.keep([bytearray(piece) for piece in writer.delta()])
+    finally:
+        stream.REGIONS_MAX = monkey  # type: ignore[misc]
+    writer.close()
+    got: Any = reader.rehearse()
+    for held in got.arrays:
+        held.fill(7)
+
+    built: Any = reader.build()
+    assert all((held == np.arange(200_000)).all() for held in built.arrays)
+
+
+def test_an_object_is_built_once() -> None:
+    made = Followed(server(rows=rows(), n=1))
+    with pytest.raises(LoadFailed, match="no delta"):
+        made.reader.build()
+    with pytest.raises(LoadFailed, match="no delta"):
+        made.reader.rehearse()
+    made.delta()
+    assert made.reader.is_whole
+    chunk = made.writer.delta()
+    made.built()
+
+    assert not made.reader.is_whole
+    for use in (made.reader.keep, made.reader.take, made.reader.last):
+        with pytest.raises(LoadFailed, match="built"):
+            use(chunk)
+    with pytest.raises(LoadFailed, match="built"):
+        made.reader.build()
 
 
 # -- identity
@@ -621,6 +1087,122 @@ def test_a_damaged_chunk_is_refused(case: str) -> None:
     reader = StreamReader(LIMIT_BYTES)
     with pytest.raises(LoadFailed):
         reader.take(DAMAGED[case])
+
+
+def ending(value: Any = None) -> bytes:
+    body = pickled(value)
+    head = pack_head(code_by_value=False, body=body, buffer_sizes_bytes=[], kinds=b"")
+    return _OP.pack(stream._REST, 0, len(head), len(head) + len(body)) + head + body
+
+
+def changes(*listed: Any) -> bytes:
+    return chunk(stream._CHANGES, data=pickled(list(listed)))
+
+
+def order(*numbers: int, kind: int = 0, cut: int = 0) -> bytes:
+    data = b"".join([number.to_bytes(4, "little") for number in numbers])
+    return chunk(stream._LAYOUT, cut, kind, data)
+
+
+KEPT = [
+    chunk(stream._REGION, 1, 4, b"\x01"),
+    changes((0, 0, {1: [1], 2: [2]}, {})),
+    order(0),
+    ending(),
+]
+DAMAGED_DELTAS: dict[str, list[bytes]] = {
+    "no rest": [order(0)],
+    "half an operation": [ending(), b"\x01\x02"],
+    "rest twice": [ending(), ending()],
+    "an operation after the rest": [ending(), order(0)],
+    "a part of a round": [PART, ending()],
+    "records of a round": [chunk(stream._RECORDS, 0, 0, pickled({0: 1})), ending()],
+    "end of a round": [chunk(stream._ROUND), ending()],
+    "no such operation": [chunk(99), ending()],
+    "bytes beyond": [chunk(stream._BYTES, 1, 3, b"xx"), ending()],
+    "bytes of no region": [chunk(stream._BYTES, 2, 0, b"x"), ending()],
+    "bytes of a freed one": [
+        chunk(stream._FREE, 1),
+        chunk(stream._BYTES, 1, 0, b"x"),
+        ending(),
+    ],
+    "region twice": [chunk(stream._REGION, 1, 4, b"\x01"), ending()],
+    "huge region": [chunk(stream._REGION, 2, 1 << 62, b"\x01"), ending()],
+    "changes that are junk": [chunk(stream._CHANGES, 0, 0, b"junk"), ending()],
+    "changes that are a number": [chunk(stream._CHANGES, 0, 0, pickled(1)), ending()],
+    "changes of half": [changes((0, 1)), ending()],
+    "changes of words": [changes(("a", "b", None, {0: 1})), ending()],
+    "changes of lists": [changes(([], [], {}, {})), ending()],
+    "a part that is a number": [changes((0, 0, 7, {})), ending()],
+    "records of no part": [changes((0, 9, None, {0: 1})), ending()],
+    "records of no container": [changes((9, 0, None, {0: 1})), ending()],
+    "record beyond": [changes((0, 0, None, {2: 1})), ending()],
+    "record before": [changes((0, 0, None, {-1: 1})), ending()],
+    "record at a word": [changes((0, 0, None, {"x": 1})), ending()],
+    "records that are a list": [changes((0, 0, None, [1])), ending()],
+    "order with a part that is not there": [order(0, 5), ending()],
+    "order of a container that is not there": [order(0, cut=5), ending()],
+    "order of another kind": [order(0, kind=1), ending()],
+    "order of no kind": [order(0, kind=7), ending()],
+    "order of half a number": [chunk(stream._LAYOUT, 0, 0, bytes(3)), ending()],
+    "part twice in the order": [order(0, 0), ending()],
+    "body that is another one": [ending()[:-3] + b"xyz"],
+    "buffer that is missing": [chunk(stream._REST, 1, 40, ending()[21:])],
+    "buffer of no region": [
+        ending().replace(_OP.pack(stream._REST, 0, 32, 4 + 32), b"", 1),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_DELTAS)
+def test_a_damaged_delta_changes_nothing_and_ends_the_stream(case: str) -> None:
+    reader = StreamReader(LIMIT_BYTES)
+    reader.keep(KEPT)
+    reader.keep([chunk(stream._BYTES, 1, 0, b"good"), changes((0, 0, None, {0: [3]})), ending()])
+    before = reader.taken_bytes
+    # What comes before the damage must not have been applied.
+    good = [chunk(stream._BYTES, 1, 0, b"evil"), changes((0, 0, None, {1: [4]}))]
+    with pytest.raises(LoadFailed):
+        reader.keep([*good, *DAMAGED_DELTAS[case]])
+    with pytest.raises(LoadFailed, match="no use any more"):
+        reader.keep(KEPT)
+    with pytest.raises(LoadFailed, match="no use any more"):
+        reader.last(KEPT)
+
+    assert bytes(reader._regions[1]) == b"good"
+    assert reader._cuts[0].parts == {0: {1: [3], 2: [2]}}
+    assert reader.taken_bytes == before
+    assert reader.build() is None
+
+
+def test_a_delta_larger_than_the_limit_is_refused() -> None:
+    for brought in (
+        chunk(stream._REGION, 1, 90_000, b"\x01"),
+        changes((0, 0, {n: f"{n:90}" for n in range(1000)}, {})),
+    ):
+        reader = StreamReader(100_000)
+        reader.keep([brought, ending()])
+        with pytest.raises(LoadFailed, match="state_bytes_max"):
+            reader.keep([ending("x" * 20_000)])
+        assert reader.build() is None
+        reader = StreamReader(80_000)
+        with pytest.raises(LoadFailed, match="state_bytes_max"):
+            reader.keep([brought, ending()])
+
+
+def test_what_is_large_takes_the_room_of_what_it_replaces() -> None:
+    reader = StreamReader(150_000)
+    for n in range(5):
+        reader.keep(
+            [
+                chunk(stream._FREE, n),
+                chunk(stream._REGION, n + 1, 60_000, b"\x01"),
+                changes((0, n, {k: f"{k:40}" for k in range(1000)}, {})),
+                order(n),
+                ending("x" * 10_000),
+            ]
+        )
+    assert reader.taken_bytes < 130_000
 
 
 def test_too_many_containers_and_regions_are_refused() -> None:
