@@ -176,6 +176,9 @@ class StandbyPort(Protocol):
     def journal(self, inc: Incarnation, message: Logged) -> None:
         """Append to the journal; `journaled` follows."""
 
+    def has_stream(self, stream: TransferId) -> bool:
+        """Whether a move there should go on with what was told by it: the object is large."""
+
     def adopt_stream(self, transfer: TransferId, stream: TransferId, incoming: bool) -> None:
         """A move to a standby goes on with its stream, as if its state had gone ahead."""
 
@@ -1587,7 +1590,8 @@ class Standbys:
             return ""
         for follower in replica.followers.values():
             if follower.node == node and not follower.leaving and node in inc.row.standbys:
-                return follower.stream if follower.phase is FollowerPhase.FED else ""
+                fed = follower.phase is FollowerPhase.FED
+                return follower.stream if fed and self.port.has_stream(follower.stream) else ""
         return ""
 
     def can_go_on(self, server: ServerId, stream: TransferId) -> bool:

@@ -138,6 +138,9 @@ class Port:
     def end_stream(self, stream: str) -> None:
         self.streams_ended.append(stream)
 
+    def has_stream(self, stream: str) -> bool:
+        return True
+
     def adopt_stream(self, transfer: str, stream: str, incoming: bool) -> None:
         self.adopted.append((transfer, stream, incoming))
 
