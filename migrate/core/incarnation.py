@@ -369,6 +369,28 @@ def cut(
     )
 
 
+def cut_for_rollback(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> CutRecord:
+    """Take down what a new generation needs: as a checkpoint does, see `CheckpointRecord`."""
+    casts: dict[SessionId, tuple[ReceiveSession, list[Entry]]] = {}
+    for entry in inc.mailbox:
+        if entry.kind == CAST and entry.session is not None:
+            casts.setdefault(entry.session.id, (entry.session, []))[1].append(entry)
+    return CutRecord(
+        limit=inc.limit,
+        reentrant=inc.reentrant,
+        run_no=inc.run_no,
+        sessions=[
+            _session_record(session, entries[0].seq, {}, entries, pack, now_ms)
+            for session, entries in casts.values()
+        ],
+        sending=[],
+        timers=_timer_records(inc, now_ms),
+        plans=_plan_records(inc, now_ms),
+        met=_generations(inc.sender),
+        wanted=inc.wanted,
+    )
+
+
 def note(changes: Changes, pack: Callable[[object], bytes], now_ms: int) -> list[SessionRecord]:
     """Take out of `changes` what may be told while a handler is running; see `Note`."""
     found: dict[SessionId, tuple[ReceiveSession, dict[int, Record], list[Entry]]] = {}
@@ -463,8 +485,8 @@ class Image:
                     early.pop(expected, None)
                 elif expected in early:
                     mailbox.append(early.pop(expected))
-                elif expected not in session.records:
-                    break
+                elif expected not in session.records and expected >= session.acked_below:
+                    break  # Else it was answered, and nobody asks for it again.
                 expected += 1
             sessions.append(
                 SessionRecord(

@@ -1384,7 +1384,7 @@ class Core:
             session.sender_epoch = env.sender_epoch
         session.heard_ms = now_ms
         session.reply_to = env.reply_to
-        if inc.replica is not None:
+        if inc.replica is not None and inc.replica.tracks:
             inc.replica.changes.sessions[sid] = session
         if env.acked_below > session.acked_below:
             self._acknowledge(inc, session, env.acked_below)
@@ -1457,7 +1457,7 @@ class Core:
         session.sender_epoch = sending.sender.epoch
         session.heard_ms = now_ms
         session.reply_to = self.node
-        if inc.replica is not None:
+        if inc.replica is not None and inc.replica.tracks:
             inc.replica.changes.sessions[sid] = session
         if low > session.acked_below:
             self._acknowledge(inc, session, low)
@@ -1602,7 +1602,7 @@ class Core:
                 return
         elif kind == CAST:
             self._receipts[session.id] = (inc, session)
-            if inc.replica is not None:
+            if inc.replica is not None and inc.replica.tracks:
                 inc.replica.changes.casts.append(entry)
         elif kind == EMPTY:
             session.pending += 1
@@ -1705,7 +1705,7 @@ class Core:
     def _begin_replicated(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
         replica = inc.replica
         assert replica is not None
-        if entry.session is not None:
+        if entry.session is not None and replica.tracks:
             replica.changes.sessions[entry.session.id] = entry.session
         entry.waits = inc.gated and self.port.may_wait(inc, entry)
         self.standbys.cut_soon(inc, now_ms)
@@ -1804,7 +1804,7 @@ class Core:
             session.records[seq] = Record(status, payload)
             inc.records += 1
             inc.record_bytes += len(payload)
-        if inc.replica is not None:
+        if inc.replica is not None and inc.replica.tracks:
             inc.replica.changes.sessions[session.id] = session
             inc.replica.changes.records[session.id, seq] = session
             if status > ERROR and status != DIVERGED:
@@ -1827,7 +1827,7 @@ class Core:
         if session is None:
             return
         session.heard_ms = now_ms
-        if inc.replica is not None:
+        if inc.replica is not None and inc.replica.tracks:
             inc.replica.changes.sessions[session.id] = session
         if acked.acked_below > session.acked_below:
             self._acknowledge(inc, session, acked.acked_below)
@@ -1839,7 +1839,7 @@ class Core:
     def _end_session(self, inc: Incarnation, session: ReceiveSession) -> None:
         inc.sessions.pop(session.id, None)
         inc.starved.pop(session.id, None)
-        if inc.replica is not None:
+        if inc.replica is not None and inc.replica.tracks:
             inc.replica.changes.sessions.pop(session.id, None)
             inc.replica.changes.ended[session.id] = None
         inc.records -= len(session.records)

@@ -62,6 +62,7 @@ from migrate.core.incarnation import (
     Phase,
     contradiction,
     cut,
+    cut_for_rollback,
     entry_record,
     note,
     restore,
@@ -277,6 +278,7 @@ class Replica:
         "retry_ms",
         "swap",
         "swap_rev",
+        "tracks",
         "uncut",
         "uncut_outs",
         "unnoted",
@@ -287,6 +289,7 @@ class Replica:
 
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
+        self.tracks = mode is Mode.SYNC  # what changes of sessions; a new generation needs none
         self.number = 0
         self.acked = 0
         self.followers: dict[TransferId, Follower] = {}
@@ -475,6 +478,7 @@ class Standbys:
                 self._forget(inc, replica, follower)
         if other_mode and not replica.followers:
             replica.mode = replica.wanted_mode
+            replica.tracks = replica.mode is Mode.SYNC
             other_mode = False
         if not other_mode:
             present = {follower.node for follower in replica.followers.values()}
@@ -721,16 +725,22 @@ class Standbys:
         replica.number = number
         replica.due = False
         changes, replica.changes = replica.changes, Changes()
+        is_async = replica.mode is Mode.ASYNC
         delta = whole = None
         for follower, state in zip(fed, states, strict=True):
             is_first = follower.phase is FollowerPhase.DUE
             if is_first:
                 follower.phase = FollowerPhase.FED
                 follower.first = number
+            if is_async:
+                record = delta = delta or cut_for_rollback(inc, self.core.port.pack, now_ms)
+            elif is_first:
                 record = whole = whole or cut(inc, None, self.core.port.pack, now_ms)
             else:
                 record = delta = delta or cut(inc, changes, self.core.port.pack, now_ms)
-            message = Cut(follower.stream, inc.id, inc.row.epoch, number, is_first, record, state)
+            message = Cut(
+                follower.stream, inc.id, inc.row.epoch, number, is_first or is_async, record, state
+            )
             self._feed(inc, follower, message, len(state), now_ms)
         if replica.mode is Mode.SYNC and not inc.gated:
             # All that was let out so far is in this cut.

@@ -301,6 +301,24 @@ def test_casts_are_acknowledged_also_while_a_handler_runs_and_survive() -> None:
     assert world.ports[B].ran == ["held up", "first", "a call", "second"]
 
 
+def test_what_a_sender_has_settled_is_not_waited_for_by_the_next_owner() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.ports[A].busy = True
+    world.send(A, env(1, "held up", CAST))
+    began = world.ports[A].began[-1]
+    world.send(A, env(2, "cast", CAST), env(3, "", EMPTY), env(4, "another", CAST))
+    # All are settled at the sender, though no handler has ended yet.
+    world.send(A, env(5, "a call", acked_below=5))
+    world.cores[A].finish(*began, OK, b"", None, world.now_ms)
+    world.run()
+    world.kill(A)
+    assert world.ports[B].ran == ["cast", "another"]
+    world.send(B, env(5, "a call", acked_below=5))
+    assert world.ports[B].ran == ["cast", "another", "a call"]
+
+
 def test_an_answer_of_no_handler_leaves_while_one_runs() -> None:
     world = World(A, B)
     world.own(A)
