@@ -13,9 +13,9 @@ whatever anybody has seen is at every standby, and every standby was asked after
 request that a handler makes waits for its step; one that a plain handler makes, which cannot wait
 for the answer, waits for the cut after it. Handlers go on meanwhile.
 
-Joining. A standby is asked (Follow), gets what is large ahead in chunks, then a whole cut. From
-that cut on it is waited for; once it has acknowledged the cut, the owner asks for the swap that
-puts it into the row. So when the row names it, it has all that was ever let out.
+Joining. A standby is asked (Follow), gets what is large ahead in chunks, then a whole cut, which it
+loads for a trial. From the next cut on it is waited for; once it has acknowledged that one, the
+owner asks for the swap that puts it into the row. So when the row names it, it has all that was ever let out.
 
 Leaving. A standby that is dead, silent for too long, or not wanted, is taken out of the row by a
 swap too. Until that has taken effect, what waits for it goes on waiting.
@@ -171,8 +171,10 @@ class StandbyPort(Protocol):
     def keep_chunk(self, stream: TransferId, number: int, state: bytes) -> None:
         """Install what came ahead; `chunk_kept` follows."""
 
-    def keep_delta(self, stream: TransferId, number: int, first: bool, state: bytes) -> bool | None:
-        """Keep the object's part of a cut. True: done; False: impossible; None: `delta_kept`."""
+    def keep_delta(
+        self, stream: TransferId, number: int, first: bool, state: bytes
+    ) -> bool | str | None:
+        """Keep the object's part of a cut. True: done; a reason: impossible; None: `delta_kept`."""
 
     def journal(self, inc: Incarnation, message: Logged) -> None:
         """Append to the journal; `journaled` follows."""
@@ -228,6 +230,7 @@ class Follower:
         "chunks",
         "configured",
         "first",
+        "gates",
         "leaving",
         "node",
         "phase",
@@ -246,6 +249,7 @@ class Follower:
         self.phase = FollowerPhase.ASKED
         self.acked = 0
         self.first = 0  # number of its whole cut
+        self.gates = 0  # number of the cut from which on it is waited for, so as to be in the row
         self.unacked: deque[Logged] = deque()
         self.bytes = 0  # of what is unacked
         self.sent_ms = now_ms
@@ -315,9 +319,7 @@ class Replica:
 
     def gating(self) -> list[Follower]:
         """Those whose acknowledgement is waited for."""
-        return [
-            it for it in self.followers.values() if it.configured or it.phase is FollowerPhase.FED
-        ]
+        return [it for it in self.followers.values() if it.configured or it.gates]
 
     def settled(self) -> bool:
         """Nothing waits to be let out."""
@@ -557,11 +559,7 @@ class Standbys:
         named = list(row.standbys)
         journal = row.journal
         for follower in replica.followers.values():
-            joins = (
-                follower.phase is FollowerPhase.FED
-                and follower.acked >= follower.first
-                and not follower.leaving
-            )
+            joins = 0 < follower.gates <= follower.acked and not follower.leaving
             if follower.node == JOURNAL:
                 journal = follower.stream if joins or (journal and not follower.leaving) else ""
             elif follower.leaving and follower.node in named:
@@ -732,6 +730,8 @@ class Standbys:
             if is_first:
                 follower.phase = FollowerPhase.FED
                 follower.first = number
+            elif follower.acked >= follower.first and not follower.gates:
+                follower.gates = number
             if is_async:
                 record = delta = delta or cut_for_rollback(inc, self.core.port.pack, now_ms)
             elif is_first:
@@ -742,7 +742,7 @@ class Standbys:
                 follower.stream, inc.id, inc.row.epoch, number, is_first or is_async, record, state
             )
             self._feed(inc, follower, message, len(state), now_ms)
-        if replica.mode is Mode.SYNC and not inc.gated:
+        if replica.mode is Mode.SYNC and not inc.gated and replica.gating():
             # All that was let out so far is in this cut.
             self._gate(inc, replica)
         replica.cuts.append(number)
@@ -880,7 +880,10 @@ class Standbys:
         if number <= follower.acked:
             return
         follower.acked = number
-        if not follower.configured:
+        if not follower.configured and not follower.gates:
+            # It has loaded the whole: the next cut is the one that it joins with.
+            self.cut_soon(inc, now_ms)
+        elif not follower.configured:
             self._configure(inc, replica, now_ms)
         self._acknowledged(inc, replica, now_ms)
 
@@ -889,6 +892,8 @@ class Standbys:
         gating = replica.gating()
         if not gating:
             self._open(inc, replica, now_ms)
+            if replica.due and not inc.running:
+                self.due[inc.id] = inc
             return
         replica.acked = acked = min(it.acked for it in gating)
         cuts = replica.cuts
@@ -1035,10 +1040,9 @@ class Standbys:
             if not waits:
                 continue
             silent_ms = now_ms - follower.progress_ms
-            joining = follower.phase < FollowerPhase.DUE
+            # One that is being fed for the first time holds nobody up, unless it is in the row.
+            joining = not follower.configured and not follower.gates
             limit = times.join_ms if joining else times.patience_ms
-            if follower.configured and joining:
-                limit = times.patience_ms
             limit += (len(follower.chunk) + follower.bytes) // 20_000
             if silent_ms >= limit:
                 cause = f"it has not answered for {silent_ms / 1000:g} s"
@@ -1336,14 +1340,15 @@ class Standbys:
             backup.keeping = message
             kept = self.port.keep_delta(backup.stream, message.number, True, message.state)
             if kept is not None:
-                reason = "" if kept else "its state cannot be kept"
+                reason = "" if kept is True else str(kept)
                 self.delta_kept(backup.stream, message.number, reason, now_ms)
             return
         if message.number <= backup.number:
             self._kept[backup.stream] = backup
         elif message.number == backup.number + 1:
-            if not self.port.keep_delta(backup.stream, message.number, False, message.state):
-                self._refuse(backup, "a change of its state cannot be kept")
+            kept = self.port.keep_delta(backup.stream, message.number, False, message.state)
+            if kept is not True:
+                self._refuse(backup, str(kept))
                 return
             self._take(backup, message, now_ms)
         # Else what comes before it is lost, and comes again.

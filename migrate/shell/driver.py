@@ -392,9 +392,10 @@ class Driver:
         sender = core.own
         if scope is not None and type(scope) is Scope and scope.driver is self:
             sender = scope.inc.sender
+            # Also of a cast: if a failover breaks the run off, it has to be made again as it was.
+            run = scope.run_id()
             if kind == CALL:
                 chain = scope.chain()
-                run = scope.run_id()
             else:
                 # A handler that waited for room in a mailbox could wait for itself.
                 wait = False

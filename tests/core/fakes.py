@@ -57,7 +57,7 @@ class Port:
         self.due: list[str] = []
         self.busy = False
         self.uncapturable = ""
-        self.keeps: bool | None = True
+        self.keeps: bool | str | None = True
         self.copies: list[str] = []
         self.adopted: list[tuple[str, str, bool]] = []
         self.streams_ended: list[str] = []
@@ -150,7 +150,7 @@ class Port:
     def keep_chunk(self, stream: str, number: int, state: bytes) -> None:
         self.chunks.append((stream, number, state))
 
-    def keep_delta(self, stream: str, number: int, first: bool, state: bytes) -> bool | None:
+    def keep_delta(self, stream: str, number: int, first: bool, state: bytes) -> bool | str | None:
         self.objects[stream] = state
         return self.keeps
 
