@@ -366,6 +366,8 @@ class Core:
                 self.standbys.cut_due(server, now_ms)
             case ("claim", server):
                 self.standbys.claim_timer(server, now_ms)
+            case ("oust", stream):
+                self.standbys.oust_timer(stream, now_ms)
             case ("sweep",):
                 self._sweep(now_ms)
                 self.set_timer(("sweep",), now_ms + self._sweep_ms())
@@ -378,6 +380,7 @@ class Core:
             if self.tombstones[server].until_ms > now_ms:
                 break
             del self.tombstones[server]
+        self.standbys.sweep(now_ms)
         servers: dict[ServerId, None] = {}
         for inc in self.hosted.values():
             for session in self._silent_sessions(inc, now_ms):
@@ -2637,7 +2640,8 @@ class Core:
             route.epoch = max(route.epoch, inc.row.epoch)
         source = self.delayed.pop(inc.id, None)
         if source is not None:
-            self._begin(source, now_ms)
+            self._queue.appendleft(source)
+            self.next_move(now_ms)
 
     def withdraw_move(self, transfer: TransferId, why: Withdraw, now_ms: int) -> None:
         """Give a move up, if that is still possible."""

@@ -230,6 +230,7 @@ class Follower:
         "acked",
         "bytes",
         "cause",
+        "checks",
         "chunk",
         "chunks",
         "configured",
@@ -260,6 +261,7 @@ class Follower:
         self.sent_bytes = 0
         self.sent_ms = now_ms
         self.progress_ms = now_ms  # since when it owes an answer, or its last one
+        self.checks = 0  # since then: whether it still has what it had
         self.leaving = False
         self.cause = ""
         self.chunks = 0
@@ -327,6 +329,10 @@ class Replica:
         """Those whose acknowledgement is waited for."""
         return [it for it in self.followers.values() if it.configured or it.gates]
 
+    def is_awaited(self) -> bool:
+        """Somebody has to have a whole cut before anything is acknowledged by all."""
+        return any(it.phase is FollowerPhase.DUE for it in self.followers.values())
+
     def settled(self) -> bool:
         """Nothing waits to be let out."""
         return not (self.uncut or self.unnoted or self.held or self.uncut_outs or self.outs)
@@ -353,11 +359,13 @@ class Backup:
 
     __slots__ = (
         "checked",
+        "checks",
         "chunks",
         "claim",
         "copy",
         "epoch",
         "follow",
+        "heard_ms",
         "image",
         "installing",
         "keeping",
@@ -371,7 +379,7 @@ class Backup:
         "version",
     )
 
-    def __init__(self, follow: Follow, owner: NodeId) -> None:
+    def __init__(self, follow: Follow, owner: NodeId, now_ms: int) -> None:
         self.follow = follow
         self.server = follow.server
         self.stream = follow.stream
@@ -391,6 +399,8 @@ class Backup:
         # is what takes over if the move comes to nothing.
         self.used_by: TransferId = ""
         self.copy: Incarnation | None = None
+        self.heard_ms = now_ms
+        self.checks = 0  # since then: whether it is wanted still
 
 
 class Standbys:
@@ -405,6 +415,8 @@ class Standbys:
         self.streams: dict[TransferId, ServerId] = {}  # of followers here
         self.suspected: dict[NodeId, None] = {}
         self.fences: dict[ServerId, int] = {}
+        # Former owners that may not know it: the node, the epoch they lost to, and how often told.
+        self.ousted: dict[TransferId, tuple[NodeId, int, int]] = {}
         self.due: dict[ServerId, Incarnation] = {}  # for a cut
         self._kept: dict[TransferId, Backup] = {}
         self._n = 0
@@ -463,9 +475,11 @@ class Standbys:
                 for out in session.outstanding.values():
                     out.leaves = NEVER
                     replica.uncut_outs.append((session, out))
-        for follower in replica.followers.values():
+        for follower in list(replica.followers.values()):
             if follower.node in self.core.dead:
                 self._lose(inc, follower, "its node died", now_ms)
+        if inc.replica is not None:
+            self._wake(inc, now_ms)
 
     def _gate(self, inc: Incarnation, replica: Replica) -> None:
         inc.gated = True
@@ -674,10 +688,10 @@ class Standbys:
         if replica is None:
             return
         if replica.mode is Mode.ASYNC and not inc.gated:
-            if not replica.due:
-                replica.due = True
-                if not replica.lag_since_ms:
-                    replica.lag_since_ms = now_ms
+            replica.due = True
+            if not replica.lag_since_ms:
+                replica.lag_since_ms = now_ms
+            if self.core.timers.due_ms(("cut", inc.id)) is None:
                 self.core.set_timer(("cut", inc.id), now_ms + self.times.async_cut_ms)
             return
         replica.due = True
@@ -697,7 +711,7 @@ class Standbys:
                     continue
                 if replica.unnoted:
                     replica.due = True
-                if len(replica.cuts) < self.times.cuts_max:
+                if len(replica.cuts) < self.times.cuts_max or replica.is_awaited():
                     self.cut(inc, now_ms)
                 if replica.unnoted and not inc.quiet():
                     self._note(inc, replica, now_ms)
@@ -883,9 +897,11 @@ class Standbys:
             message = unacked.popleft()
             if type(message) is Cut:
                 follower.bytes -= len(message.state)
-        follower.progress_ms = follower.sent_ms = now_ms
+        follower.sent_ms = now_ms
         if number <= follower.acked:
             return
+        follower.progress_ms = now_ms
+        follower.checks = 0
         follower.acked = number
         if not follower.configured and not follower.gates:
             # It has loaded the whole: the next cut is the one that it joins with.
@@ -972,6 +988,7 @@ class Standbys:
             if replica.uncut or replica.unnoted:
                 replica.held.append((0, replica.uncut + replica.unnoted))
                 replica.uncut, replica.unnoted = [], []
+            self._let_out(inc, replica, replica.acked, now_ms)
         if not replica.cuts and replica.due:
             replica.lag_since_ms = now_ms
 
@@ -1099,6 +1116,8 @@ class Standbys:
     def node_dead(self, node: NodeId, now_ms: int) -> None:
         """A node's process was seen dead."""
         self.suspected.pop(node, None)
+        for stream in [it for it, ousted in self.ousted.items() if ousted[0] == node]:
+            self._stepped_down(stream, node)
         for inc in self._owned():
             assert inc.replica is not None
             for follower in list(inc.replica.followers.values()):
@@ -1132,14 +1151,11 @@ class Standbys:
             case Cut():
                 self._on_cut(message, node, now_ms)
             case Step() | Note():
-                self._on_step(message, node)
+                self._on_step(message, node, now_ms)
             case Kept():
-                found = self._follower(message.stream, node)
-                if found is not None:
-                    inc, replica, follower = found
-                    self._kept_by(inc, replica, follower, message.number, now_ms)
+                self._on_kept(message, node, now_ms)
             case Follow():
-                self._on_follow(message, node)
+                self._on_follow(message, node, now_ms)
             case Following():
                 found = self._follower(message.stream, node)
                 if found is not None and found[2].phase is FollowerPhase.ASKED:
@@ -1152,6 +1168,17 @@ class Standbys:
                 self._on_keep_refused(message, node, now_ms)
             case Unfollow():
                 self._on_unfollow(message, node)
+
+    def _on_kept(self, message: Kept, node: NodeId, now_ms: int) -> None:
+        found = self._follower(message.stream, node)
+        if found is not None:
+            inc, replica, follower = found
+            self._kept_by(inc, replica, follower, message.number, now_ms)
+            return
+        inc_here = self.core.hosted.get(server_of(message.stream))
+        if inc_here is not None and not inc_here.holding and message.stream not in self.streams:
+            # It asks whether it is wanted still: its owner has forgotten it.
+            self.core.send(node, Unfollow(message.stream, inc_here.id))
 
     def _follower(
         self, stream: TransferId, node: NodeId
@@ -1237,6 +1264,7 @@ class Standbys:
         backup = self.coming.get(message.transfer)
         if backup is None or backup.owner != node:
             return
+        backup.heard_ms = now_ms
         if message.number < backup.chunks:
             self.core.send(node, ChunkTaken(backup.stream, message.number))
         elif message.number == backup.chunks and not backup.installing:
@@ -1258,10 +1286,11 @@ class Standbys:
 
     # ------------------------------------------------------------------ the standby
 
-    def _on_follow(self, follow: Follow, node: NodeId) -> None:
+    def _on_follow(self, follow: Follow, node: NodeId, now_ms: int) -> None:
         core = self.core
         known = self.coming.get(follow.stream) or self._valid(follow.stream)
         if known is not None:
+            known.heard_ms = now_ms
             if known.checked:
                 core.send(node, Following(follow.stream))
             return
@@ -1285,7 +1314,7 @@ class Standbys:
                 core.send(node, FollowRefused(follow.stream, "it follows a newer owner"))
                 return
             self._drop(other)
-        self.coming[follow.stream] = Backup(follow, node)
+        self.coming[follow.stream] = Backup(follow, node, now_ms)
         self.port.check_follow(follow)
 
     def follow_checked(self, stream: TransferId, version: int, refusal: str, now_ms: int) -> None:
@@ -1314,7 +1343,7 @@ class Standbys:
                 return backup
         return None
 
-    def _admit(self, message: Logged, node: NodeId) -> Backup | None:
+    def _admit(self, message: Logged, node: NodeId, now_ms: int) -> Backup | None:
         """The backup that a cut or step is for, if it is to be taken."""
         server = message.server
         backup = self.backups.get(server)
@@ -1337,10 +1366,12 @@ class Standbys:
             return None
         if message.epoch > backup.epoch:
             backup.epoch = message.epoch
+        backup.heard_ms = now_ms
+        backup.checks = 0
         return backup
 
     def _on_cut(self, message: Cut, node: NodeId, now_ms: int) -> None:
-        backup = self._admit(message, node)
+        backup = self._admit(message, node, now_ms)
         if backup is None:
             return
         if not backup.valid:
@@ -1389,8 +1420,8 @@ class Standbys:
         backup.kept_s = self.port.wall_s()
         self._kept[backup.stream] = backup
 
-    def _on_step(self, message: Step | Note, node: NodeId) -> None:
-        backup = self._admit(message, node)
+    def _on_step(self, message: Step | Note, node: NodeId, now_ms: int) -> None:
+        backup = self._admit(message, node, now_ms)
         if backup is None or not backup.valid:
             return
         if message.number == backup.number + 1:
@@ -1404,7 +1435,8 @@ class Standbys:
 
     def _refuse(self, backup: Backup, reason: str) -> None:
         """It has nothing of this stream any more."""
-        self.core.send(backup.owner, KeepRefused(backup.stream, 0, reason))
+        if backup.owner and backup.owner not in self.core.dead:
+            self.core.send(backup.owner, KeepRefused(backup.stream, 0, reason))
         self._drop(backup)
 
     def _drop(self, backup: Backup) -> None:
@@ -1416,6 +1448,7 @@ class Standbys:
         self.port.end_stream(backup.stream)
 
     def _on_unfollow(self, message: Unfollow, node: NodeId) -> None:
+        self._stepped_down(message.stream, node)
         backup = self.coming.get(message.stream) or self._valid(message.stream)
         if backup is not None and backup.owner == node:
             # NB: also while it claims the server: the row says that it may not, if it may not.
@@ -1423,15 +1456,70 @@ class Standbys:
                 self._drop(backup)
 
     def _on_keep_refused(self, message: KeepRefused, node: NodeId, now_ms: int) -> None:
-        found = self._follower(message.stream, node)
-        if found is None:
-            return
-        inc, _, follower = found
-        if message.epoch > inc.row.epoch:
+        inc = self.core.hosted.get(server_of(message.stream))
+        if inc is not None and message.epoch > inc.row.epoch:
             # It is about to take over, or did; the row tells. It may yet fail to.
             self.port.read_standby_row(inc.id)
-        elif not message.epoch:
-            self._lose(inc, follower, message.reason, now_ms)
+            return
+        found = self._follower(message.stream, node)
+        if message.epoch:
+            self.core.send(node, Unfollow(message.stream, server_of(message.stream)))
+        elif found is not None:
+            self._lose(found[0], found[2], message.reason, now_ms)
+
+    # -- what nobody says
+
+    def sweep(self, now_ms: int) -> None:
+        """A backup that its owner is silent about may not be wanted any more, and one that nothing
+        is sent to may be gone. The longer all is well the less often it is asked about.
+        """
+        silent_ms = 2 * self.times.join_ms
+        for inc in self._owned():
+            replica = inc.replica
+            assert replica is not None
+            for follower in replica.followers.values():
+                idle = follower.phase is FollowerPhase.FED and not follower.unacked
+                if idle and now_ms - follower.progress_ms > silent_ms << min(follower.checks, 8):
+                    follower.checks += 1
+                    if follower.node != JOURNAL:
+                        again = Note(follower.stream, inc.id, inc.row.epoch, follower.acked, [])
+                        self.core.send(follower.node, again)
+        for backup in [it for it in self.coming.values() if now_ms - it.heard_ms > silent_ms]:
+            if backup.keeping is None and not backup.installing:
+                self._drop(backup)
+        for backup in self.backups.values():
+            if now_ms - backup.heard_ms > silent_ms << min(backup.checks, 8):
+                backup.checks += 1
+                self.port.read_standby_row(backup.server)
+
+    def _check(self, backup: Backup, row: Row | None, now_ms: int) -> None:
+        """Look whether a backup is wanted, by its row."""
+        if row is None or row.state is RowState.LOST:
+            self._drop(backup)
+        elif self.core.node in row.standbys:
+            if self._is_gone(row.owner):
+                self.consider(backup.server, now_ms)
+        elif row.owner != backup.owner:
+            self._drop(backup)
+        else:
+            # It may be about to be named there. Only the owner knows.
+            self.core.send(backup.owner, Kept(backup.stream, backup.epoch, backup.number))
+
+    def oust_timer(self, stream: TransferId, now_ms: int) -> None:
+        """Tell a former owner again that it is none."""
+        ousted = self.ousted.get(stream)
+        if ousted is not None:
+            node, epoch, times = ousted
+            self.ousted[stream] = (node, epoch, times + 1)
+            self.core.send(node, KeepRefused(stream, epoch, "another owner has taken over"))
+            wait_ms = self.times.repeat_ms << min(times, 8)
+            self.core.set_timer(("oust", stream), now_ms + wait_ms)
+
+    def _stepped_down(self, stream: TransferId, node: NodeId) -> None:
+        ousted = self.ousted.get(stream)
+        if ousted is not None and ousted[0] == node:
+            del self.ousted[stream]
+            self.core.cancel_timer(("oust", stream))
 
     # -- taking over
 
@@ -1441,8 +1529,16 @@ class Standbys:
     def consider(self, server: ServerId, now_ms: int) -> None:
         """The owner of a server that this node has a copy of may be gone."""
         backup = self.backups.get(server)
-        if backup is not None and backup.claim is None:
+        if backup is None:
+            if server in self.core.hosted or server in self.core.arriving:
+                return
+            # The row may name this node, which has lost its copy: nobody should wait for it.
+            husk = Follow("", server, 0, "", 0, False, "")
+            backup = self.backups[server] = Backup(husk, "", now_ms)
+        if backup.claim is None:
             backup.claim = Claim()
+            if not backup.valid:
+                backup.claim.unfit = "it has no copy"
             self.port.read_standby_row(server)
 
     def standby_row(self, server: ServerId, event: RowRead, now_ms: int) -> None:
@@ -1459,6 +1555,8 @@ class Standbys:
                 self._claim_later(server, now_ms)
             else:
                 self._claim(backup, claim, row, event.rev, now_ms)
+        elif backup is not None and claim is None and event.known:
+            self._check(backup, row, now_ms)
         self.core.flush(now_ms)
 
     def _claim_later(self, server: ServerId, now_ms: int) -> None:
@@ -1486,9 +1584,12 @@ class Standbys:
         if not self._is_gone(row.owner) or core.node not in row.standbys:
             self._stand_by(backup, claim, row)
             return
-        if row.state is RowState.COMMITTED and row.previous and not self._is_gone(row.previous):
-            self._claim_later(backup.server, now_ms)  # Its source may take it back.
+        if claim.unfit and row.owner not in core.dead:
+            # A living owner will find out, and is the only one who changes its row.
+            self._stand_by(backup, claim, row)
             return
+        # NB: also a row that is COMMITTED, whose source may be about to take it back: what the source
+        # has is here too, and one of the two swaps wins.
         claim.row, claim.rev = row, rev
         # Fence first: from here on nothing of this epoch is acknowledged.
         self.fences[backup.server] = max(self.fences.get(backup.server, 0), row.epoch + 1)
@@ -1504,9 +1605,9 @@ class Standbys:
     def _stand_by(self, backup: Backup, claim: Claim, row: Row) -> None:
         """There is nothing to take over (any more)."""
         backup.claim = None
-        if claim.host is not None or self.core.node not in row.standbys:
+        if claim.host is not None or self.core.node not in row.standbys or not backup.valid:
             # Used up, or not one of this configuration; a living owner feeds it anew.
-            self._drop(backup)
+            self._refuse(backup, "what it had is used up")
 
     def backup_loaded(self, server: ServerId, host: object, reason: str, now_ms: int) -> None:
         """The answer to `Port.load_backup`: a host, or why there is none."""
@@ -1522,6 +1623,11 @@ class Standbys:
             claim.unfit = reason or "it cannot be loaded"
             me = self.core.node
             self.port.standbys_changed(server, me, Changed.UNFIT, claim.unfit)
+            if claim.row is not None and claim.row.owner not in self.core.dead:
+                # A living owner is the only one who changes its row; it is told.
+                self._refuse(backup, claim.unfit)
+                self.core.flush(now_ms)
+                return
         else:
             claim.host = host
         self._swap(backup, claim)
@@ -1582,7 +1688,11 @@ class Standbys:
         self._kept.pop(backup.stream, None)
         self.core.cancel_timer(("claim", backup.server))
         self.port.end_stream(backup.stream)
-        cause = f"its owner {node_name(backup.owner)} is gone"
+        former = claim.row.owner if claim.row is not None else backup.owner
+        cause = f"its owner {node_name(former)} is gone"
+        if former not in core.dead:
+            self.ousted[backup.stream] = (former, row.epoch, 0)
+            self.oust_timer(backup.stream, now_ms)
         core.take_over(inc, now_ms)
         self.port.begin(inc, "on_promote")
         self.port.standbys_changed(inc.id, core.node, Changed.PROMOTED, cause)
@@ -1654,6 +1764,11 @@ class Standbys:
             self._drop(backup)
         for other in [it for it in self.coming.values() if it.server == server]:
             self._drop(other)
+
+
+def server_of(stream: TransferId) -> ServerId:
+    """Whose stream it is."""
+    return stream.rsplit("/", 3)[0]
 
 
 def _rolled_back(record: StateRecord) -> StateRecord:

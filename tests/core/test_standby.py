@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from msgspec import structs
 
 from migrate.core import directory
 from migrate.core.actions import CheckClass, DecodeState, EncodeState, SwapRow
@@ -31,15 +33,18 @@ from migrate.core.messages import (
     ERROR,
     OK,
     Cut,
+    Follow,
     KeepRefused,
     Kept,
     Message,
     Moved,
+    Prepare,
     Receipt,
     Reply,
+    Unfollow,
 )
 from migrate.core.node import Core
-from migrate.core.standby import Changed
+from migrate.core.standby import Changed, FollowerPhase
 from tests.core.fakes import CLIENT, NOW, SERVER, A, B, C, Port, core, env, host
 
 OTHER = "other"
@@ -690,3 +695,176 @@ def test_messages_of_no_stream_here_are_refused() -> None:
     world.cores[B].receive(A, [cut_of], world.now_ms)
     (node, refused), *_ = world.ports[B].take()
     assert node == A and isinstance(refused, KeepRefused) and refused.epoch == 0
+
+
+# -- what the simulator found
+
+
+def test_a_new_owner_asks_its_standbys_again_if_the_first_time_is_lost() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    world.dropped = [Follow]
+    world.kill(A)
+    world.dropped = []
+    world.later(500)
+    owner = world.row().owner
+    assert world.row().standbys == (C if owner == B else B,)
+    world.send(owner, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_a_standby_that_has_lost_its_copy_takes_itself_out_of_the_row_of_a_dead_owner() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.cores[B].standbys.backups.clear()
+    world.kill(A)
+    rows = list(world.rows.values())
+    world.cores[B].burials(A, rows, world.now_ms)
+    world.run()
+    assert world.row().owner == A and world.row().standbys == ()
+    assert world.cores[B].may_bury(world.row())
+    assert not world.cores[B].standbys.backups
+
+
+def test_a_standby_that_was_not_told_that_it_is_none_finds_out() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.dropped = [Unfollow]
+    world.replicate()
+    world.dropped = []
+    assert SERVER in world.cores[B].standbys.backups
+    world.later(60_000)
+    assert not world.cores[B].standbys.backups
+    assert SERVER in world.ports[B].streams_ended[-1]
+
+
+def test_a_backup_of_a_server_that_is_gone_is_dropped_and_one_in_the_row_is_kept() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.later(200_000)
+    assert world.cores[B].standbys.backups and world.row().standbys == (B,)
+    world.cores[A].stop(SERVER, world.now_ms)
+    world.dropped = [Unfollow]
+    del world.rows[SERVER]
+    world.cores[A].removal_ended(SERVER, SwapOutcome.DONE, world.now_ms)
+    world.later(200_000)
+    assert not world.cores[B].standbys.backups
+
+
+def test_an_idle_standby_that_has_lost_its_copy_is_found_out() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    world.cores[B].standbys.backups.clear()
+    world.later(60_000)
+    assert (B, Changed.LOST) in world.ports[A].changed
+    assert world.row().standbys == ()
+
+
+def test_an_owner_that_nobody_calls_is_told_of_its_successor_until_it_hears_it() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.silent.add(A)
+    world.cores[B].standbys.node_suspected(A, world.now_ms)
+    world.run()
+    assert world.row().owner == B
+    world.later(1_000)
+    world.silent.clear()
+    assert SERVER in world.cores[A].hosted
+    world.later(10_000)
+    assert SERVER not in world.cores[A].hosted
+    assert not world.cores[B].standbys.ousted
+
+
+def test_who_cannot_load_what_it_has_leaves_the_row_of_a_living_owner_alone() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    at, port = world.cores[B], world.ports[B]
+    at.standbys.node_suspected(A, world.now_ms)
+    port.reads.clear()
+    at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+    port.loads.clear()
+    at.standbys.backup_loaded(SERVER, None, "a module is missing", world.now_ms)
+    assert not port.swaps
+    world.run()
+    assert world.row().owner == A and world.row().standbys == ()
+    assert SERVER in world.cores[A].hosted
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_a_standby_that_is_waited_for_gets_its_whole_cut_however_many_cuts_are_on_the_way() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    world.kill(A)
+    # One of the two took over. Another one is to stand by, too, and is quicker than the first.
+    owner = world.row().owner
+    at = world.cores[owner]
+    inc = at.hosted[SERVER]
+    replica = inc.replica
+    assert replica is not None
+    replica.cuts.extend([90, 91])
+    (follower,) = replica.followers.values()
+    follower.phase = FollowerPhase.DUE
+    at.standbys.cut_soon(inc, world.now_ms)
+    world.run()
+    at.flush(world.now_ms)
+    assert follower.phase is FollowerPhase.FED
+
+
+def test_a_standby_takes_over_although_a_move_was_not_confirmed_yet() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.replicate(B)
+    world.rows[SERVER] = (
+        structs.replace(directory.committed(inc.row, C, "t", 1), previous=A),
+        99,
+    )
+    at = world.cores[B]
+    for name in (A, B):
+        world.cores[name].node_dead(C, world.now_ms)
+    world.silent.add(C)
+    at.burials(C, list(world.rows.values()), world.now_ms)
+    world.run()
+    assert world.row().owner == B
+
+
+def test_what_an_asynchronous_server_held_back_leaves_when_its_standbys_have_caught_up() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(100)
+    replica = inc.replica
+    assert replica is not None
+    inc.gated = True
+    replica.unnoted.append((CLIENT, Reply("session", 1, OK, b"")))
+    world.cores[A].standbys._catch_up(inc, replica, world.now_ms)
+    world.run()
+    assert len(world.replies()) == 1 and not replica.held
+
+
+def test_moves_that_waited_for_standbys_keep_to_the_limit_of_moves() -> None:
+    world = World(A, B)
+    at = world.cores[A]
+    inc = world.own(A)
+    world.own(A, OTHER)
+    world.replicate(B)
+    most = at.options.moves_max
+    at.options = dataclasses.replace(at.options, moves_max=1)
+    world.deaf.add(A)
+    world.replicate()
+    at.move(SERVER, B, "t1", False, "", world.now_ms)
+    at.move(OTHER, B, "t2", False, "", world.now_ms)
+    assert SERVER in at.delayed and list(at.moves_out) == ["t2"] and most > 1
+    world.dropped = [Prepare]
+    world.deaf.clear()
+    world.run()
+    assert inc.row.standbys == ()
+    assert list(at.moves_out) == ["t2"] and not at.delayed
