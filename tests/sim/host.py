@@ -73,10 +73,14 @@ class Op(Struct, frozen=True, array_like=True):
 
 
 class Settled(Struct, frozen=True, array_like=True):
-    """What a call returns: whose request took which place in the server's history."""
+    """What a call returns: whose request took which place in the server's history.
+
+    Of a read: how long the history was, and what its last place is `seen` to hold.
+    """
 
     uid: str
     place: int
+    seen: str = ""
 
 
 class Frozen(Struct, array_like=True):

@@ -55,11 +55,13 @@ GUARANTEES = {
         "hops",
         "generations",
         "told",
+        "cuts",
     ),
     1: (
         "own answer",
         "answered once",
         "one history",
+        "linear",
         "exactly once",
         "at most once",
         "nothing lost",
@@ -74,7 +76,7 @@ GUARANTEES = {
     6: ("bounded", "storm", "look-ups"),
 }
 """Names of the checkers, by guarantee of DESIGN section 4; 0: what all of them rest on, and the
-rules of going back in time (`backups.py`).
+rules of going back in time (`backups.py`) and of standbys (`standbys.py`).
 
 Of guarantee 5, calls that are pending are followed by `liveness` and those of guarantee 1, refs
 by both, and monitors are nothing but the row's changes, which `epochs rise` looks at.

@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING
 from migrate.core.ids import NodeId, node_name
 from migrate.core.messages import (
     Acked,
+    Cut,
     Envelope,
+    KeepRefused,
+    Kept,
     Message,
     Moved,
+    Note,
     NotHere,
     Receipt,
     Reply,
+    Step,
     WaitProbe,
 )
 
@@ -48,8 +53,14 @@ def describe(message: Message) -> str:
             return f"acked {message.session} below={message.acked_below} final={message.final}"
         case Moved() | NotHere() | WaitProbe():
             return repr(message)
+        case Cut() | Step() | Note() | Kept():
+            kind = type(message).__name__.lower()
+            return f"{kind} {message.stream} e={message.epoch} n={message.number}"
+        case KeepRefused():
+            return repr(message)
         case _:
-            return f"{type(message).__name__} {getattr(message, 'transfer', '')}"
+            name = getattr(message, "transfer", "") or getattr(message, "stream", "")
+            return f"{type(message).__name__} {name}"
 
 
 class Network:
