@@ -15,7 +15,8 @@ for the answer, waits for the cut after it. Handlers go on meanwhile.
 
 Joining. A standby is asked (Follow), gets what is large ahead in chunks, then a whole cut, which it
 loads for a trial. From the next cut on it is waited for; once it has acknowledged that one, the
-owner asks for the swap that puts it into the row. So when the row names it, it has all that was ever let out.
+owner asks for the swap that puts it into the row. So when the row names it, it has all that was
+ever let out.
 
 Leaving. A standby that is dead, silent for too long, or not wanted, is taken out of the row by a
 swap too. Until that has taken effect, what waits for it goes on waiting.
@@ -1588,8 +1589,8 @@ class Standbys:
             # A living owner will find out, and is the only one who changes its row.
             self._stand_by(backup, claim, row)
             return
-        # NB: also a row that is COMMITTED, whose source may be about to take it back: what the source
-        # has is here too, and one of the two swaps wins.
+        # NB: also a row that is COMMITTED, whose source may be about to take it back: what the
+        # source has is here too, and one of the two swaps wins.
         claim.row, claim.rev = row, rev
         # Fence first: from here on nothing of this epoch is acknowledged.
         self.fences[backup.server] = max(self.fences.get(backup.server, 0), row.epoch + 1)

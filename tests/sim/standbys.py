@@ -383,14 +383,16 @@ class StandbyNode(KeepingNode):
             copy = self.kept[stream] = Copy(stream.partition("/")[0], 0)
         return copy
 
-    def keep_delta(self, stream: TransferId, number: int, first: bool, state: bytes) -> bool | None:
+    def keep_delta(
+        self, stream: TransferId, number: int, first: bool, state: bytes
+    ) -> bool | str | None:
         """`Port.keep_delta`."""
         world = self.world
         server = stream.partition("/")[0]
         self._point("keep first" if first else "keep", server)
         if self._happens(world.settings.keep_fails):
             world.counts["keep fails"] += 1
-            return False
+            return "cannot be kept"
         copy = self._kept_copy(stream)
         part = _part.decode(state)
         if (part.had, part.had_told) != (len(copy.items), len(copy.told)):
