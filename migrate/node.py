@@ -51,6 +51,7 @@ from migrate.shell.gateway import Gateway
 from migrate.shell.host import Hosted, open_methods
 from migrate.shell.load import INTERVAL_S, Meter
 from migrate.shell.membership import Membership, NodeRow, describe
+from migrate.shell.standby_verbs import StandbyVerbs, mode_name
 from rpc.errors import RpcError
 from rpc.grpc_channel import split_address
 from rpc.handshake import PeerInfo
@@ -94,8 +95,9 @@ class Node(Peer):
         advertise: host:port under which others reach it, where that is not the address it listens
             on; port 0 stands for the one it listens on.
 
-    Closing it stops the servers that it still owns (`on_stop` runs); drain it first to keep
-    them. Leaving the context waits for that.
+    Closing it stops the servers that it still owns (`on_stop` runs), but for those that have a
+    standby, which go on there; drain it first to keep them all. Leaving the context waits for
+    that.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Node(Peer):
         self._clock_heard = asyncio.Event()
         self._stops: dict[ServerId, asyncio.Future[None]] = {}
         self._checkpoints = CheckpointVerbs(self, Elsewhere)
+        self._standbys = StandbyVerbs(self, Elsewhere)
         self._services: list[Callable[[grpc.aio.Server], None]] = [self._gateway.add_to]
 
     # ------------------------------------------------------------------ life
@@ -179,6 +182,7 @@ class Node(Peer):
         links = self._open(DirectoryRows(self._directory), me, self._link_options(), self._listen)
         self._driver.on_stopped(self._finish_stop)
         self._driver.on_checkpoint_due(self._checkpoints.planned)
+        self._driver.on_standbys_changed(self._standbys.changed)
         try:
             self._address = await links.listen(self._listen, self._services, self._advertise)
             if split_address(self._address)[0] in ("0.0.0.0", "::"):
@@ -223,6 +227,7 @@ class Node(Peer):
         self._draining = True
         core.withdraw_moves(f"node {self._name} is closing", self._driver.now_ms())
         self._flush()
+        await self._leave_to_standbys()
         stops = [self._stop_here(server) for server in list(core.hosted)]
         results = await asyncio.gather(*stops, return_exceptions=True)
         for result in results:
@@ -230,6 +235,22 @@ class Node(Peer):
                 log.error("a server could not be stopped", exc_info=result)
         await self._membership.leave()
         await self._release()
+
+    async def _leave_to_standbys(self) -> None:
+        """Servers that have standbys go on at one of them."""
+        core = self._driver.core
+
+        async def leave(inc: Incarnation) -> None:
+            target = self._drain_standby(inc.id)
+            if target is None:
+                return
+            try:
+                await self._move_from_here(inc.id, target)
+            except MigrateError as error:
+                log.info("server %s does not go to its standby: %s", inc.id, error)
+
+        replicated = [inc for inc in core.hosted.values() if inc.row.standbys]
+        await asyncio.gather(*map(leave, replicated))
 
     async def _release(self) -> None:
         await self._close()
@@ -257,6 +278,7 @@ class Node(Peer):
         """See `Watcher`."""
         if self._links is not None and self._state == "open":
             self._links.dial(row.address, row.id)
+            self._standbys.nodes_changed()
 
     def link_up(self, peer: PeerInfo) -> None:
         """See `LinkHandler`: the other side need not wait for the next round of figures."""
@@ -279,11 +301,14 @@ class Node(Peer):
 
     def suspected(self, node: NodeId) -> None:
         """See `Watcher`."""
-        log.debug("node %s suspects %s", self._name, node)
+        self._driver.core.standbys.node_suspected(node, self._driver.now_ms())
+        self._flush()
 
     def heard(self, node: NodeId) -> None:
         """See `Watcher`."""
-        log.debug("node %s hears %s again", self._name, node)
+        self._driver.core.standbys.node_heard(node, self._driver.now_ms())
+        self._flush()
+        self._standbys.nodes_changed()
 
     def forgotten(self) -> None:
         """See `Watcher`: no row is touched; what was here is lost, as others have been told."""
@@ -358,7 +383,12 @@ class Node(Peer):
                 self._peers.send(node, load)
 
     def _heard(self, node: NodeId, load: Load) -> None:
+        admitted, drained = self._meter.admits(node), self._meter.is_draining(node)
         self._meter.hear(node, load)
+        if load.draining and not drained:
+            self._standbys.node_leaves(node)
+        elif self._meter.admits(node) and not admitted:
+            self._standbys.nodes_changed()
 
     async def _least_loaded(self) -> NodeId:
         self._tell_load()
@@ -428,6 +458,11 @@ class Node(Peer):
                 return await self._checkpoints.fork(*args)
             case "adopt":
                 return await self._checkpoints.adopt(*args)
+            case "replicate":
+                await self._standbys.replicate(*args)
+                return self._server_info(self._owned(args[0]))
+            case "standby_news":
+                return self._standbys.news(*args)
             case "info":
                 return self._server_info(self._owned(*args))
             case "servers":
@@ -504,6 +539,9 @@ class Node(Peer):
             epoch=row.epoch,
             version=row.version,
             mailbox=len(inc.mailbox),
+            standbys=tuple(sorted(map(node_name, row.standbys))),
+            mode=mode_name(row.mode) if row.standbys else None,
+            followers=self._standbys.infos(inc),
             moving=self._driver.progress(row.server),
         )
 
@@ -571,6 +609,7 @@ class Node(Peer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         name: str | None,
+        standbys: tuple[tuple[str, ...], int, str] | None = None,
     ) -> Any:
         self._check_admits()
         spec = spec_of(cls)
@@ -610,6 +649,12 @@ class Node(Peer):
                 driver.core.background(inc, -1, driver.now_ms())
         driver.core.started(server, driver.now_ms())
         self._flush()
+        if standbys is not None:
+            try:
+                await self._standbys.replicate(server, *standbys)
+            except BaseException:
+                await self._stop_here(server)
+                raise
         return ref
 
     async def _check_name_free(self, name: str) -> None:
@@ -854,9 +899,18 @@ class Node(Peer):
 
     async def _drain_one(self, server: ServerId) -> MoveReport | None:
         try:
-            return await self._move_from_here(server, await self._drain_target())
+            target = self._drain_standby(server) or await self._drain_target()
+            return await self._move_from_here(server, target)
         except Elsewhere:
             return None
+
+    def _drain_standby(self, server: ServerId) -> NodeId | None:
+        """A node that has the server's state already, if it takes servers."""
+        inc = self._driver.core.hosted.get(server)
+        for node in inc.row.standbys if inc is not None else ():
+            if node in self._membership.nodes and self._meter.admits(node):
+                return node
+        return None
 
     async def _drain_target(self) -> NodeId:
         others = [node for node in self._membership.nodes if node != self._id]

@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from migrate.errors import UsageError
@@ -45,15 +45,20 @@ class SpawnOptions:
         name: Name to register in the directory; None: the server has only its id.
         on: Name of the node to spawn on, or `LEAST_LOADED`; None: the node asked.
         near: Ref of a server whose node is to be chosen; excludes `on`.
+        standbys: Hot standbys: how many, or the names of their nodes; see `replicate`. The
+            spawn returns when they are in sync, or fails.
+        standby_mode: How they follow, see `replicate`.
 
     Raises:
         UsageError: Both `on` and `near` are given, or a name is empty, too long
-            or not a string.
+            or not a string; `standbys` or `standby_mode` is something else.
     """
 
     name: str | None = None
     on: NodeChoice | None = None
     near: Ref[Any] | None = None
+    standbys: int | Sequence[str] = ()
+    standby_mode: Literal["sync", "async"] = "sync"
 
     def __post_init__(self) -> None:
         if self.on is not None and self.near is not None:
@@ -64,6 +69,7 @@ class SpawnOptions:
         _check_name("name", self.name)
         if not isinstance(self.on, Placement):
             _check_name("on", self.on)
+        checked_standbys(self.standbys, self.standby_mode)
 
 
 # Names travel in every lookup and are keys of the directory, so they are bounded.
@@ -81,6 +87,40 @@ def _check_name(field: str, value: object) -> None:
         )
     if not value.isprintable():
         raise UsageError(f"SpawnOptions({field}={value!r}) has characters that cannot be printed")
+
+
+STANDBYS_MAX: Final = 16
+"""Each costs the owner a copy of every change, and every reply waits for the slowest."""
+
+
+def checked_standbys(given: object, mode: object) -> tuple[tuple[str, ...], int]:
+    """A wish for standbys as verbs take it.
+
+    Returns:
+        Names of nodes, or none; how many on any nodes, or 0.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if mode not in ("sync", "async"):
+        raise UsageError(f'the mode of standbys is "sync" or "async", not {mode!r}')
+    if isinstance(given, int) and not isinstance(given, bool):
+        if not 0 <= given <= STANDBYS_MAX:
+            raise UsageError(f"0 to {STANDBYS_MAX} standbys can be asked for, not {given}")
+        return (), given
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UsageError(
+            f"standbys are given as a list of nodes' names, or as how many; not as {given!r}"
+        )
+    names = tuple(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"a node's name is a string, not {name!r}")
+    if len(set(names)) != len(names):
+        raise UsageError(f"a node can stand by only once: {', '.join(names)}")
+    if len(names) > STANDBYS_MAX:
+        raise UsageError(f"0 to {STANDBYS_MAX} standbys can be asked for, not {len(names)}")
+    return names, 0
 
 
 def _option(default: float, low: float, high: float = math.inf) -> Any:
@@ -206,6 +246,10 @@ class NodeOptions:
     """How long a node whose lease has run out must stay silent, while the directory answers,
     before a standby asks for what it owned: time for a node that was cut off from the directory
     to take a new lease. A process whose death is seen is not waited for."""
+
+    standby_patience_s: float = _option(2.0, 0.05)
+    """A standby that is silent for this long, though changes wait for its acknowledgement, is
+    taken out of the set: how long a standby that hangs can hold back the replies."""
 
     async_lag_s: float = _option(1.0, 0.001)
     """An owner with async standbys lets out no more while the oldest change that one of them

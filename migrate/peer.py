@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -31,11 +34,18 @@ from migrate.errors import (
     ServerNotFound,
     UsageError,
 )
-from migrate.options import LEAST_LOADED, NodeChoice, NodeOptions, Placement, SpawnOptions
+from migrate.options import (
+    LEAST_LOADED,
+    NodeChoice,
+    NodeOptions,
+    Placement,
+    SpawnOptions,
+    checked_standbys,
+)
 from migrate.ref import Ref, RefObject, class_info, runtime_closed, runtime_opened
 from migrate.reports import CheckpointInfo, Event, MoveReport, NodeInfo, ServerInfo
 from migrate.shell import checkpoints, stores, wire
-from migrate.shell.asks import Asks
+from migrate.shell.asks import CHANGES, Asks
 from migrate.shell.directories.base import DirectoryError
 from migrate.shell.driver import Driver, FailPoints, Rows
 from migrate.shell.membership import NodeRow
@@ -64,6 +74,9 @@ FIND_S: Final = 15.0
 EVERY_MIN_S: Final = 0.1
 EVERY_MAX_S: Final = 366 * 86400.0
 """Bounds of the time between checkpoints that are taken again and again."""
+
+SILENT_S: Final = 2.0
+"""How long an owner is silent before the directory is asked whether it still is the owner."""
 
 NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -338,7 +351,7 @@ class Peer(abc.ABC):
         while True:
             row = await self._read(server)
             try:
-                return await self._asks.ask(row.owner, verb, server, *args)
+                return await self._ask_owner(row, verb, args)
             except (Elsewhere, NodeNotFound) as error:
                 if isinstance(error, NodeNotFound) and error.node != node_name(row.owner):
                     raise
@@ -352,6 +365,25 @@ class Peer(abc.ABC):
                     ) from error
             await asyncio.sleep(wait_s)
             wait_s = min(0.2, wait_s * 2)
+
+    async def _ask_owner(self, row: Row, verb: str, args: tuple[Any, ...]) -> Any:
+        """Ask the owner in a row, for as long as it is the owner.
+
+        Raises:
+            Elsewhere: It is not, and never answered.
+        """
+        asking = asyncio.ensure_future(self._asks.ask(row.owner, verb, row.server, *args))
+        try:
+            while not (await asyncio.wait([asking], timeout=SILENT_S))[0]:
+                # It may be busy; or silent, and a standby has taken over.
+                now = row
+                with contextlib.suppress(DirectoryError, MigrateError):
+                    now = await self._read(row.server)
+                if now.owner != row.owner and verb not in CHANGES:
+                    raise Elsewhere(f"server {row.server} has another owner", server=row.server)
+            return asking.result()
+        finally:
+            asking.cancel()
 
     def _ref(self, row: Row) -> Any:
         info = class_info(row.cls, row.methods)
@@ -380,7 +412,9 @@ class Peer(abc.ABC):
             target = await self._choose(options.on)
         request = f"spawn/{secrets.token_hex(12)}"
         try:
-            return await self._asks.ask(target, "spawn", request, cls, args, kwargs, options.name)
+            return await self._asks.ask(
+                target, "spawn", request, cls, args, kwargs, options.name, *_standbys_of(options)
+            )
         except SerializerError as error:
             raise wire.unpackable(
                 "the class or a constructor's argument", error, Outcome.NOT_DONE
@@ -395,12 +429,10 @@ class Peer(abc.ABC):
         options: SpawnOptions | None = None,
         **kwargs: Any,
     ) -> Any:
-        name = None
-        if options is not None:
-            if options.on not in (None, LEAST_LOADED) or options.near is not None:
-                raise UsageError("spawn_lb chooses the node itself; use spawn with on= or near=")
-            name = options.name
-        chosen = SpawnOptions(name=name, on=LEAST_LOADED)
+        options = options or SpawnOptions()
+        if options.on not in (None, LEAST_LOADED) or options.near is not None:
+            raise UsageError("spawn_lb chooses the node itself; use spawn with on= or near=")
+        chosen = dataclasses.replace(options, on=LEAST_LOADED)
         spawn: Any = self.spawn
         return await spawn(cls, *args, options=chosen, **kwargs)
 
@@ -548,11 +580,13 @@ class Peer(abc.ABC):
                     if now.state is RowState.LOST:
                         yield Event("lost", server, node_name(now.owner), now.epoch, now.cause)
                         return
-                    if now.generation != row.generation:
+                    for event in await self._standby_events(ref, row, now):
+                        yield event
+                    if now.generation != row.generation and now.owner not in row.standbys:
                         node = node_name(now.owner)
                         yield Event("restored", server, node, now.epoch, now.cause)
                     elif now.owner != row.owner and now.epoch > row.epoch:
-                        yield Event("moved", server, node_name(now.owner), now.epoch, "")
+                        yield _new_owner(row, now)
                     if now.owner != row.owner and rounds is not None:
                         rounds.cancel()  # It waits where the server was.
                         rounds = None
@@ -561,6 +595,27 @@ class Peer(abc.ABC):
             for waiting in (rows, rounds):
                 if waiting is not None and not waiting.cancel() and not waiting.cancelled():
                     waiting.exception()  # Nobody asks for it any more.
+
+    async def _standby_events(self, ref: Any, row: Row, now: Row) -> list[Event]:
+        """What a change of a row says of standbys; why one went, its owner is asked."""
+        joined = [n for n in now.standbys if n not in row.standbys and n != row.owner]
+        lost = [n for n in row.standbys if n not in now.standbys and n != now.owner]
+        if now.owner != row.owner or not (joined or lost):
+            return []
+        causes: dict[str, str] = {}
+        if lost:
+            try:
+                news = await self._asks.ask(now.owner, "standby_news", row.server, timeout_s=1.0)
+                causes = {node: cause for node, what, cause in news if what != "joined"}
+            except MigrateError as error:
+                log.debug("why a standby went is not told: %s", error)
+        node, epoch = node_name(now.owner), now.epoch
+        told = [Event("standby_joined", row.server, node, epoch, node_name(n)) for n in joined]
+        for name in map(node_name, lost):
+            cause = causes.get(name, "")
+            text = f"{name}: {cause}" if cause else name
+            told.append(Event("standby_lost", row.server, node, epoch, text))
+        return told
 
     async def _rounds(self, ref: Any, seen: tuple[str, int]) -> Any:
         """Wait for rounds of a move of a server; None after a while without any."""
@@ -577,10 +632,16 @@ class Peer(abc.ABC):
         """Wait for changes of a row after `rev` (0: from now on); may be empty after a while."""
 
     async def replicate(
-        self, ref: Ref[Any], nodes: Sequence[str], *, mode: Literal["sync", "async"] = "sync"
+        self,
+        ref: Ref[Any],
+        nodes: int | Sequence[str],
+        *,
+        mode: Literal["sync", "async"] = "sync",
     ) -> ServerInfo:
-        """See `Verbs.replicate`; not in this release."""
-        raise _later("replicate")
+        """See `Verbs.replicate`."""
+        names, count = checked_standbys(nodes, mode)
+        info: ServerInfo = await self._at_owner(ref, "replicate", names, count, mode)
+        return info
 
     async def checkpoint(
         self,
@@ -638,6 +699,24 @@ class Peer(abc.ABC):
     async def rebalance(self) -> list[MoveReport]:
         """See `Verbs.rebalance`; not in this release."""
         raise _later("rebalance")
+
+
+def _new_owner(row: Row, now: Row) -> Event:
+    """A change of owner, as users are told of it."""
+    node = node_name(now.owner)
+    if now.previous or now.owner not in row.standbys:
+        return Event("moved", row.server, node, now.epoch, "")
+    cause = f"node {node_name(row.owner)} is gone"
+    if now.generation != row.generation:
+        then = datetime.fromtimestamp(now.rollbacks[-1].then_s, UTC)
+        cause += f"; the server is as it was at {then.isoformat(timespec='milliseconds')}"
+    return Event("promoted", row.server, node, now.epoch, cause)
+
+
+def _standbys_of(options: SpawnOptions) -> tuple[Any, ...]:
+    """What a spawn says of standbys: nothing without any, as nodes of older releases know it."""
+    names, count = checked_standbys(options.standbys, options.standby_mode)
+    return ((names, count, options.standby_mode),) if names or count else ()
 
 
 def _later(verb: str) -> UsageError:

@@ -18,9 +18,19 @@ __all__ = [
     "MoveReport",
     "NodeInfo",
     "ServerInfo",
+    "StandbyInfo",
 ]
 
-EventKind: TypeAlias = Literal["copying", "moved", "promoted", "restored", "stopped", "lost"]
+EventKind: TypeAlias = Literal[
+    "copying",
+    "moved",
+    "promoted",
+    "restored",
+    "standby_joined",
+    "standby_lost",
+    "stopped",
+    "lost",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,10 +94,12 @@ class ServerInfo:
         epoch: Its epoch.
         version: Version of its state.
         mailbox: How many envelopes are not yet handled.
-        standbys: Names of the nodes that follow it.
+        standbys: Names of the nodes that may take over; each has all that was ever let out
+            (mode "sync"), or all but the last of it ("async").
         mode: How they follow; None without standbys.
         durable: Whether a journal is kept on disk.
         moving: The move that is under way; None if there is none.
+        followers: Each of them, and those that are about to join, with how far it is.
     """
 
     id: str
@@ -101,6 +113,23 @@ class ServerInfo:
     mode: Literal["sync", "async"] | None = None
     durable: bool = False
     moving: MoveProgress | None = None
+    followers: tuple[StandbyInfo, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StandbyInfo:
+    """A node that follows a server.
+
+    Attributes:
+        node: Its name.
+        state: "joining" while it has not all; "in sync"; "resyncing" when the server has a new
+            owner, which lets nothing out before it has all again; "leaving".
+        lag: How many changes it has not acknowledged yet.
+    """
+
+    node: str
+    state: Literal["joining", "in sync", "resyncing", "leaving"]
+    lag: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,6 +206,8 @@ class Event:
     Attributes:
         kind: "copying": a round of a move's pre-copy has ended; `cause` says how much
             went where. "moved": another node owns it. "promoted": a standby took over.
+            "standby_joined" and "standby_lost": another node may take over now, or one may not
+            any more; `cause` names it.
             "restored": it came back from a checkpoint. "stopped" and "lost": there
             will be no other event.
         server: Id of the server.

@@ -161,12 +161,37 @@ class Verbs(Protocol):
         ...
 
     async def replicate(
-        self, ref: Ref[Any], nodes: Sequence[str], *, mode: Literal["sync", "async"] = "sync"
+        self,
+        ref: Ref[Any],
+        nodes: int | Sequence[str],
+        *,
+        mode: Literal["sync", "async"] = "sync",
     ) -> ServerInfo:
-        """Keep hot standbys on these nodes, and on no other; none stops it.
+        """Keep hot standbys of a server, which take over if its owner dies; `[]` stops it.
+
+        A standby is fed with the state after each message, while the server goes on serving.
+        Who takes over runs `on_promote` before its first message. Then, and when a standby is
+        lost, the set is completed again by itself: with the nodes that were named, or others
+        while one of these is away or owns the server.
+
+        Args:
+            ref: The server.
+            nodes: Names of the nodes; or how many, which are then chosen: on other hosts first,
+                then the less loaded.
+            mode: "sync": whatever leaves the server (a reply, also of a read; a call or cast of its
+                own) leaves when every standby has what it depends on. So nothing that anybody
+                has seen is lost, or done twice, when the owner is killed.
+                "async": it leaves at once. When the owner is killed the server goes back to what
+                its standby has: up to `async_lag_s` seconds or `async_lag_bytes` bytes of changes
+                are lost though they were acknowledged, and each sender is told so by one
+                `RolledBack`.
+
+        Returns:
+            What is known of the server, once all of them are in sync.
 
         Raises:
-            StandbyError: A standby could not be made; the former ones stay.
+            StandbyError: One could not be made, and why; the former ones stay.
+            NodeNotFound: No node has one of the names; the former ones stay.
         """
         ...
 

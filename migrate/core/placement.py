@@ -73,6 +73,7 @@ def standbys(
     named: Sequence[NodeId] = (),
     present: Collection[NodeId] = (),
     near: Collection[NodeId] = (),
+    leaving: Collection[NodeId] = (),
     settled: bool = False,
 ) -> list[NodeId]:
     """Choose the nodes where a server has its standbys.
@@ -87,6 +88,7 @@ def standbys(
         named: Those that somebody asked for.
         present: Those that stand by already. Only they may be cordoned.
         near: Those on the owner's host.
+        leaving: Those that are being emptied: they stay only until there is another one.
         settled: Nobody asked for another choice: who stands by already is not replaced by a node
             of another host, only by one that was named.
 
@@ -97,7 +99,12 @@ def standbys(
 
     def rank(c: Candidate) -> tuple[object, ...]:
         new, close = c.node not in present, c.node in near
-        return c.node not in named, *((new, close) if settled else (close, new)), _rank(c)
+        return (
+            c.node in leaving,
+            c.node not in named,
+            *((new, close) if settled else (close, new)),
+            _rank(c),
+        )
 
     able.sort(key=rank)
     return [candidate.node for candidate in able[: max(0, count)]]

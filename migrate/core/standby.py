@@ -145,6 +145,15 @@ class Changed(enum.Enum):
     UNFIT = "unfit"  # this node could not take over
 
 
+class Standing(enum.Enum):
+    """How far a follower is."""
+
+    JOINING = "joining"  # not in the row
+    IN_SYNC = "in sync"
+    RESYNCING = "resyncing"  # in the row, with what the former owner gave it
+    LEAVING = "leaving"
+
+
 class StandbyPort(Protocol):
     """What standbys need of the shell. Every method returns at once; none calls the core back."""
 
@@ -460,6 +469,24 @@ class Standbys:
         self._arrange(inc, replica, now_ms)
         self.core.flush(now_ms)
         return True
+
+    def standbys_of(self, server: ServerId) -> list[tuple[NodeId, Standing, int]]:
+        """Who follows a server hosted here, how far it is, and how many changes it lacks."""
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        if inc is None or replica is None:
+            return []
+        found = []
+        for follower in replica.followers.values():
+            is_fed = follower.phase is FollowerPhase.FED and follower.acked >= follower.first
+            if follower.leaving:
+                standing = Standing.LEAVING
+            elif follower.node in inc.row.standbys or follower.stream == inc.row.journal:
+                standing = Standing.IN_SYNC if is_fed else Standing.RESYNCING
+            else:
+                standing = Standing.JOINING
+            found.append((follower.node, standing, max(0, replica.number - follower.acked)))
+        return found
 
     def take_on(self, inc: Incarnation, now_ms: int) -> None:
         """A new owner, after a move or a failover, asks the standbys in its row to follow anew."""
@@ -1804,4 +1831,5 @@ __all__ = [
     "StandbyPort",
     "StandbyTimes",
     "Standbys",
+    "Standing",
 ]

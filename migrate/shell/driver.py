@@ -66,6 +66,7 @@ from migrate.core.messages import (
     CAST,
     CLOSED,
     CYCLE,
+    DIVERGED,
     ERROR,
     EXPIRED,
     FORGOTTEN,
@@ -82,6 +83,7 @@ from migrate.core.messages import (
 )
 from migrate.core.move import MoveTimes, SourcePhase
 from migrate.core.node import Core, CoreOptions
+from migrate.core.standby import Changed, StandbyTimes
 from migrate.errors import (
     CallCycle,
     CallError,
@@ -93,6 +95,7 @@ from migrate.errors import (
     NotPicklable,
     Outcome,
     PeerError,
+    ReplayDiverged,
     ResultForgotten,
     RolledBack,
     ServerLost,
@@ -119,6 +122,7 @@ from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
 from migrate.shell.precopy import Precopy, merged
 from migrate.shell.scope import Scope
+from migrate.shell.standbys import StandbyStreams
 from rpc.frames import MESSAGE_BYTES_MAX, Gathered
 from serializers import attributes
 from serializers.base import parse_head
@@ -235,6 +239,7 @@ class Driver:
         self._moves: dict[TransferId, MoveWatch] = {}
         self._copies: dict[TransferId, Hosted] = {}  # arrived, and not yet released
         self._on_stopped: Callable[[Incarnation], Coroutine[Any, Any, None]] | None = None
+        self._on_standbys: Callable[[ServerId, NodeId, Changed, str], None] | None = None
         self._on_due: Callable[[Incarnation, Plan], Coroutine[Any, Any, None]] | None = None
         self._burst = BURST_MAX
         self._default_ms = (
@@ -242,6 +247,7 @@ class Driver:
         )
         self.host = Host(self, options)
         self.precopy = Precopy(self)
+        self._bind_standbys(StandbyStreams(self))
         self._round_waiters: list[asyncio.Future[None]] = []
         # `Port.run`, bound once: it is on the per-message path.
         self.run = self.host.run
@@ -260,6 +266,27 @@ class Driver:
         if self.failpoints is None:
             # With fail points, what was sent leaves when the next one is reached (`reach`).
             self.core.hurry = peers.flush
+
+    def _bind_standbys(self, streams: StandbyStreams) -> None:
+        # See `StandbyPort`; bound once, as some are on the per-message path.
+        self.streams = streams
+        self.capture = streams.capture
+        self.may_wait = streams.may_wait
+        self.digest = streams.digest
+        self.wall_s = streams.wall_s
+        self.code_of = streams.code_of
+        self.journal = streams.journal
+        self.copy_for = streams.copy_for
+        self.end_stream = streams.end_stream
+        self.check_follow = streams.check_follow
+        self.keep_chunk = streams.keep_chunk
+        self.keep_delta = streams.keep_delta
+        self.configure = streams.configure
+        self.load_backup = streams.load_backup
+        self.promote = streams.promote
+        self.read_standby_row = streams.read_standby_row
+        self.begin = streams.begin
+        self.deposed = streams.deposed
 
     # ------------------------------------------------------------------ time and tasks
 
@@ -543,6 +570,12 @@ class Driver:
                     now=news.now_s,
                     outcome=unsure,
                 )
+            case _ if status == DIVERGED:
+                return ReplayDiverged(
+                    f"{what}: its owner died in the middle of it, and when it was run again it "
+                    "made other calls than before; what the first run has done stays",
+                    server=server,
+                )
             case _ if status == REFUSED:
                 return CallError(
                     f"{what} was refused: {text}",
@@ -686,6 +719,16 @@ class Driver:
     ) -> None:
         """Set how a checkpoint is taken that is taken again and again."""
         self._on_due = do
+
+    def standbys_changed(self, server: ServerId, node: NodeId, what: Changed, cause: str) -> None:
+        """See `StandbyPort.standbys_changed`."""
+        if self._on_standbys is not None:
+            tell = self._on_standbys
+            self._soon(lambda: tell(server, node, what, cause))
+
+    def on_standbys_changed(self, do: Callable[[ServerId, NodeId, Changed, str], None]) -> None:
+        """Set who is told of what happens to the standbys of servers here."""
+        self._on_standbys = do
 
     async def move_ended(self, server: ServerId) -> None:
         """Wait until no move of a server away from here is under way."""
@@ -1339,6 +1382,11 @@ def core_options(options: NodeOptions) -> CoreOptions:
             step_ms=step_ms,
             quiesce_ms=int(options.quiesce_timeout_s * 1000),
             reclaim_ms=step_ms,
+        ),
+        standby=StandbyTimes(
+            patience_ms=int(options.standby_patience_s * 1000),
+            async_lag_ms=int(options.async_lag_s * 1000),
+            async_lag_bytes=options.async_lag_bytes,
         ),
     )
 

@@ -25,7 +25,7 @@ import logging
 import math
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import grpc
 import grpc.aio
@@ -310,6 +310,7 @@ class Gateway:
             "List": (api_pb2.ListRequest, self._list),
             "Info": (api_pb2.InfoRequest, self._info),
             "Migrate": (api_pb2.MigrateRequest, self._migrate),
+            "Replicate": (api_pb2.ReplicateRequest, self._replicate),
         }
 
     # ------------------------------------------------------------------ life
@@ -501,6 +502,8 @@ class Gateway:
             name=request.name or None,
             on=LEAST_LOADED if request.least_loaded else request.on_node or None,
             near=cast(Any, near),
+            standbys=_standbys("standby_nodes", request.standby_nodes, request.standbys),
+            standby_mode=_mode(request.standby_mode),
         )
 
         async def spawn() -> RefObject:
@@ -566,6 +569,15 @@ class Gateway:
                 rounds=report.rounds,
             )
         )
+
+    async def _replicate(self, request: api_pb2.ReplicateRequest, until: _Until) -> Message:
+        nodes = _standbys("nodes", request.nodes, request.count)
+        mode = _mode(request.mode)
+        ref = await self._ref(request.server_id, request.server_name)
+        work = self._start(self._node.replicate(cast(Any, ref), nodes, mode=mode), "replicate")
+        what = f"the change of the standbys of server {ref._server_id}"
+        info: ServerInfo = await self._end(work, until, what)
+        return api_pb2.ReplicateResponse(server=_server_info(info))
 
     async def _where_is(self, request: api_pb2.WhereIsRequest, until: _Until) -> Message:
         if not request.name:
@@ -701,6 +713,27 @@ def checked_text(field: str, value: str) -> str:
     if not value.isprintable():
         raise UsageError(f"{field} has characters that cannot be printed: {value!r}")
     return value
+
+
+def _standbys(field: str, names: Sequence[str], count: int) -> int | list[str]:
+    """Who is to stand by, as the verbs take it.
+
+    Raises:
+        UsageError: There are names and a count, or a name cannot be.
+    """
+    if names and count:
+        raise UsageError(f"give {field} or how many, not both")
+    return count or [checked_text(field, name) for name in names]
+
+
+def _mode(mode: types_pb2.StandbyMode) -> Literal["sync", "async"]:
+    if mode not in (
+        types_pb2.STANDBY_MODE_UNSPECIFIED,
+        types_pb2.STANDBY_MODE_SYNC,
+        types_pb2.STANDBY_MODE_ASYNC,
+    ):
+        raise UsageError(f"no standby mode has the number {mode}")
+    return "async" if mode == types_pb2.STANDBY_MODE_ASYNC else "sync"
 
 
 def _server_ref(ref: RefObject) -> types_pb2.ServerRef:

@@ -78,6 +78,16 @@ class Meter:
         self._heard.pop(node, None)
         self._placed.pop(node, None)
 
+    def is_draining(self, node: NodeId) -> bool:
+        """Whether the node is being emptied, as far as was heard of it."""
+        heard = self._heard.get(node)
+        return heard is not None and heard.load.draining
+
+    def admits(self, node: NodeId) -> bool:
+        """Whether the node takes servers, as far as was heard of it."""
+        heard = self._heard.get(node)
+        return heard is None or not (heard.load.draining or heard.load.cordoned)
+
     def candidate(self, node: NodeId) -> Candidate | None:
         """What the placement may know of a node; None if nothing fresh was heard."""
         heard = self._heard.get(node)

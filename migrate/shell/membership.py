@@ -193,7 +193,7 @@ class Membership:
         self._lease = 0
         self._alive: set[NodeId] = set()
         self._silent: dict[NodeId, asyncio.Task[Any]] = {}
-        self._suspected: set[NodeId] = set()
+        self.suspected: set[NodeId] = set()
         self._row_rev = 0
         self._leaving = False
         self._run = run
@@ -461,14 +461,14 @@ class Membership:
         """Begin or end to be patient with a node, by what is known of its lease."""
         if node in self._alive:
             self._hear(node)
-            if node in self._suspected:
-                self._suspected.discard(node)
+            if node in self.suspected:
+                self.suspected.discard(node)
                 self._watcher.heard(node)
         elif (
             node in self.nodes
             and node != self.me.id
             and node not in self._silent
-            and node not in self._suspected
+            and node not in self.suspected
         ):
             self._silent[node] = self._run(self._wait_for(node), f"silence of {node}")
 
@@ -491,7 +491,7 @@ class Membership:
             await asyncio.sleep(max(RETRY_S, self._patience_s))
         self._silent.pop(node, None)
         if absent and node in self.nodes:
-            self._suspected.add(node)
+            self.suspected.add(node)
             log.warning("node %s has not been heard of for longer than its lease", node)
             self._watcher.suspected(node)
 
@@ -527,7 +527,7 @@ class Membership:
 
     def _unwatch(self, node: NodeId) -> None:
         self._hear(node)
-        self._suspected.discard(node)
+        self.suspected.discard(node)
         fd = self._pidfds.pop(node, None)
         if fd is not None:
             self._loop.remove_reader(fd)

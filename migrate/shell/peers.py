@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from migrate.core import messages
-from migrate.core.ids import NodeId, node_name
-from migrate.core.messages import Chunk, Envelope, Message, Reply
+from migrate.core.ids import NodeId, TransferId, node_name
+from migrate.core.messages import Chunk, Cut, Envelope, Message, Reply, Step
 from migrate.core.messages import Final as FinalMessage
 from migrate.shell import wire
 from rpc import shared_memory
@@ -60,6 +60,8 @@ URGENT: Final = frozenset(
         *(messages.Ready, messages.FinalFailed, messages.Activate, messages.Activated),
         *(messages.ActivateRefused, messages.Dropped, messages.Released, messages.Abort),
         *(messages.WaitProbe, messages.Load),
+        *(messages.Follow, messages.Following, messages.FollowRefused, messages.Unfollow),
+        *(messages.Kept, messages.KeepRefused),
     }
 )
 """What overtakes requests and states that wait for the link: a move must not last longer because
@@ -88,6 +90,8 @@ class Peers:
         self.final_half_sent: Callable[[], None] | None = None
         """For tests: told when half of a state that is being moved has left."""
         self._waiting: dict[NodeId, list[Message]] = {}
+        # Streams of standbys with a large part under way to that node, which small ones would pass.
+        self._bulky: dict[NodeId, set[TransferId]] = {}
         self._scheduled = False
         self._lingering = False
         self._pace = 0.0  # moving average of the size of frames
@@ -166,7 +170,7 @@ class Peers:
 
     def _send_now(self, node: NodeId, box: list[Message]) -> None:
         self._pace += (len(box) - self._pace) / 4
-        small = []
+        small: list[Message] = []
         something_waits = self.links.queued_bytes(node) > 0
         for message in box:
             if something_waits and type(message) in URGENT:
@@ -182,11 +186,32 @@ class Peers:
                     self._put(node, wire.encode_with_payload(message), bulk=True)
                 else:
                     self._put(node, wire.encode_messages([message]), bulk=True)
+            elif type(message) is Cut and len(message.state) > BULK_BYTES:
+                # After what comes before it in its stream, and what comes behind it after it.
+                self._put_small(node, small)
+                small = []
+                self._put(node, self._with_state(node, message), bulk=True)
+                self._bulky.setdefault(node, set()).add(message.stream)
+            elif self._bulky and isinstance(message, Cut | Step) and self._is_behind(node, message):
+                self._put(node, wire.encode_messages([message]), bulk=True)
             else:
                 small.append(message)
+        self._put_small(node, small)
+
+    def _put_small(self, node: NodeId, small: list[Message]) -> None:
         for start in range(0, len(small), FRAME_MESSAGES_MAX):
             part = small[start : start + FRAME_MESSAGES_MAX]
             self._put(node, wire.encode_messages(part))
+
+    def _is_behind(self, node: NodeId, message: Cut | Step) -> bool:
+        """Whether a large part of the same stream may still be on its way."""
+        bulky = self._bulky.get(node)
+        if bulky is None or message.stream not in bulky:
+            return False
+        if self.links.queued_bytes(node):
+            return True
+        del self._bulky[node]
+        return False
 
     def ready(self, node: NodeId, state: Gathered) -> Gathered:
         """A state that is going to leave, in memory that need not be copied again; in any thread.
@@ -195,7 +220,7 @@ class Peers:
         """
         return shared_memory.settled(state) if self.links.shares(node) else state
 
-    def _with_state(self, node: NodeId, message: FinalMessage | Chunk) -> bytes | Gathered:
+    def _with_state(self, node: NodeId, message: FinalMessage | Chunk | Cut) -> bytes | Gathered:
         state: object = message.state
         if not isinstance(state, Gathered):
             return wire.encode_messages([message])
@@ -230,5 +255,6 @@ class Peers:
     def gone(self, node: NodeId) -> None:
         """The node will not come (back): drop what waits for it."""
         self._waiting.pop(node, None)
+        self._bulky.pop(node, None)
         if not self._boxes.get(node):
             self._boxes.pop(node, None)

@@ -25,7 +25,7 @@ from msgspec import structs
 
 import serializers
 from migrate.core.directory import Row
-from migrate.core.messages import ERROR, OK, Chunk, Envelope, Message, Reply
+from migrate.core.messages import ERROR, OK, Chunk, Cut, Envelope, Message, Reply
 from migrate.core.messages import Final as FinalMessage
 from migrate.core.records import StateRecord
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
@@ -41,6 +41,8 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _plain_arguments: Final = msgspec.msgpack.Decoder(tuple[tuple[Any, ...], dict[str, Any]])
 _plain_value: Final = msgspec.msgpack.Decoder()
 _ARGUMENTS: Final = 0x92
+PLAIN_ARGUMENTS: Final = bytes([_ARGUMENTS])
+"""What arguments begin with that are plain values, and so are the same bytes each time."""
 _PICKLE: Final = 0x80
 _SNAPSHOT: Final = MAGIC[0]
 _messages: Final = msgspec.msgpack.Decoder(list[Message])
@@ -90,7 +92,7 @@ FEATURES: Final = (STATE_AFTER, PAYLOAD_AFTER, compression.FEATURE, PYTHON_IS + 
 """What this release says of itself to its peers."""
 
 
-def encode_final(message: FinalMessage | Chunk, state: Gathered) -> Gathered:
+def encode_final(message: FinalMessage | Chunk | Cut, state: Gathered) -> Gathered:
     """The bytes of a message whose state is in parts; nothing of it is copied.
 
     The server's object begins at a multiple of 64 bytes, so that its arrays can be used in place.
@@ -130,7 +132,7 @@ def _decode_final(data: bytes | bytearray | memoryview) -> list[Message]:
 
 
 def _attach(message: Message, after: memoryview) -> None:
-    if isinstance(message, FinalMessage | Chunk):
+    if isinstance(message, FinalMessage | Chunk | Cut):
         message.state = cast(bytes, after)
     elif isinstance(message, Envelope | Reply):
         message.payload = cast(bytes, after)
@@ -142,7 +144,7 @@ def _decode_parts(data: Gathered) -> list[Message]:
     head, *rest = data.parts
     messages = decode_messages(head)
     message = messages[0] if len(messages) == 1 else None
-    if isinstance(message, FinalMessage | Chunk):
+    if isinstance(message, FinalMessage | Chunk | Cut):
         message.state = cast(bytes, Gathered(rest))
     elif message is not None and len(rest) == 1:
         _attach(message, rest[0])

@@ -20,13 +20,13 @@ import pathlib
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, ParamSpec, TypeVar
 
 import click
 
 from migrate import __version__
 from migrate.errors import MigrateError, ServerNotFound, UsageError
-from migrate.options import LEAST_LOADED, NodeOptions, SpawnOptions
+from migrate.options import LEAST_LOADED, STANDBYS_MAX, NodeOptions, SpawnOptions
 from migrate.tools import loops, output
 
 if TYPE_CHECKING:
@@ -592,6 +592,10 @@ def info(server: str, cluster: str | None, secret_file: str | None, as_json: boo
         output.emit_json(told)
         return
     lists = {key: ", ".join(told[key]) for key in ("standbys", "methods")}
+    lists["followers"] = ", ".join(
+        f"{it['node']} {it['state']}" + (f", {it['lag']} behind" if it["lag"] else "")
+        for it in told["followers"]
+    )
     output.facts(list({**told, **lists}.items()))
 
 
@@ -793,6 +797,54 @@ def mv(
     codes = [output.fail(e, as_json) for e in results if isinstance(e, MigrateError)]
     if codes:
         _exit(codes[0])
+
+
+@cli.command()
+@click.argument("server")
+@click.argument("nodes", nargs=-1, metavar="[NODE]...")
+@click.option(
+    "--count",
+    type=click.IntRange(0, STANDBYS_MAX),
+    metavar="N",
+    help="How many, on nodes that are chosen: other hosts first, then the less loaded. 0: none.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["sync", "async"]),
+    default="sync",
+    show_default=True,
+    help="sync: nothing acknowledged is lost. async: faster; the last second may be.",
+)
+@_of_cluster
+def replicate(
+    server: str,
+    nodes: tuple[str, ...],
+    count: int | None,
+    mode: Literal["sync", "async"],
+    cluster: str | None,
+    secret_file: str | None,
+    as_json: bool,
+) -> None:
+    """Keep hot standbys of a server, on these nodes and no others.
+
+    One of them takes over when the server's owner dies. It returns when all of them are in sync; if
+    one cannot be, those that there were stay.
+    """
+    if bool(nodes) == (count is not None):
+        raise click.UsageError("name the nodes, or give --count; --count 0 ends it")
+
+    async def verb(client: Client, place: Place) -> Any:
+        ref = await _ref(client, server)
+        return await client.replicate(ref, list(nodes) if count is None else count, mode=mode)
+
+    with _errors(as_json):
+        told = _with_client(verb, cluster, secret_file)
+    if as_json:
+        output.emit_json(told)
+    elif told.standbys:
+        click.echo(f"{server} on {told.node}, {told.mode} standbys: {', '.join(told.standbys)}")
+    else:
+        click.echo(f"{server} on {told.node}, without standbys")
 
 
 PROGRESS_S: Final = 0.5

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SpawnRequest(_message.Message):
-    __slots__ = ("cls", "args_json", "kwargs_json", "name", "on_node", "least_loaded", "near_server_id", "request_id", "timeout_s")
+    __slots__ = ("cls", "args_json", "kwargs_json", "name", "on_node", "least_loaded", "near_server_id", "request_id", "timeout_s", "standby_nodes", "standbys", "standby_mode")
     CLS_FIELD_NUMBER: _ClassVar[int]
     ARGS_JSON_FIELD_NUMBER: _ClassVar[int]
     KWARGS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,9 @@ class SpawnRequest(_message.Message):
     NEAR_SERVER_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_NODES_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_MODE_FIELD_NUMBER: _ClassVar[int]
     cls: str
     args_json: str
     kwargs_json: str
@@ -26,7 +29,10 @@ class SpawnRequest(_message.Message):
     near_server_id: str
     request_id: str
     timeout_s: float
-    def __init__(self, cls: _Optional[str] = ..., args_json: _Optional[str] = ..., kwargs_json: _Optional[str] = ..., name: _Optional[str] = ..., on_node: _Optional[str] = ..., least_loaded: bool = ..., near_server_id: _Optional[str] = ..., request_id: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    standby_nodes: _containers.RepeatedScalarFieldContainer[str]
+    standbys: int
+    standby_mode: _types_pb2.StandbyMode
+    def __init__(self, cls: _Optional[str] = ..., args_json: _Optional[str] = ..., kwargs_json: _Optional[str] = ..., name: _Optional[str] = ..., on_node: _Optional[str] = ..., least_loaded: bool = ..., near_server_id: _Optional[str] = ..., request_id: _Optional[str] = ..., timeout_s: _Optional[float] = ..., standby_nodes: _Optional[_Iterable[str]] = ..., standbys: _Optional[int] = ..., standby_mode: _Optional[_Union[_types_pb2.StandbyMode, str]] = ...) -> None: ...
 
 class SpawnResponse(_message.Message):
     __slots__ = ("server",)
@@ -141,3 +147,25 @@ class MigrateResponse(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     report: _types_pb2.MoveReport
     def __init__(self, report: _Optional[_Union[_types_pb2.MoveReport, _Mapping]] = ...) -> None: ...
+
+class ReplicateRequest(_message.Message):
+    __slots__ = ("server_id", "server_name", "nodes", "count", "mode", "timeout_s")
+    SERVER_ID_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    server_id: str
+    server_name: str
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    count: int
+    mode: _types_pb2.StandbyMode
+    timeout_s: float
+    def __init__(self, server_id: _Optional[str] = ..., server_name: _Optional[str] = ..., nodes: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ..., mode: _Optional[_Union[_types_pb2.StandbyMode, str]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ReplicateResponse(_message.Message):
+    __slots__ = ("server",)
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    server: _types_pb2.ServerInfo
+    def __init__(self, server: _Optional[_Union[_types_pb2.ServerInfo, _Mapping]] = ...) -> None: ...

@@ -69,6 +69,11 @@ class ApiStub(object):
                 request_serializer=rpc_dot_v1_dot_api__pb2.MigrateRequest.SerializeToString,
                 response_deserializer=rpc_dot_v1_dot_api__pb2.MigrateResponse.FromString,
                 _registered_method=True)
+        self.Replicate = channel.unary_unary(
+                '/livemigrate.v1.Api/Replicate',
+                request_serializer=rpc_dot_v1_dot_api__pb2.ReplicateRequest.SerializeToString,
+                response_deserializer=rpc_dot_v1_dot_api__pb2.ReplicateResponse.FromString,
+                _registered_method=True)
 
 
 class ApiServicer(object):
@@ -123,6 +128,14 @@ class ApiServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Replicate(self, request, context):
+        """Changes which nodes keep a hot standby of a server; returns when they are
+        in sync.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ApiServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -160,6 +173,11 @@ def add_ApiServicer_to_server(servicer, server):
                     servicer.Migrate,
                     request_deserializer=rpc_dot_v1_dot_api__pb2.MigrateRequest.FromString,
                     response_serializer=rpc_dot_v1_dot_api__pb2.MigrateResponse.SerializeToString,
+            ),
+            'Replicate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Replicate,
+                    request_deserializer=rpc_dot_v1_dot_api__pb2.ReplicateRequest.FromString,
+                    response_serializer=rpc_dot_v1_dot_api__pb2.ReplicateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +369,33 @@ class Api(object):
             '/livemigrate.v1.Api/Migrate',
             rpc_dot_v1_dot_api__pb2.MigrateRequest.SerializeToString,
             rpc_dot_v1_dot_api__pb2.MigrateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Replicate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livemigrate.v1.Api/Replicate',
+            rpc_dot_v1_dot_api__pb2.ReplicateRequest.SerializeToString,
+            rpc_dot_v1_dot_api__pb2.ReplicateResponse.FromString,
             options,
             channel_credentials,
             insecure,

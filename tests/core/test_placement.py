@@ -76,6 +76,13 @@ def test_a_node_that_admits_nothing_gets_no_standby_and_keeps_the_one_it_has() -
     assert standbys([node("a", admits=False)], count=1, present=["a"]) == ["a"]
 
 
+def test_a_node_that_is_emptied_keeps_its_standby_until_another_one_has_it() -> None:
+    drained = node("a", admits=False)
+    here = {"present": ["a"], "leaving": ["a"], "named": ["a"], "settled": True}
+    assert standbys([drained], count=1, **here) == ["a"]
+    assert standbys([drained, node("b", cpu=3.0)], count=1, **here) == ["b"]
+
+
 def test_fewer_nodes_than_wanted_are_all_that_there_are() -> None:
     assert standbys([node("a")], count=3) == ["a"]
     assert standbys([node("a")], count=0) == []

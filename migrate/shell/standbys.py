@@ -1,0 +1,449 @@
+"""Standbys in the shell: the object's part of what an owner sends, and of what a standby keeps.
+
+The core decides (`core/standby.py`); here cuts of the object are made and kept, and rows swapped.
+
+A small object is captured as a snapshot for each cut, once for all standbys, on the loop: that is
+on the way of each call, so there is no task and no thread in it. A large one goes by a stream of
+its own for each standby (`serializers.stream`): ahead of the first cut in rounds, while the server
+serves, then in deltas. Which of the two a cut is shows by its first byte.
+
+A standby keeps a snapshot as the bytes that it came in, and a stream in a reader; neither is an
+object that acts. The object is built when it is to take over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import serializers
+from migrate.core.delivery import Entry
+from migrate.core.directory import Row
+from migrate.core.events import Copied, RowRead, SwapOutcome, SwapResult
+from migrate.core.ids import ServerId, TransferId
+from migrate.core.incarnation import Incarnation
+from migrate.core.messages import Cut, Follow, Moved, Step
+from migrate.core.standby import Backup, CaptureFailed
+from migrate.errors import MigrateError
+from migrate.ref import RefObject
+from migrate.server import spec_of
+from migrate.shell import classes, wire
+from migrate.shell.directories.base import DirectoryError
+from migrate.shell.host import NEVER_WAITS, PLAIN_DEF, Hosted
+from migrate.shell.peers import BULK_BYTES
+from migrate.shell.precopy import (
+    STEP_S,
+    Over,
+    bound,
+    merged,
+    new_writer,
+    next_chunk,
+    parts_of,
+    when_quiet,
+)
+from rpc.frames import Gathered
+from serializers.base import MAGIC
+from serializers.stream import Piece, StreamReader, StreamWriter, is_small
+
+if TYPE_CHECKING:
+    from migrate.shell.driver import Driver
+
+T = TypeVar("T")
+
+log: Final = logging.getLogger("migrate")
+
+SMALL_STATE_BYTES: Final = 64 << 10
+"""Smaller parts are kept, and smaller objects loaded, on the loop: well under a millisecond."""
+
+_SNAPSHOT: Final = MAGIC[0]
+"""The first byte of a snapshot; no stream begins with it."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """What a standby has of one stream.
+
+    Attributes:
+        follow: What the owner said of the server.
+        snapshot: The object, if it came as a snapshot.
+        reader: The object, if it came as a stream.
+    """
+
+    follow: Follow
+    snapshot: bytes | Gathered | None = None
+    reader: StreamReader | None = None
+
+
+class StandbyStreams:
+    """Both sides of all streams from and to one node; see `Port` for its methods."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._writers: dict[TransferId, StreamWriter] = {}
+        self._tasks: dict[TransferId, asyncio.Task[Any]] = {}
+        # The last snapshot, for the other standbys of the same cut.
+        self._cut_of: Incarnation | None = None
+        self._cut_number = 0
+        self._cut = b""
+        self._kept: dict[TransferId, Kept] = {}
+
+    # ------------------------------------------------------------------ owner
+
+    def capture(self, inc: Incarnation, stream: TransferId, number: int) -> bytes:
+        """See `Port.capture`."""
+        writer = self._writers.get(stream)
+        try:
+            if writer is not None:
+                return _in_parts(writer.delta())
+            if self._cut_of is inc and self._cut_number == number:
+                return self._cut
+            host: Hosted = inc.host  # type: ignore[assignment]
+            data = serializers.dumps(host.obj)
+        except Exception as error:
+            # What others of this cut got is not sent, and the next attempt has the same number.
+            self._cut_of = None
+            raise CaptureFailed(f"{wire.exception_name(error)}: {error}") from error
+        size = host.state_bytes = len(data)
+        if size > self._driver.options.precopy_bytes_min:
+            # It has grown: from the next cut on only what changes is sent.
+            self._writers[stream] = self._writer(inc, stream)
+        self._cut_of, self._cut_number = inc, number
+        # The core passes on what stands for the bytes, and asks for nothing but their number.
+        self._cut = data if size <= BULK_BYTES else cast(bytes, Gathered([data]))
+        return self._cut
+
+    @staticmethod
+    def digest(payload: bytes) -> int:
+        """See `Port.digest`."""
+        # What is pickled need not come out the same a second time: sets have no order.
+        return zlib.crc32(payload) + 1 if payload[:1] == wire.PLAIN_ARGUMENTS else 0
+
+    @staticmethod
+    def code_of(inc: Incarnation) -> tuple[bool, str]:
+        """See `Port.code_of`."""
+        host: Hosted = inc.host  # type: ignore[assignment]
+        return host.by_value, wire.PYTHON
+
+    @staticmethod
+    def wall_s() -> float:
+        """See `Port.wall_s`."""
+        return time.time()
+
+    def journal(self, inc: Incarnation, message: Cut | Step) -> None:
+        """See `Port.journal`: this node keeps none."""
+        self._driver._soon(
+            lambda: self._driver.core.standbys.journaled(
+                inc.id, message.number, "this node keeps no journals", self._driver.now_ms()
+            )
+        )
+
+    def _writer(self, inc: Incarnation, stream: TransferId) -> StreamWriter:
+        host: Hosted = inc.host  # type: ignore[assignment]
+        assert inc.replica is not None
+        node = inc.replica.followers[stream].node
+        return new_writer(self._driver, host, node)
+
+    def may_wait(self, inc: Incarnation, entry: Entry) -> bool:
+        """See `Port.may_wait`."""
+        host: Hosted = inc.host  # type: ignore[assignment]
+        method = entry.method
+        try:
+            kind, _ = host.handlers.get(method) or host.handler(method)
+        except Exception:
+            return False  # It will fail at once.
+        return kind not in (PLAIN_DEF, NEVER_WAITS)
+
+    def copy_for(self, inc: Incarnation, stream: TransferId) -> None:
+        """See `Port.copy_for`."""
+        driver = self._driver
+        host: Hosted = inc.host  # type: ignore[assignment]
+        least = driver.options.precopy_bytes_min
+        known = 0 <= host.state_bytes < least or least > driver.options.state_bytes_max
+        if stream not in self._writers and (known or is_small(host.obj)):
+            driver._soon(lambda: self._copied(stream, Copied(b"", True)))
+            return
+        self._tasks[stream] = driver.task(self._copy(inc, stream), f"copy of {inc.id}")
+
+    async def _copy(self, inc: Incarnation, stream: TransferId) -> None:
+        try:
+            event = await self._next_chunk(inc, stream)
+        except Over:
+            return
+        except Exception:
+            # The cut will say what is wrong with the state, if anything is.
+            log.warning("the state of %s cannot be sent ahead", inc.id, exc_info=True)
+            self._close(stream)
+            event = Copied(b"", True, failed=True)
+        self._copied(stream, event)
+
+    def _copied(self, stream: TransferId, event: Copied) -> None:
+        self._driver.core.standbys.copied_for(stream, event, self._driver.now_ms())
+        self._driver.flush()
+
+    async def _next_chunk(self, inc: Incarnation, stream: TransferId) -> Copied:
+        driver = self._driver
+        pieces: list[Piece] = []
+        writer = self._writers.get(stream)
+
+        def quietly(work: Callable[[], T]) -> Awaitable[T]:
+            return when_quiet(driver, inc, work, goes_on=lambda: stream in self._writers)
+
+        if writer is None:
+            writer = self._writers[stream] = self._writer(inc, stream)
+            pieces += await quietly(writer.look)
+            if not writer.is_worth_it:
+                self._close(stream)
+                return Copied(b"", True)
+        chunk_bytes = driver.options.chunk_bytes
+        return await next_chunk(
+            quietly, lambda: self._step(stream, chunk_bytes), chunk_bytes, pieces
+        )
+
+    def _step(self, stream: TransferId, chunk_bytes: int) -> tuple[list[Piece], bool]:
+        writer = self._writers.get(stream)
+        if writer is None:
+            raise Over
+        return writer.step(STEP_S, chunk_bytes)
+
+    def end_stream(self, stream: TransferId) -> None:
+        """See `Port.end_stream`."""
+        task = self._tasks.pop(stream, None)
+        if task is not None:
+            task.cancel()
+        self._close(stream)
+        self._kept.pop(stream, None)
+        # Its bytes may be large, and the server may be gone.
+        self._cut_of, self._cut = None, b""
+
+    def _close(self, stream: TransferId) -> None:
+        writer = self._writers.pop(stream, None)
+        if writer is not None:
+            writer.close()
+
+    # ------------------------------------------------------------------ standby
+
+    def check_follow(self, follow: Follow) -> None:
+        """See `Port.check_follow`."""
+        driver = self._driver
+        if follow.by_value:
+            refusal = ""
+            if follow.python != wire.PYTHON:
+                refusal = (
+                    f"the class travels by value from {follow.python}, and this node runs "
+                    f"{wire.PYTHON}; put the class into a module that both can import"
+                )
+            driver._soon(lambda: self._checked(follow, follow.version, refusal))
+            return
+        spec = classes.known(follow.cls)
+        if spec is not None:
+            version = spec.version
+            driver._soon(lambda: self._checked(follow, version, ""))
+            return
+        driver.task(self._import_class(follow), f"import of {follow.cls}")
+
+    async def _import_class(self, follow: Follow) -> None:
+        try:
+            spec = await asyncio.to_thread(classes.find, follow.cls)
+        except Exception as error:
+            reason = (
+                f"class {follow.cls} cannot be had there: {wire.exception_name(error)}: {error}"
+            )
+            self._checked(follow, 0, reason)
+            return
+        self._checked(follow, spec.version, "")
+
+    def _checked(self, follow: Follow, version: int, refusal: str) -> None:
+        driver = self._driver
+        limit = driver.options.servers_max
+        if not refusal and len(driver.core.hosted) + len(self._kept) >= limit:
+            refusal = f"it holds its limit of {limit} servers"
+        if not refusal:
+            self._kept[follow.stream] = Kept(follow)
+        driver.core.standbys.follow_checked(follow.stream, version, refusal, driver.now_ms())
+        driver.flush()
+
+    def keep_chunk(self, stream: TransferId, number: int, state: bytes | Gathered) -> None:
+        """See `Port.keep_chunk`."""
+        kept = self._kept.get(stream)
+        if kept is None:
+            return
+        if kept.reader is None:
+            kept.reader = StreamReader(self._driver.options.state_bytes_max)
+        self._driver.task(self._take(stream, kept.reader, state), f"chunk {number} of {stream}")
+
+    async def _take(
+        self, stream: TransferId, reader: StreamReader, state: bytes | Gathered
+    ) -> None:
+        reason = ""
+        try:
+            await asyncio.to_thread(reader.take, parts_of(state))
+        except Exception as error:
+            reason = f"{wire.exception_name(error)}: {error}"
+        kept = self._kept.get(stream)
+        if kept is not None and kept.reader is reader:
+            self._driver.core.standbys.chunk_kept(stream, reason, self._driver.now_ms())
+            self._driver.flush()
+
+    def keep_delta(
+        self, stream: TransferId, number: int, first: bool, state: bytes | Gathered
+    ) -> bool | None:
+        """See `Port.keep_delta`."""
+        kept = self._kept.get(stream)
+        if kept is None:
+            return False
+        if first and len(state) >= SMALL_STATE_BYTES:
+            self._driver.task(self._keep_first(stream, number, kept, state), f"cut of {stream}")
+            return None
+        reason = self._keep(kept, first, state)
+        if not reason:
+            return True
+        if not first:
+            return False
+        self._driver._soon(lambda: self._kept_first(stream, number, reason))
+        return None
+
+    async def _keep_first(
+        self, stream: TransferId, number: int, kept: Kept, state: bytes | Gathered
+    ) -> None:
+        reason = await asyncio.to_thread(self._keep, kept, True, state)
+        if self._kept.get(stream) is kept:
+            self._kept_first(stream, number, reason)
+
+    def _kept_first(self, stream: TransferId, number: int, reason: str) -> None:
+        self._driver.core.standbys.delta_kept(stream, number, reason, self._driver.now_ms())
+        self._driver.flush()
+
+    def _keep(self, kept: Kept, first: bool, state: bytes | Gathered) -> str:
+        """Install a cut; why that failed, or "". May run in a thread."""
+        try:
+            if _first_byte(state) == _SNAPSHOT:
+                if first:
+                    # What cannot be loaded here is no standby; better now than when it is needed.
+                    self._load_snapshot(state)
+                kept.snapshot, kept.reader = state, None
+                return ""
+            reader = kept.reader
+            if reader is None:
+                reader = kept.reader = StreamReader(self._driver.options.state_bytes_max)
+            reader.keep(parts_of(state))
+            kept.snapshot = None
+            if first:
+                bound(self._driver, reader.rehearse)
+        except Exception as error:
+            log.debug("a cut of %s cannot be kept", kept.follow.server, exc_info=error)
+            return f"{wire.exception_name(error)}: {error}"
+        return ""
+
+    def _load_snapshot(self, state: bytes | Gathered) -> Any:
+        data: Any = state
+        if isinstance(state, Gathered):
+            data = state.parts[0] if len(state.parts) == 1 else state.joined()
+        if isinstance(data, memoryview) and not data.readonly:
+            # An object in it would use its memory in place, and change what is kept.
+            data = bytes(data)
+        return bound(self._driver, lambda: serializers.loads(data))
+
+    def load_backup(self, backup: Backup) -> None:
+        """See `Port.load_backup`."""
+        driver = self._driver
+        kept = self._kept.get(backup.stream)
+        if kept is None:
+            driver._soon(lambda: self._loaded(backup, None, "nothing of it is kept here"))
+            return
+        snapshot = kept.snapshot
+        if snapshot is not None and len(snapshot) < SMALL_STATE_BYTES:
+            driver._soon(lambda: self._loaded(backup, *self._build(kept)))
+        else:
+            driver.task(self._load_slowly(backup, kept), f"load of {backup.server}")
+
+    async def _load_slowly(self, backup: Backup, kept: Kept) -> None:
+        self._loaded(backup, *await asyncio.to_thread(self._build, kept))
+
+    def _build(self, kept: Kept) -> tuple[Any, str]:
+        """The object, and why there is none or "". May run in a thread."""
+        try:
+            if kept.snapshot is not None:
+                return self._load_snapshot(kept.snapshot), ""
+            if kept.reader is None:
+                return None, "nothing of it is kept here"
+            return bound(self._driver, kept.reader.build), ""
+        except Exception as error:
+            log.warning("the standby of %s cannot be loaded", kept.follow.server, exc_info=error)
+            return None, f"{wire.exception_name(error)}: {error}"
+
+    def _loaded(self, backup: Backup, obj: Any, reason: str) -> None:
+        driver = self._driver
+        host = None
+        if not reason:
+            spec = spec_of(type(obj))
+            ref = RefObject(backup.server, spec.class_info, driver)
+            host = Hosted(obj, spec, ref, driver)
+            host.by_value = backup.follow.by_value
+        driver.core.standbys.backup_loaded(backup.server, host, reason, driver.now_ms())
+        driver.flush()
+
+    # ------------------------------------------------------------------ rows
+
+    def configure(self, server: ServerId, row: Row, rev: int) -> None:
+        """See `Port.configure`."""
+        told = self._driver.core.standbys.configured
+        self._driver._task_now(self._swap(server, row, rev, told), f"standbys of {server}")
+
+    def promote(self, server: ServerId, row: Row, rev: int) -> None:
+        """See `Port.promote`."""
+        told = self._driver.core.standbys.promoted
+        self._driver._task_now(self._swap(server, row, rev, told), f"promotion of {server}")
+
+    async def _swap(self, server: ServerId, row: Row, rev: int, told: Any) -> None:
+        driver = self._driver
+        try:
+            result = await driver.rows.swap(row, rev)
+        except Exception as error:  # the core waits for exactly one result
+            log.exception("swap of %s failed", server)
+            result = SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
+        driver._soon(lambda: told(server, result, driver.now_ms()))
+
+    def read_standby_row(self, server: ServerId) -> None:
+        """See `Port.read_standby_row`."""
+        self._driver._task_now(self._read_row(server), f"row of {server}")
+
+    async def _read_row(self, server: ServerId) -> None:
+        driver = self._driver
+        read = RowRead(False, None, 0)
+        try:
+            read = RowRead(True, *await driver.rows.read(server))
+        except (DirectoryError, MigrateError) as error:
+            log.debug("reading the row of %s failed: %s", server, error)
+        driver._soon(lambda: driver.core.standbys.standby_row(server, read, driver.now_ms()))
+
+    # ------------------------------------------------------------------ a new owner, and a former
+
+    def begin(self, inc: Incarnation, hook: str) -> None:
+        """See `Port.begin`."""
+        driver = self._driver
+        moved = Moved(inc.id, driver.node, inc.row.epoch, failover=True)
+        for peer in {peer.id for peer in driver.peers.links.peers()}:
+            # Whoever waits for the former owner, which may be silent, looks here from now on.
+            driver.send(peer, moved)
+        driver.begin_serving(inc, hook)
+
+    def deposed(self, inc: Incarnation, cause: str) -> None:
+        """See `Port.deposed`."""
+        host: Hosted = inc.host  # type: ignore[assignment]
+        log.warning("node %s is no longer the owner of %s: %s", self._driver.node, inc.id, cause)
+        self._driver.host.cancel(host)
+
+
+def _first_byte(state: bytes | Gathered) -> int:
+    return state.parts[0][0] if isinstance(state, Gathered) else state[0]
+
+
+def _in_parts(pieces: list[Piece]) -> bytes:
+    if sum(map(len, pieces)) <= BULK_BYTES:
+        return b"".join(pieces)
+    return cast(bytes, Gathered(merged(pieces)))
