@@ -47,8 +47,8 @@ COMPLETING_MAX: Final = 16
 NEWS_KEPT: Final = 16
 """Of each server; for whoever asks why a standby went."""
 
-RESYNC_S: Final = 0.05
-"""How often a standby is looked at that is coming up to a new owner."""
+LOOK_S: Final = 0.02
+"""How often it is looked whether something has come to be that nobody tells of."""
 
 WATCHES_MIN: Final = 1000
 """Servers of which something is remembered before those that are gone are looked for."""
@@ -334,10 +334,11 @@ class StandbyVerbs:
             late = [n for n in needed if present.get(n) is not Standing.IN_SYNC]
             if not late and (not exactly or set(inc.row.standbys) == set(needed)):
                 return
-            # Of a standby of the former owner that has come up to the new one nothing is told.
-            resyncing = any(present.get(n) is Standing.RESYNCING for n in late)
+            # Nothing is told when one that was lost is out of the row, nor when one of the former
+            # owner's has come up to this one.
+            untold = not late or any(present.get(n) is Standing.RESYNCING for n in late)
             try:
-                async with asyncio.timeout_at(until_s if not resyncing else loop.time() + RESYNC_S):
+                async with asyncio.timeout_at(loop.time() + LOOK_S if untold else until_s):
                     await watch.changed.wait()
                 until_s = loop.time() + limit_s
             except TimeoutError as error:
