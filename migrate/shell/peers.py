@@ -18,7 +18,7 @@ from msgspec import structs
 
 from migrate.core import messages
 from migrate.core.ids import NodeId, TransferId, node_name
-from migrate.core.messages import Chunk, Cut, Envelope, Message, Reply, Step
+from migrate.core.messages import Chunk, Cut, Envelope, Message, Note, Reply, Step
 from migrate.core.messages import Final as FinalMessage
 from migrate.shell import wire
 from rpc import shared_memory
@@ -192,7 +192,11 @@ class Peers:
                 small = []
                 self._put(node, self._with_state(node, message), bulk=True)
                 self._bulky.setdefault(node, set()).add(message.stream)
-            elif self._bulky and isinstance(message, Cut | Step) and self._is_behind(node, message):
+            elif (
+                self._bulky
+                and isinstance(message, Cut | Step | Note)
+                and self._is_behind(node, message)
+            ):
                 self._put(node, wire.encode_messages([message]), bulk=True)
             else:
                 small.append(message)
@@ -203,7 +207,7 @@ class Peers:
             part = small[start : start + FRAME_MESSAGES_MAX]
             self._put(node, wire.encode_messages(part))
 
-    def _is_behind(self, node: NodeId, message: Cut | Step) -> bool:
+    def _is_behind(self, node: NodeId, message: Cut | Step | Note) -> bool:
         """Whether a large part of the same stream may still be on its way."""
         bulky = self._bulky.get(node)
         if bulky is None or message.stream not in bulky:

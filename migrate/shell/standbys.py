@@ -27,7 +27,7 @@ from migrate.core.directory import Row
 from migrate.core.events import Copied, RowRead, SwapOutcome, SwapResult
 from migrate.core.ids import ServerId, TransferId
 from migrate.core.incarnation import Incarnation
-from migrate.core.messages import Cut, Follow, Moved, Step
+from migrate.core.messages import Cut, Follow, Moved, Note, Step
 from migrate.core.standby import Backup, CaptureFailed
 from migrate.errors import MigrateError
 from migrate.ref import RefObject
@@ -134,7 +134,7 @@ class StandbyStreams:
         """See `Port.wall_s`."""
         return time.time()
 
-    def journal(self, inc: Incarnation, message: Cut | Step) -> None:
+    def journal(self, inc: Incarnation, message: Cut | Step | Note) -> None:
         """See `Port.journal`: this node keeps none."""
         self._driver._soon(
             lambda: self._driver.core.standbys.journaled(

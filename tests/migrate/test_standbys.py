@@ -7,6 +7,7 @@ case, since it goes on believing that it is the owner.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import migrate
 from migrate.core.placement import Candidate
 from migrate.errors import Outcome
 from migrate.ref import ref_object
+from migrate.shell.standbys import StandbyStreams
 from tests.migrate.clusters import QUICK, eventually, failure_of, linked, nodes, run, until
 from tests.migrate.servers import Counter
 
@@ -364,6 +366,102 @@ def test_calls_that_a_replicated_server_makes_are_made_once() -> None:
             counts = c._ref(await c._read(server_of(counter)))
             assert await counts.get() == len(got)
 
+    run(body())
+
+
+# ------------------------------------------------------------------ large states
+
+
+class Table:
+    """Records in a dict, and memory that is written in place."""
+
+    def __init__(self, records: int, size: int) -> None:
+        self.records = {f"key {n}": {"n": n, "text": f"record {n}"} for n in range(records)}
+        self.memory = bytearray(size)
+
+    def put(self, n: int, at: int) -> str:
+        self.records[f"key {n}"] = {"n": n, "text": f"put at {at}"}
+        if self.memory:
+            self.memory[at % len(self.memory)] = n % 256
+        return self.digest()
+
+    def grow(self, size: int) -> str:
+        self.memory += bytes(size)
+        return self.digest()
+
+    def digest(self) -> str:
+        """Of what it is, computed anew."""
+        data = hashlib.sha256(
+            repr(sorted((k, v["n"], v["text"]) for k, v in self.records.items())).encode()
+        )
+        data.update(self.memory)
+        return data.hexdigest()
+
+
+@pytest.mark.parametrize(("records", "size"), [(3000, 0), (0, 2 << 20), (3000, 2 << 20)])
+def test_a_large_state_is_followed_change_by_change_and_taken_over_as_it_was(
+    records: int, size: int
+) -> None:
+    async def body() -> None:
+        async with nodes("a", "b", "c", options=OPTIONS) as (a, b, c):
+            ref = await a.spawn(Table, records, size)
+            await a.replicate(ref, ["b", "c"])
+            digest = ""
+            for n in range(60):
+                digest = await ref.put(n * 50, n * 4099)
+            await look_dead(a)
+            await until(lambda: owner_is_one_of(ref, b, c))
+            mine = c._ref(await c._read(server_of(ref)))
+            assert await mine.digest() == digest
+            for n in range(20):
+                digest = await mine.put(n * 7, n * 911)
+            assert await mine.digest() == digest
+
+    run(body())
+
+
+def owner_is_one_of(ref: Any, *peers: migrate.Node) -> bool:
+    return any(server_of(ref) in peer._driver.core.hosted for peer in peers)
+
+
+def test_a_state_that_grows_goes_on_as_a_stream_of_changes() -> None:
+    async def body() -> None:
+        async with nodes("a", "b", options=OPTIONS) as (a, b):
+            ref = await a.spawn(Table, 10, 100)
+            await a.replicate(ref, ["b"])
+            streams = a._driver.streams
+            assert not streams._writers  # Whole in each cut.
+            await ref.grow(3 << 20)
+            for n in range(5):
+                digest = await ref.put(n, n * 4099)
+            assert len(streams._writers) == 1
+            await look_dead(a)
+            await until(lambda: owner_is_one_of(ref, b))
+            assert await b._ref(await b._read(server_of(ref))).digest() == digest
+
+    run(body())
+
+
+def test_a_change_of_a_large_state_costs_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    capture = StandbyStreams.capture
+
+    def measured(self: StandbyStreams, *args: Any) -> bytes:
+        state = capture(self, *args)
+        sizes.append(len(state))
+        return state
+
+    async def body() -> None:
+        async with nodes("a", "b", options=OPTIONS) as (a, _):
+            ref = await a.spawn(Table, 3000, 4 << 20)
+            await a.replicate(ref, ["b"])
+            sizes.clear()
+            for n in range(20):
+                await ref.put(n, n * 4099)
+            assert len(sizes) >= 20
+            assert max(sizes) < 64 << 10  # Of more than 4 MiB.
+
+    monkeypatch.setattr(StandbyStreams, "capture", measured)
     run(body())
 
 
