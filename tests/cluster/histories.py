@@ -43,6 +43,9 @@ SOON_S: Final = 40.0
 """A call that takes longer hangs: pauses last 3 s, and a step of a move is given up after 1."""
 
 PAUSE_MAX_S: Final = 3.0
+COMPLETE_S: Final = 20.0
+"""A set of standbys that is not complete by then never will be."""
+
 POINT_WAIT_S: Final = 1.0
 """How long a fail point is waited for; many runs never reach some of them."""
 
@@ -75,6 +78,8 @@ class Plan:
         subjects: Servers that are called at a time.
         calls_max: Calls after which a server gives way to a fresh one.
         faults: The kinds that come.
+        standbys: Of each server, in mode sync. Then no server may be lost: each fault comes when
+            all sets are complete again, and takes only one node away.
         switched_off: A mechanism that is taken away in every node; see `workloads.SwitchedOff`.
     """
 
@@ -89,6 +94,7 @@ class Plan:
     subjects: int = 10
     calls_max: int = 200
     faults: tuple[str, ...] = FAULTS
+    standbys: int = 0
     switched_off: str = ""
 
     @staticmethod
@@ -117,7 +123,7 @@ class Plan:
         return (
             f"{'unix' if self.same_host else 'grpc'}{' with points' if self.points else ''}, "
             f"{self.nodes} nodes, lease {self.lease_s:g} s, {self.clients} clients, "
-            f"{self.movers} movers, faults: {', '.join(self.faults)}"
+            f"{self.movers} movers, {self.standbys} standbys, faults: {', '.join(self.faults)}"
         )
 
 
@@ -245,8 +251,9 @@ class Run:
         cls = workloads.Relay if kind == "relay" else KINDS[kind][0]
         args = (1_500_000 if large else 0,) if kind != "relay" else ()
         on = self._places.choice(list(self.alive))
+        options = migrate.SpawnOptions(on=on, standbys=self.plan.standbys)
         try:
-            ref = await self.client.spawn(cls, *args, options=migrate.SpawnOptions(on=on))
+            ref = await self.client.spawn(cls, *args, options=options)
         except migrate.MigrateError:
             self.counts["spawns failed"] += 1
             return None
@@ -406,7 +413,29 @@ class Run:
         order = deque(rng.sample(self.plan.faults, len(self.plan.faults)))
         while order or time.monotonic() < until_s:
             await asyncio.sleep(rng.uniform(0.05, 0.3))
+            if self.plan.standbys:
+                await self.complete()
             await self.fault(order.popleft() if order else rng.choice(self.plan.faults), rng)
+
+    async def complete(self) -> None:
+        """Wait until all servers have their standbys."""
+        for subject in [*self.open, *self.relays, *self.closed]:
+            until_s = time.monotonic() + COMPLETE_S
+            while not subject.lost_ns and not await self.has_standbys(subject):
+                if time.monotonic() > until_s:
+                    self.trouble.append(f"{subject.ref!r} has not got its standbys again")
+                    break
+                await asyncio.sleep(0.02)
+
+    async def has_standbys(self, subject: Subject) -> bool:
+        try:
+            info = await self.client.info(subject.ref)
+        except (migrate.ServerLost, migrate.ServerNotFound):
+            return True
+        except migrate.MigrateError:
+            return False
+        states = [follower.state for follower in info.followers]
+        return len(info.standbys) == self.plan.standbys and set(states) == {"in sync"}
 
     async def fault(self, kind: str, rng: random.Random) -> None:
         """One fault and its repair."""
@@ -662,7 +691,7 @@ def judge(run: Run) -> tuple[list[str], list[Subject]]:
     violations = list(run.trouble)
     bad = []
     for subject in run.subjects:
-        found = list(wrong_with(subject, run.counts["kills"]))
+        found = list(wrong_with(subject, 0 if run.plan.standbys else run.counts["kills"]))
         if found:
             bad.append(subject)
             violations += [f"{subject.kind} {subject.ref._server_id}: {text}" for text in found]
@@ -691,7 +720,7 @@ def wrong_with(subject: Subject, kills: int) -> Iterator[str]:
         yield from account([made.operation() for made in subject.made], subject.final)
     yield from epochs(subject)
     if subject.lost_ns and not kills:
-        yield "lost, and no process was killed"
+        yield "lost, and no process was killed (or it had standbys)"
     for made in subject.made:
         yield from wrong_end(made, subject)
 

@@ -12,9 +12,10 @@ from typing import Any
 import migrate
 from migrate.core.actions import GoLive
 from migrate.core.incarnation import Incarnation
-from migrate.core.messages import CALL, Envelope
+from migrate.core.messages import CALL, Cut, Envelope, Kept, Message, Note, Step
 from migrate.core.move import TargetMove, TargetPhase
 from migrate.core.node import Core
+from migrate.core.standby import Backup, Standbys
 
 
 def told(result: Any) -> tuple[Any, str, int]:
@@ -115,11 +116,49 @@ class Relay:
         await getattr(ref, method).cast(*args)
 
 
+class Late:
+    """Thinks for a while, and then does something elsewhere."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    async def work(self, ref: Any, nonce: str, seconds: float) -> Any:
+        self.begun.append(nonce)
+        await asyncio.sleep(seconds)
+        counted, _, _ = await ref.increment(nonce)
+        return told(counted)
+
+
+class Bulk:
+    """A large state, of small records and of memory."""
+
+    def __init__(self, records: int, size: int) -> None:
+        self.records = {n: {"n": n, "text": f"record {n}"} for n in range(records)}
+        self.memory = bytearray(size)
+        self.taken = 0
+
+    def put(self, n: int) -> Any:
+        self.taken += 1
+        self.records[n % max(1, len(self.records))] = {"n": self.taken, "text": f"put {n}"}
+        if self.memory:
+            self.memory[n * 4099 % len(self.memory)] = self.taken % 256
+        return told(self.taken)
+
+    def total(self) -> Any:
+        return told(self.taken)
+
+
 class SwitchedOff:
     """Takes a mechanism away from the node that it is spawned on. For the failing controls only."""
 
     def __init__(self, what: str) -> None:
-        {"records": _no_records, "order": _no_order, "held": _nothing_held}[what]()
+        {
+            "records": _no_records,
+            "order": _no_order,
+            "held": _nothing_held,
+            "gate": _no_gate,
+            "fence": _no_fence,
+        }[what]()
 
 
 def _no_records() -> None:
@@ -162,7 +201,7 @@ def _no_order() -> None:
 
 def _nothing_held() -> None:
     """The target lets out what it did as soon as it is live, and sees no need to confirm that."""
-    go_live, set_timer = Core._go_live, Core._set_timer
+    go_live, set_timer = Core._go_live, Core.set_timer
 
     def without(self: Core, target: TargetMove, action: GoLive, now_ms: int) -> None:
         go_live(self, target, action, now_ms)
@@ -171,7 +210,7 @@ def _nothing_held() -> None:
         inc.sender.muted = False
         held, inc.held = inc.held, []
         for node, message in held:
-            self._send(node, message)
+            self.send(node, message)
         self._send_outstanding(inc, now_ms)
 
     def unconfirmed(self: Core, key: tuple[str, ...], due_ms: int) -> None:
@@ -180,4 +219,27 @@ def _nothing_held() -> None:
             set_timer(self, key, due_ms)
 
     Core._go_live = without  # type: ignore[method-assign]
-    Core._set_timer = unconfirmed  # type: ignore[method-assign]
+    Core.set_timer = unconfirmed  # type: ignore[method-assign]
+
+
+def _no_gate() -> None:
+    """An owner lets out what no standby has yet."""
+
+    def without(self: Standbys, inc: Incarnation, node: str, message: Message) -> None:
+        self.core.send(node, message)
+
+    Standbys.hold = without  # type: ignore[method-assign]
+
+
+def _no_fence() -> None:
+    """A standby that has taken over goes on acknowledging what its former owner sends."""
+    admit = Standbys._admit
+
+    def without(self: Standbys, message: Cut | Step | Note, node: str) -> Backup | None:
+        backup = self.backups.get(message.server)
+        if backup is not None and backup.stream == message.stream:
+            return admit(self, message, node)
+        self.core.send(node, Kept(message.stream, message.epoch, message.number))
+        return None
+
+    Standbys._admit = without  # type: ignore[method-assign]
