@@ -277,6 +277,8 @@ class Driver:
         self.code_of = streams.code_of
         self.journal = streams.journal
         self.copy_for = streams.copy_for
+        self.has_stream = streams.has_stream
+        self.adopt_stream = streams.adopt_stream
         self.end_stream = streams.end_stream
         self.check_follow = streams.check_follow
         self.keep_chunk = streams.keep_chunk
@@ -1041,7 +1043,8 @@ class Driver:
                 f"the state has {len(state)} bytes; up to {STATE_BYTES_MAX} can be moved"
             )
         ahead = source.copied_bytes if source is not None else 0
-        host.state_bytes = ahead + len(state)
+        if not action.stream:
+            host.state_bytes = ahead + len(state)
         if watch is not None:
             watch.bytes_sent = ahead + len(state)
             watch.rounds = 1 + (source.rounds if source is not None else 0)

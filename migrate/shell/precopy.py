@@ -263,6 +263,16 @@ class Precopy:
     def _bound(self, read: Callable[[Any], T], data: Any) -> T:
         return bound(self._driver, lambda: read(data))
 
+    # -- moves to a standby
+
+    def go_on_writing(self, transfer: TransferId, writer: StreamWriter) -> None:
+        """The target has as a standby what a stream has brought there so far."""
+        self._writers[transfer] = writer
+
+    def go_on_reading(self, transfer: TransferId, reader: StreamReader) -> None:
+        """The same, at the target."""
+        self._readers[transfer] = reader
+
     # -- ends
 
     def ended(self, transfer: TransferId, incoming: bool) -> None:

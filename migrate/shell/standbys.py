@@ -210,6 +210,26 @@ class StandbyStreams:
             raise Over
         return writer.step(STEP_S, chunk_bytes)
 
+    # -- moves to a standby
+
+    def has_stream(self, stream: TransferId) -> bool:
+        """See `Port.has_stream`."""
+        return stream in self._writers
+
+    def adopt_stream(self, transfer: TransferId, stream: TransferId, incoming: bool) -> None:
+        """See `Port.adopt_stream`."""
+        precopy = self._driver.precopy
+        if not incoming:
+            writer = self._writers.pop(stream, None)
+            if writer is not None:
+                precopy.go_on_writing(transfer, writer)
+            return
+        kept = self._kept.get(stream)
+        if kept is not None:
+            # One that had only snapshots so far begins with the last part.
+            reader = kept.reader or StreamReader(self._driver.options.state_bytes_max)
+            precopy.go_on_reading(transfer, reader)
+
     def end_stream(self, stream: TransferId) -> None:
         """See `Port.end_stream`."""
         task = self._tasks.pop(stream, None)

@@ -237,6 +237,7 @@ class Run:
         self.counts: Tally[str] = Tally()
         self.trouble: list[str] = []
         self.ended = False
+        self.resting = False  # nothing is moved
         self._numbers = itertools.count(1)
         self._places = random.Random(f"places {plan.seed}")
 
@@ -393,7 +394,7 @@ class Run:
         """Move servers about, until the end."""
         while not self.ended:
             there = [*self.open, *self.relays, *self.closed[-3:]]
-            if not there:
+            if not there or self.resting:
                 await asyncio.sleep(0.01)
                 continue
             subject = rng.choice(there)
@@ -414,7 +415,9 @@ class Run:
         while order or time.monotonic() < until_s:
             await asyncio.sleep(rng.uniform(0.05, 0.3))
             if self.plan.standbys:
+                self.resting = True
                 await self.complete()
+                self.resting = False
             await self.fault(order.popleft() if order else rng.choice(self.plan.faults), rng)
 
     async def complete(self) -> None:

@@ -424,6 +424,25 @@ def owner_is_one_of(ref: Any, *peers: migrate.Node) -> bool:
     return any(server_of(ref) in peer._driver.core.hosted for peer in peers)
 
 
+def test_a_move_to_a_standby_ships_only_what_changed_last() -> None:
+    async def body() -> None:
+        async with nodes("a", "b", "c", options=OPTIONS) as (a, b, c):
+            ref = await a.spawn(Table, 3000, 2 << 20)
+            await a.replicate(ref, ["b", "c"])
+            digest = await ref.put(1, 1)
+            report = await a.migrate(ref, to="b")
+            assert report.bytes_sent < 64 << 10  # Of more than 2 MiB.
+            assert await ref.digest() == digest
+            # The next one too, and back to a node that never stood by: all of it.
+            await eventually(lambda: has(c, ref, "b", ("a", "c")))
+            digest = await ref.put(2, 2)
+            report = await b.migrate(ref, to="c")
+            assert report.bytes_sent < 64 << 10
+            assert await ref.digest() == digest
+
+    run(body())
+
+
 def test_a_state_that_grows_goes_on_as_a_stream_of_changes() -> None:
     async def body() -> None:
         async with nodes("a", "b", options=OPTIONS) as (a, b):
