@@ -183,6 +183,7 @@ class Node(Peer):
         self._driver.on_stopped(self._finish_stop)
         self._driver.on_checkpoint_due(self._checkpoints.planned)
         self._driver.on_standbys_changed(self._standbys.changed)
+        self._driver.on_arrived(self._standbys.complete_soon)
         try:
             self._address = await links.listen(self._listen, self._services, self._advertise)
             if split_address(self._address)[0] in ("0.0.0.0", "::"):

@@ -420,6 +420,9 @@ class CheckpointVerbs:
             core.end_replacing(inc, phase, driver.now_ms())
             raise
         ref = self._host(loaded, obj, spec, new, rev)
+        # It had standbys, and is to have some again.
+        core.hosted[inc.id].wanted = inc.wanted
+        node._standbys.complete_soon(inc.id)
         if inc.id in node._stops:
             # It was asked to stop meanwhile, and is to.
             core.stop(inc.id, driver.now_ms())

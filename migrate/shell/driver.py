@@ -240,6 +240,7 @@ class Driver:
         self._copies: dict[TransferId, Hosted] = {}  # arrived, and not yet released
         self._on_stopped: Callable[[Incarnation], Coroutine[Any, Any, None]] | None = None
         self._on_standbys: Callable[[ServerId, NodeId, Changed, str], None] | None = None
+        self._on_arrived: Callable[[ServerId], None] | None = None
         self._on_due: Callable[[Incarnation, Plan], Coroutine[Any, Any, None]] | None = None
         self._burst = BURST_MAX
         self._default_ms = (
@@ -728,6 +729,10 @@ class Driver:
             tell = self._on_standbys
             self._soon(lambda: tell(server, node, what, cause))
 
+    def on_arrived(self, do: Callable[[ServerId], None]) -> None:
+        """Set who is told of servers that have moved here."""
+        self._on_arrived = do
+
     def on_standbys_changed(self, do: Callable[[ServerId, NodeId, Changed, str], None]) -> None:
         """Set who is told of what happens to the standbys of servers here."""
         self._on_standbys = do
@@ -848,8 +853,12 @@ class Driver:
                 # After what else came in the same frame: the time of the release.
                 self._soon(lambda: self._finished(transfer, action))
             case Release():
+                target = self.core.moves_in[transfer]
                 at = ReleasedAt(transfer, clock_id(), time.monotonic_ns())
-                self.send(self.core.moves_in[transfer].source, at)
+                self.send(target.source, at)
+                if self._on_arrived is not None:
+                    arrived, server = self._on_arrived, target.server
+                    self._soon(lambda: arrived(server))
             case _:
                 pass  # DropCopy: the object goes with its last reference
 
