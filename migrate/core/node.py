@@ -1659,11 +1659,14 @@ class Core:
                 break
             left -= 1
             replica = inc.replica
-            if replica is not None and replica.due and inc.gated:
+            if replica is not None and inc.gated and (replica.due or replica.unfed()):
                 if self.port.may_wait(inc, mailbox[0]):
                     # What was done so far must not wait for this run, which may take long; nor may
                     # a failover repeat this run upon an older state.
                     self.standbys.cut(inc, now_ms)
+                    if replica.unfed():
+                        # What the run asks for would wait for a cut, which would wait for the run.
+                        break
             entry = mailbox.popleft()
             if entry.session is None:
                 if entry.kind == QUIESCE:

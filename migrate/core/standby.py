@@ -343,6 +343,14 @@ class Replica:
         """Somebody has to have a whole cut before anything is acknowledged by all."""
         return any(it.phase is FollowerPhase.DUE for it in self.followers.values())
 
+    def unfed(self) -> bool:
+        """Whether one that is waited for has not been sent a whole cut by this owner."""
+        for follower in self.followers.values():
+            if follower.configured and not follower.leaving:
+                if follower.phase is not FollowerPhase.FED:
+                    return True
+        return False
+
     def settled(self) -> bool:
         """Nothing waits to be let out."""
         return not (self.uncut or self.unnoted or self.held or self.uncut_outs or self.outs)
@@ -545,6 +553,8 @@ class Standbys:
                 inc.replica = None
         if inc.replica is not None:
             self._wake(inc, now_ms)
+        if inc.gated and not replica.unfed():
+            self._resume(inc)
 
     def _ask(
         self, inc: Incarnation, replica: Replica, node: NodeId, now_ms: int, *, configured: bool
@@ -808,7 +818,15 @@ class Standbys:
         if sessions:
             replica.lows.append((number, [(it, it.low) for it in sessions]))
         self._wake(inc, now_ms)
+        if whole is not None:
+            self._resume(inc)
         return True
+
+    def _resume(self, inc: Incarnation) -> None:
+        """Hand out what waited for a standby to be fed (see `Core._hand_out`)."""
+        if inc.mailbox and not inc.running and not inc.pump_due and inc.phase is Phase.RUNNING:
+            inc.pump_due = True
+            self.core.port.pump_later(inc)
 
     def _note(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
         """Tell the standbys what they can be told while a handler is running."""

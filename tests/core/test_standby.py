@@ -34,6 +34,7 @@ from migrate.core.messages import (
     OK,
     Cut,
     Follow,
+    Following,
     KeepRefused,
     Kept,
     Message,
@@ -256,6 +257,41 @@ def test_an_owner_that_is_told_that_it_was_replaced_lets_nothing_out_that_runs_o
     world.cores[A].finish(*world.ports[A].began[-1], ERROR, b"cancelled", None, world.now_ms)
     world.run()
     assert world.out == []
+
+
+def test_a_handler_that_may_wait_is_begun_when_a_new_owner_has_fed_its_standbys() -> None:
+    """What it asked for would wait for the cut, and the cut for its end."""
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.replicate(B, C)
+    world.ports[B].busy = True
+    world.cores[B].route_hint(OTHER, C, 1)
+    world.dropped = [Following]
+    world.kill(A)
+    assert world.row().owner == B
+    world.send(B, env(1, "m"))
+    assert world.ports[B].ran == []
+    world.dropped = []
+    world.later(300)
+    assert world.ports[B].ran == ["m"]
+    asks(world, B, "fetch", f"{SERVER}/1")
+    world.later(300)
+    assert world.ports[C].ran == ["fetch"]
+
+
+def test_a_handler_that_may_wait_is_begun_when_the_standby_it_waited_for_is_lost() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    world.ports[B].busy = True
+    world.dropped = [Following]
+    world.kill(A)
+    world.send(B, env(1, "m"))
+    assert world.ports[B].ran == []
+    world.kill(C)
+    world.later(50)
+    assert world.ports[B].ran == ["m"]
 
 
 def test_a_standby_that_dies_is_taken_out_of_the_row_before_anything_leaves() -> None:
