@@ -1667,6 +1667,8 @@ class Core:
                     if replica.unfed():
                         # What the run asks for would wait for a cut, which would wait for the run.
                         break
+            elif inc.holding and inc.row.standbys and self.port.may_wait(inc, mailbox[0]):
+                break  # The same: it has them on its hands as soon as it is released.
             entry = mailbox.popleft()
             if entry.session is None:
                 if entry.kind == QUIESCE:
@@ -2676,7 +2678,7 @@ class Core:
         for node, message in held:
             self._tell(inc, node, message)
         self._send_outstanding(inc, now_ms)
-        if inc.phase is Phase.QUIESCING:
+        if inc.phase is Phase.QUIESCING or (inc.mailbox and inc.phase is Phase.RUNNING):
             self.rest(inc, now_ms)
 
     def _drop_target(self, target: TargetMove, now_ms: int) -> None:

@@ -33,6 +33,7 @@ from migrate.core.messages import (
     ERROR,
     OK,
     Cut,
+    Dropped,
     Follow,
     Following,
     KeepRefused,
@@ -570,6 +571,33 @@ def test_a_move_to_a_standby_that_is_given_up_costs_the_standby_and_not_the_serv
     world.later(500)
     assert [reply.seq for reply in world.replies()] == [1]
     assert world.row().standbys == ()
+
+
+def test_a_handler_that_may_wait_is_not_begun_before_a_moved_server_has_fed_its_standbys() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.replicate(B, C)
+    begin_move(world, B)
+    ship(world, B)
+    world.run()
+    (swap,) = world.ports[A].did(SwapRow)
+    result = world._swap(swap.row, swap.rev)
+    world.ports[B].busy = True
+    world.cores[B].route_hint(OTHER, C, 1)
+    world.dropped = [Dropped]  # so that it is live, and not released
+    world.cores[A].move_event("t", False, result, world.now_ms)
+    world.run()
+    world.cores[B].started(SERVER, world.now_ms)
+    world.send(B, env(1, "m"))
+    assert world.ports[B].ran == []
+    world.dropped = []
+    world.cores[B].receive(A, [Dropped("t")], world.now_ms)
+    world.run()
+    assert world.ports[B].ran == ["m"]
+    asks(world, B, "fetch", f"{SERVER}/1")
+    world.later(300)
+    assert world.ports[C].ran == ["fetch"]
 
 
 def test_an_asynchronous_standby_that_takes_over_begins_a_new_generation() -> None:
