@@ -49,6 +49,8 @@ NEWS_KEPT: Final = 16
 
 LOOK_S: Final = 0.02
 """How often it is looked whether something has come to be that nobody tells of."""
+LOOK_LONG_S: Final = 0.25
+"""The same, of what would be told as long as the server is here."""
 
 WATCHES_MIN: Final = 1000
 """Servers of which something is remembered before those that are gone are looked for."""
@@ -338,7 +340,8 @@ class StandbyVerbs:
             # owner's has come up to this one.
             untold = not late or any(present.get(n) is Standing.RESYNCING for n in late)
             try:
-                async with asyncio.timeout_at(loop.time() + LOOK_S if untold else until_s):
+                wait_s = LOOK_S if untold else LOOK_LONG_S
+                async with asyncio.timeout_at(min(loop.time() + wait_s, until_s)):
                     await watch.changed.wait()
                 until_s = loop.time() + limit_s
             except TimeoutError as error:
@@ -390,6 +393,7 @@ class StandbyVerbs:
             watch.later = None
         if watch.working is not None or watch.asked:
             watch.again = True
+            watch.changed.set()  # What it waits for may have gone and come back.
             return
         self._waiting[server] = None
         self._work()
