@@ -388,6 +388,7 @@ def cut_for_rollback(inc: Incarnation, pack: Callable[[object], bytes], now_ms: 
         plans=_plan_records(inc, now_ms),
         met=_generations(inc.sender),
         wanted=inc.wanted,
+        replaces=True,
     )
 
 
@@ -424,7 +425,7 @@ class Image:
 
     def take(self, record: CutRecord, whole: bool, now_ms: int) -> None:
         """Go on to the next cut."""
-        if whole:
+        if whole or record.replaces:
             self.sessions.clear()
             self.sending.clear()
         for sid in record.ended:

@@ -155,6 +155,7 @@ class CutRecord(Struct, array_like=True):
     wanted: Wanted | None = None
     ended: list[SessionId] = []
     sending_ended: list[SessionId] = []
+    replaces: bool = False
 
 
 class StepRecord(Struct, array_like=True):

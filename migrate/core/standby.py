@@ -796,9 +796,7 @@ class Standbys:
                 record = whole = whole or cut(inc, None, self.core.port.pack, now_ms)
             else:
                 record = delta = delta or cut(inc, changes, self.core.port.pack, now_ms)
-            message = Cut(
-                follower.stream, inc.id, inc.row.epoch, number, is_first or is_async, record, state
-            )
+            message = Cut(follower.stream, inc.id, inc.row.epoch, number, is_first, record, state)
             self._feed(inc, follower, message, len(state), now_ms)
         if replica.mode is Mode.SYNC and not inc.gated and replica.gating():
             # All that was let out so far is in this cut.

@@ -932,3 +932,18 @@ def test_moves_that_waited_for_standbys_keep_to_the_limit_of_moves() -> None:
     world.run()
     assert inc.row.standbys == ()
     assert list(at.moves_out) == ["t2"] and not at.delayed
+
+
+def test_an_asynchronous_standby_begins_with_the_first_cut_and_no_later_one() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.dropped = [Cut]
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(50)
+    world.dropped = []
+    world.send(A, env(1, "m"))
+    world.later(50)
+    # The second cut has come, and says only what changed of the object since the first.
+    assert not world.cores[B].standbys.backups
+    world.later(600)
+    assert world.cores[B].standbys.backups and world.row().standbys == (B,)

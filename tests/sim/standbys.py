@@ -623,7 +623,8 @@ class StandbyInvariants(RollbackInvariants):
         if known is not None and known[0].epoch != row.epoch:
             # What a gated one lets out was acknowledged by all who might have taken over. One in
             # mode ASYNC lets out things that are lost. One that changes its own row is its owner.
-            if inc.gated or row.mode is Mode.ASYNC or known[0].mode is Mode.ASYNC:
+            lags = replica is not None and replica.mode is Mode.ASYNC
+            if inc.gated or lags or row.mode is Mode.ASYNC or known[0].mode is Mode.ASYNC:
                 self._one_at_an_epoch(node, inc)
                 return
             if replica is not None and known[0] == replica.swap:
