@@ -86,7 +86,7 @@ class Settled(Struct, frozen=True, array_like=True):
 class Frozen(Struct, array_like=True):
     """A server's state as it travels in the simulation.
 
-    `items` lacks the first `ahead` ones, which went ahead in chunks.
+    `items` lacks the first `ahead` ones, which went ahead in chunks. `alias`: see `Copy`.
     """
 
     ahead: int
@@ -96,6 +96,7 @@ class Frozen(Struct, array_like=True):
     ticks: int
     born_us: int
     record: StateRecord
+    alias: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -116,9 +117,14 @@ def unpack_result(payload: bytes) -> Settled:
 
 
 class Copy:
-    """The user's object of one copy of a server: what was applied, in order."""
+    """The user's object of one copy of a server: what was applied, in order.
+
+    `alias` is what it calls itself in the names of its requests: another one after it has gone back
+    to what one of its standbys had, for its former self may go on making some for a while.
+    """
 
     __slots__ = (
+        "alias",
         "alive",
         "born_us",
         "id",
@@ -133,6 +139,7 @@ class Copy:
 
     def __init__(self, server: ServerId, born_us: int) -> None:
         self.id = server
+        self.alias = server
         self.born_us = born_us
         self.items: list[str] = []
         self.told: list[tuple[str, str]] = []  # casts made without waiting: (server, uid)
@@ -598,13 +605,13 @@ class SimNode:
         mark = "~" if any(link.startswith(target + "/") for link in chain) else ""
         key = target + mark
         number = run.copy.numbers[key] = run.copy.numbers.get(key, 0) + 1
-        return f"{run.copy.id}{mark}#{number}"
+        return f"{run.copy.alias}{mark}#{number}"
 
     def _tell(self, run: Run, op: Op) -> None:
         """A cast that nobody waits for: it is part of the state until it is acknowledged."""
         key = op.target
         number = run.copy.numbers.get(key, 0) + 1
-        uid = f"{run.copy.id}#{number}"
+        uid = f"{run.copy.alias}#{number}"
         self.world.invariants.made(op.target, uid)
         sub = Op(uid, "add", 0, "", 0)
         out = Outgoing(CAST, "op", None, sub, (), 0, None, f"{run.copy.id}/{run.entry.run}")
@@ -770,7 +777,16 @@ class SimNode:
         ahead = self.ahead.get(transfer, 0) if action.ahead else 0
         items = copy.items[ahead:]
         state = pack(
-            Frozen(ahead, items, copy.told, copy.numbers, copy.ticks, copy.born_us, record)
+            Frozen(
+                ahead,
+                items,
+                copy.told,
+                copy.numbers,
+                copy.ticks,
+                copy.born_us,
+                record,
+                copy.alias,
+            )
         )
         self._event(self._work(50, 2_000), transfer, False, Encoded(state))
 
@@ -788,6 +804,7 @@ class SimNode:
             self.world.fail("pre-copy", f"{len(ahead)} items came ahead, {frozen.ahead} were sent")
         copy.items, copy.told = [*ahead, *frozen.items], frozen.told
         copy.numbers, copy.ticks = frozen.numbers, frozen.ticks
+        copy.alias = frozen.alias
         if self.core.install(transfer, frozen.record, copy, self.now_ms()) is None:
             return
         self.moving[transfer] = copy

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct, msgpack
 
+from migrate.core.actions import Action, DropCopy
 from migrate.core.delivery import Entry, Outgoing
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import Copied, RowRead, SwapResult
@@ -90,6 +91,7 @@ class Part(Struct, array_like=True):
     numbers: dict[str, int]
     ticks: int
     born_us: int
+    alias: str
 
 
 class Sent:
@@ -219,6 +221,15 @@ class StandbyNode(KeepingNode):
             inc.wanted = wanted
             self._complete_one(inc)
 
+    def perform(self, transfer: TransferId, incoming: bool, action: Action) -> None:
+        """See `SimNode.perform`; a copy may be all that is left of what it had as a standby."""
+        copy = self.moving.get(transfer)
+        super().perform(transfer, incoming, action)
+        if incoming and isinstance(action, DropCopy) and copy is not None:
+            backup = self.core.standbys.backups.get(copy.id)
+            if backup is not None and backup.copy is not None and backup.copy.host is copy:
+                copy.alive = True
+
     # -- what goes out
 
     def send(self, node: NodeId, message: Message) -> None:
@@ -280,6 +291,7 @@ class StandbyNode(KeepingNode):
             copy.numbers,
             copy.ticks,
             copy.born_us,
+            copy.alias,
         )
         sent.items, sent.told = len(copy.items), len(copy.told)
         return pack(part)
@@ -400,6 +412,7 @@ class StandbyNode(KeepingNode):
         copy.items += part.items
         copy.told += part.told
         copy.numbers, copy.ticks, copy.born_us = part.numbers, part.ticks, part.born_us
+        copy.alias = part.alias
         if not first or world.chance(0.5):
             return True
         reason = "cannot be loaded" if self._happens(world.settings.refuses) else ""
@@ -417,7 +430,7 @@ class StandbyNode(KeepingNode):
         copy: Copy | None = Copy(server, kept.born_us)
         assert copy is not None
         copy.items, copy.told = list(kept.items), list(kept.told)
-        copy.numbers, copy.ticks = dict(kept.numbers), kept.ticks
+        copy.numbers, copy.ticks, copy.alias = dict(kept.numbers), kept.ticks, kept.alias
         reason = ""
         if self._happens(self.world.settings.load_fails):
             self.world.counts["load fails"] += 1
@@ -458,8 +471,7 @@ class StandbyNode(KeepingNode):
         copy = inc.host
         assert isinstance(copy, Copy)
         if inc.row.generation == inc.row.epoch:
-            # What it asked for and does not know of any more had numbers too.
-            copy.numbers = dict(self.world.invariants.numbers.get(inc.id, {}))
+            copy.alias, copy.numbers = f"{inc.id}/{inc.row.epoch}", {}
         self.world.note(f"{self.id} is {inc.id} now e={inc.row.epoch}, {len(copy.items)} items")
         self.later(self._work(0, 3_000), self._started, inc.id)
 
@@ -514,7 +526,7 @@ class StandbyNode(KeepingNode):
         world.fickle[run.copy.id, op.uid] = None
         target = world.targets[world.between(0, len(world.targets) - 1)]
         world.fickle_n += 1
-        uid = f"{run.copy.id}.{world.fickle_n}#1"
+        uid = f"{run.copy.id}*{world.fickle_n}#1"
         world.fickle[target, uid] = None
         world.invariants.made(target, uid)
         waiting = run.waiting = Sub(run, target, uid, CALL)
@@ -724,8 +736,8 @@ class StandbyInvariants(RollbackInvariants):
                     kept = other.kept[backup.stream]
                     if backup.number != inc.replica.number or inc.replica.due:
                         continue
-                    theirs = (kept.items, kept.told, kept.numbers, kept.ticks)
-                    ours = (copy.items, copy.told, copy.numbers, copy.ticks)
+                    theirs = (kept.items, kept.told, kept.numbers, kept.ticks, kept.alias)
+                    ours = (copy.items, copy.told, copy.numbers, copy.ticks, copy.alias)
                     if theirs != ours:
                         world.fail(
                             "cuts",
