@@ -24,7 +24,8 @@ followed by `size` bytes:
     BYTES    region            offset in it         what stands there
     PART     cut               part                 pickle of its items, as a dict or list
     RECORDS  cut               part                 pickle of {position: value}
-    CHANGES                                         pickle of [(cut, part, items, records)]
+    CHANGES                                         pickle of samples and
+                                                    [(cut, part, items, records)]
     LAYOUT   cut               0 dict, 1 list       numbers of its parts in order, 4 bytes each
     DROP     cut                                    (it is not cut any more)
     ROUND                                           (a round has ended)
@@ -122,8 +123,8 @@ class _RestPickler(auto._AutoPickler):
     """Pickles all but what is cut, which it names.
 
     Attributes:
-        met: What it has named, or named a record of, in that order.
-        named: What it has named itself.
+        named: What it has named itself, in that order.
+        met: The same, and what it has named a record of.
         kinds: Types that it has met.
         texts: Sizes of the longer strings that it has met, by id.
     """
@@ -133,7 +134,7 @@ class _RestPickler(auto._AutoPickler):
         self._cuts = cuts
         self._owners = owners
         self.met: dict[Cut, None] = {}
-        self.named: set[Cut] = set()
+        self.named: dict[Cut, None] = {}
         self._places: dict[Cut, dict[int, tuple[int, int]]] = {}
         self.kinds: set[type] = set()
         self.texts: dict[int, int] = {}
@@ -147,7 +148,7 @@ class _RestPickler(auto._AutoPickler):
         cut = self._cuts.get(which)
         if cut is not None:
             self.met[cut] = None
-            self.named.add(cut)
+            self.named[cut] = None
             return cut.number
         part = self._owners.get(which)
         if part is None:
@@ -186,7 +187,7 @@ class _TextCounter(pickle.Pickler):
 
 class _WholePickler(auto._AutoPickler):
     met: Mapping[Cut, None] = types.MappingProxyType({})
-    named: frozenset[Cut] = frozenset()
+    named: Mapping[Cut, None] = types.MappingProxyType({})
     texts: Mapping[int, int] = types.MappingProxyType({})
     kinds: frozenset[type] = frozenset()
 
@@ -553,7 +554,7 @@ class StreamWriter:
                 return None
             else:
                 # NB: what is reached through its records alone must not be held.
-                strays = pickler.met.keys() - pickler.named if goes_on else ()
+                strays = pickler.met.keys() - pickler.named.keys() if goes_on else ()
                 # What was called may have changed what was looked at before.
                 is_quiet = instant is None or not any(map(runs_code, pickler.kinds))
                 if not strays and (is_quiet or (instant is not None and instant.still_holds())):
@@ -569,7 +570,7 @@ class StreamWriter:
         if instant is None:
             return _Gathered(None, {}, [], sink, pickler)
         # In the order of a snapshot, which gives those that come early shorter names.
-        changes = {cut: instant.changes[cut] for cut in pickler.met}
+        changes = {cut: instant.changes[cut] for cut in {**pickler.named, **pickler.met}}
         listed = _listed(changes)
         about_bytes = sink.settle() + sum([cut.about_bytes for cut in changes])
         if _share_too_much(listed, pickler.texts, about_bytes):
@@ -598,8 +599,11 @@ class StreamWriter:
     def _take_changes(self, gathered: _Gathered) -> list[Piece]:
         pieces = self._take_dropped()
         if gathered.listed:
-            # In one pickle, so that what changes share is in it once, as in a snapshot.
-            data = pickle.dumps(gathered.listed, PROTOCOL)
+            # In one pickle, so that what changes share is in it once, as in a snapshot. Names of
+            # what was met early are shorter; in a snapshot the rest may have met its like before.
+            changed = gathered.changes.values()
+            samples = [_sample(changes[0]) for changes in changed if changes]
+            data = pickle.dumps((samples, gathered.listed), PROTOCOL)
             pieces += (_OP.pack(_CHANGES, 0, 0, len(data)), data)
         for cut in gathered.changes:
             if cut.has_moved:
@@ -840,6 +844,12 @@ def _kept(view: memoryview) -> Piece:
 def _buffers_of(snapshot: Snapshot) -> list[tuple[memoryview, BufferKind]]:
     kinds = parse_head(snapshot.head).kinds
     return [(view, BufferKind(kind)) for view, kind in zip(snapshot.buffers, kinds, strict=True)]
+
+
+def _sample(change: Change) -> Any:
+    """A record of those that are written."""
+    held: Any = change.records if change.items is None else change.items
+    return next(iter(held.values() if type(held) is dict else held))
 
 
 def _listed(changes: dict[Cut, list[Change]]) -> list[Any]:
@@ -1412,9 +1422,10 @@ class _Changes:
         """
         growth = 0
         try:
-            changed = [items or records for _, _, items, records in self._loaded]
+            _, listed = self._loaded
+            changed = [items or records for _, _, items, records in listed]
             per_record = self._size / max(1, sum(map(len, changed)))
-            for number, part, items, records in self._loaded:
+            for number, part, items, records in listed:
                 if type(number) is not int or type(part) is not int:
                     raise LoadFailed("damaged: changes of what has no number")
                 cut = cuts.get(number) or _CutRead()

@@ -400,6 +400,7 @@ def chunks(data: bytes) -> bool:
     """Chunks of a peer that holds the key, the last one at the end."""
     if not _known_pickles:
         _chunk_seeds()
+        _delta_seeds()
     pieces = _pieces(data)
     reader = stream.StreamReader(1 << 18)
     with _small_and_known(learn=False):
@@ -438,6 +439,52 @@ def _chunk_seeds() -> list[bytes]:
             reader.last(sent[-1:])
             assert len(sent) <= 32
             assert max(map(len, sent)) < 1 << 16
+            seeds.append(_joined(sent))
+    return seeds
+
+
+def deltas(data: bytes) -> bool:
+    """Deltas of a peer that holds the key; what was kept can be built whatever came after it."""
+    if not _known_pickles:
+        _chunk_seeds()
+        _delta_seeds()
+    reader = stream.StreamReader(1 << 18)
+    with _small_and_known(learn=False):
+        whole = True
+        try:
+            for piece in _pieces(data):
+                reader.keep([piece])
+                assert 0 <= reader.taken_bytes <= 1 << 18
+        except LoadFailed:
+            whole = False
+        if not reader.is_whole:
+            return False
+        try:
+            made = reader.build()
+        except LoadFailed:
+            return False  # Those that came do not follow one another.
+    assert type(made) is dict and list(made) == list(_stream_root())
+    return whole
+
+
+def _delta_seeds() -> list[bytes]:
+    seeds = []
+    with _small_and_known(learn=True):
+        for changes in (1, 4):
+            root = _stream_root()
+            writer = stream.StreamWriter(root, "hash")
+            reader = stream.StreamReader(1 << 18)
+            sent = []
+            for n in range(changes):
+                sent.append(b"".join(writer.delta()))
+                reader.keep(sent[-1:])
+                root["rows"][n]["id"] = "new"
+                root["text"][n] = 1
+                if n == 1:
+                    root["names"].insert(n * 3, "inserted")
+                    root["text"] = np.zeros(6000, "u1")
+            writer.close()
+            reader.build()
             seeds.append(_joined(sent))
     return seeds
 
@@ -630,6 +677,7 @@ TARGETS: Final[dict[str, Target]] = {
     "snapshot": Target(snapshot, _snapshot_seeds),
     "checkpoint": Target(checkpoint_file, _checkpoint_seeds),
     "chunks": Target(chunks, _chunk_seeds, 3_000),
+    "deltas": Target(deltas, _delta_seeds, 3_000),
     "json": Target(
         json_arguments,
         lambda: [b'[1,2.5,"a",null,true,{"k":[]}]\0{"by":3}', b"[]\0", b'[[[{"a":"\\u00e9"}]]]'],

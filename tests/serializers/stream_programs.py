@@ -830,7 +830,7 @@ class Follower:
         size = sum(map(len, pieces))
         # NB: parts are tiny here, of which each takes about 20 bytes and has a number of 4.
         parts = sum(len(cut.parts) for cut in self.writer._cuts.values())
-        few = 1024 + 24 * parts + 96 * len(self.writer._regions)
+        few = 1024 + stream.TWICE_BYTES_MAX + 24 * parts + 96 * len(self.writer._regions)
         if size > snapshot_bytes * 1.01 + few:
             raise Lie(f"a delta takes {size} bytes, a snapshot {snapshot_bytes}")
 

@@ -189,7 +189,7 @@ def test_a_delta_has_only_what_changed_since_the_one_before() -> None:
     made.delta()
 
     assert all(size < made.sizes[0] / 100 for size in made.sizes[1:])
-    assert made.sizes[-1] < 500
+    assert made.sizes[-1] < 10_000  # The pages at the ends of an array have other things in them.
     made.built()
 
 
@@ -313,6 +313,9 @@ def test_memory_of_which_little_is_left_is_tracked_anew() -> None:
     assert kinds((100, 3_000_000), (5_000_000, 5_900_000)) == [stream._FREE] + 2 * [stream._REGION]
     assert kinds((100, 3_000_000)) == [stream._FREE]
     assert kinds((50, 3_000_000)) == [stream._FREE, stream._REGION]
+    # Most of it is left, but something else reaches into it.
+    outgrown = (50, 2_000_000), (2_900_000, 3_500_000)
+    assert kinds(*outgrown) == [stream._FREE, stream._REGION, stream._REGION]
     writer.close()
 
 
@@ -342,6 +345,8 @@ def test_two_standbys_follow_one_object_and_one_of_them_ends(engines: tuple[Any,
     second.delta().built()  # Ends its writer.
     change(9)
     first.delta()
+    # What the others released, the first one still tracks.
+    assert first.sizes[-1] < first.sizes[0] / 5
     change(10)
     first.delta().built()
 
@@ -1096,7 +1101,7 @@ def ending(value: Any = None) -> bytes:
 
 
 def changes(*listed: Any) -> bytes:
-    return chunk(stream._CHANGES, data=pickled(list(listed)))
+    return chunk(stream._CHANGES, data=pickled(([], list(listed))))
 
 
 def order(*numbers: int, kind: int = 0, cut: int = 0) -> bytes:
@@ -1130,6 +1135,10 @@ DAMAGED_DELTAS: dict[str, list[bytes]] = {
     "huge region": [chunk(stream._REGION, 2, 1 << 62, b"\x01"), ending()],
     "changes that are junk": [chunk(stream._CHANGES, 0, 0, b"junk"), ending()],
     "changes that are a number": [chunk(stream._CHANGES, 0, 0, pickled(1)), ending()],
+    "changes without samples": [
+        chunk(stream._CHANGES, 0, 0, pickled([(0, 0, None, {0: 1})])),
+        ending(),
+    ],
     "changes of half": [changes((0, 1)), ending()],
     "changes of words": [changes(("a", "b", None, {0: 1})), ending()],
     "changes of lists": [changes(([], [], {}, {})), ending()],
