@@ -828,6 +828,16 @@ class DirtyTracker:
                     return
                 offset += count
 
+    def unsettle(self, region: Region) -> None:
+        """Count all of a region as dirty again: what was taken of it has not been sent.
+
+        Raises:
+            ValueError: The region is not tracked here.
+        """
+        with self._held():
+            self._check_range(region, 0, 0)
+            self._unsent(region, 0, region.size)
+
     def close(self) -> None:
         """Track nothing any longer and release everything in the kernel; may be called again."""
         if os.getpid() != self._process:

@@ -362,14 +362,22 @@ class StreamWriter:
         assert self._memory is not None
         store = self._memory.store()
         size = entry.end - entry.begin
-        for start in range(0, size, COPY_BYTES):
-            data = self._tracker.take(entry.region, start, min(COPY_BYTES, size - start))
-            if data is None:
-                yield self._free(entry)
-                return
-            store.write(data)
-            yield []
-        yield [_OP.pack(_BYTES, entry.number, 0, size), store.seal()]
+        is_written = False
+        try:
+            for start in range(0, size, COPY_BYTES):
+                data = self._tracker.take(entry.region, start, min(COPY_BYTES, size - start))
+                if data is None:
+                    is_written = True
+                    yield self._free(entry)
+                    return
+                store.write(data)
+                yield []
+            is_written = True
+            yield [_OP.pack(_BYTES, entry.number, 0, size), store.seal()]
+        finally:
+            # NB: the round may be given up at any step.
+            if not is_written and self.is_open:
+                self._tracker.unsettle(entry.region)
 
     def _changed(self, cut: Cut, change: Change) -> list[Piece]:
         number = change.part.number

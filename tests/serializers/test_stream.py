@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import serializers
+from rpc import shared_memory
 from serializers import LoadFailed, auto, dirty, resources, stream
 from serializers.base import BufferKind, pack_head
 from serializers.stream import _OP, StreamReader, StreamWriter
@@ -90,6 +91,7 @@ def rows(count: int = COUNT) -> dict[int, Any]:
 
 ONCE_WRONG = (200_332,)
 """Seeds that found something."""
+ONCE_WRONG_FOLLOWED = (500_238,)
 
 
 ENGINES = pytest.mark.parametrize(("engine", "memory"), [("pages", False), ("hash", True)])
@@ -102,7 +104,7 @@ def test_random_programs_with_streams_that_go_on(engine: Any, memory: bool) -> N
         pytest.skip(f"the kernel tracks no pages here: {refusal}")
     count: collections.Counter[str] = collections.Counter()
     with stream_programs.small_thresholds():
-        for seed in range(25):
+        for seed in (*ONCE_WRONG_FOLLOWED, *range(25)):
             count.update(stream_programs.run_followed(seed, engine, memory))
     assert count["cuts"] > 5
     assert count["promotions"] > 5
@@ -380,6 +382,27 @@ def test_deltas_after_rounds() -> None:
         made.writer.delta()
     with pytest.raises(ValueError, match="closed"):
         made.writer.last()
+
+
+@pytest.mark.parametrize("engine", ["auto", "hash"])
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_round_that_is_given_up_takes_nothing_for_sent(engine: Any, ends: bool) -> None:
+    """What is written to shared memory is sent only when all of it is there."""
+    root = server(array=np.arange(500_000))
+    for steps in range(6):
+        writer = StreamWriter(root, engine, memory=shared_memory)
+        reader = StreamReader(LIMIT_BYTES)
+        reader.take(writer.look())
+        for _ in range(steps):
+            reader.take(writer.step(0.0, 1)[0])
+        if ends:
+            got: Any = reader.last(writer.last())
+        else:
+            reader.keep(writer.delta())
+            got = reader.build()
+        writer.close()
+        assert (got.array == root.array).all()
+    assert steps > root.array.nbytes // stream.COPY_BYTES
 
 
 def test_what_cannot_travel_at_one_delta_is_in_the_next() -> None:
