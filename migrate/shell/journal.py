@@ -25,6 +25,7 @@ Applications Recover from fsync Failures?, USENIX ATC 2020.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import concurrent.futures
 import contextlib
@@ -366,59 +367,20 @@ class _Committer:
             self._post(tell)
 
 
-class Journal:
-    """One journal as its owner has it, on the loop.
+class Appends(abc.ABC):
+    """What the owner of a journal appends, wherever the journal is kept.
 
     Each append takes a `done`, which is called once, on the loop: with None when it and everything
     before it is durable, or with the reason why it is not. Until then nothing that was given may
-    change; nothing is copied. When another journal has replaced this one, what was not called yet
-    is never called: the same append to the other one counts.
+    change; nothing is copied.
 
     Attributes:
-        facts: What its header tells.
-        path: Where it is, once it has its name.
         number: Number of the last CUT or STEP appended; None: none yet.
-        phase: Where it stands.
-        error: Why it takes nothing any more; None: it does.
-        base_bytes: Size of its first part: the first whole cut and what goes ahead.
-        log_bytes: What was appended after that.
-        backlog_bytes: What waits to be written.
     """
 
-    def __init__(
-        self,
-        log: JournalLog,
-        facts: Facts,
-        path: str,
-        replaces: Journal | None,
-        on_full: Callable[[Journal], None] | None,
-    ) -> None:
-        self.facts = facts
-        self.path = path
+    def __init__(self) -> None:
         self.number: int | None = None
-        self.phase = Phase.NEW
-        self.error: JournalFailed | None = None
-        self.base_bytes = 0
-        self.log_bytes = 0
-        self.backlog_bytes = 0
-        self._log = log
-        self._file = _File(log.disk, path, facts, log.key)
-        self._replaces = replaces
-        self._on_full = on_full
-        self._full_from = LOG_BYTES_MIN
         self._chunks = 0
-        # Done, but not to be told before a name is given: its own, or that of its replacement.
-        self._untold: list[tuple[Done, JournalFailed | None]] = []
-        self._suspended = False
-        # The thread of first parts has so many appends of this journal; while it has any after the
-        # name was given, later ones wait here, so that all are written in order.
-        self._slow = 0
-        self._named = False
-        self._quick = False
-        self._waiting: list[_Work] = []
-        self._closing: Done | None = None
-
-    # -- what its owner does
 
     def chunk(self, state: Sequence[Buffer], done: Done | None = None) -> None:
         """Append a part of the state that goes ahead of the first cut; raises as `cut` does."""
@@ -465,6 +427,94 @@ class Journal:
         """Append the directory's row as it is from here on; raises as `cut` does."""
         self._append(Kind.EPOCH, self.number or 0, row, (), False, done)
 
+    def _numbered(
+        self,
+        kind: Kind,
+        number: int,
+        record: Buffer,
+        state: Sequence[Buffer],
+        whole: bool,
+        done: Done | None,
+    ) -> None:
+        if not 0 < number < NUMBER_MAX or (self.number is not None and number != self.number + 1):
+            raise ValueError(f"number {number} cannot follow {self.number}")
+        self._append(kind, number, record, state, whole, done)
+        self.number = number
+
+    @abc.abstractmethod
+    def _append(
+        self,
+        kind: Kind,
+        number: int,
+        record: Buffer,
+        state: Sequence[Buffer],
+        whole: bool,
+        done: Done | None,
+    ) -> None: ...
+
+    @staticmethod
+    def _size(record: Buffer, state: Sequence[Buffer]) -> int:
+        record_bytes = memoryview(record).nbytes
+        state_bytes = sum(memoryview(piece).nbytes for piece in state)
+        if record_bytes > RECORD_BYTES_MAX or state_bytes > STATE_BYTES_MAX:
+            raise ValueError(f"a record of {record_bytes} and a state of {state_bytes} bytes")
+        return HEAD_BYTES + record_bytes + state_bytes
+
+
+class Journal(Appends):
+    """One journal in a file as its owner has it, on the loop.
+
+    When another journal has replaced this one, a `done` that was not called yet is never called,
+    if it belongs to an append that the other one got too: that one's counts. What the first cut of
+    the other one covers is told as ever.
+
+    Attributes:
+        facts: What its header tells.
+        path: Where it is, once it has its name.
+        phase: Where it stands.
+        error: Why it takes nothing any more; None: it does.
+        base_bytes: Size of its first part: the first whole cut and what goes ahead.
+        log_bytes: What was appended after that.
+        backlog_bytes: What waits to be written.
+    """
+
+    def __init__(
+        self,
+        log: JournalLog,
+        facts: Facts,
+        path: str,
+        replaces: Journal | None,
+        on_full: Callable[[Journal], None] | None,
+    ) -> None:
+        super().__init__()
+        self.facts = facts
+        self.path = path
+        self.phase = Phase.NEW
+        self.error: JournalFailed | None = None
+        self.base_bytes = 0
+        self.log_bytes = 0
+        self.backlog_bytes = 0
+        self._log = log
+        self._file = _File(log.disk, path, facts, log.key)
+        self._replaces = replaces
+        self._on_full = on_full
+        self._full_from = LOG_BYTES_MIN
+        # Done, but not to be told before a name is given: its own, or that of its replacement.
+        self._untold: list[tuple[int, Done, JournalFailed | None]] = []
+        self._suspended = False
+        self._superseded = False
+        self._appends = 0
+        self._covered = 0  # by the first cut of its replacement: so many of its first appends
+        # The thread of first parts has so many appends of this journal; while it has any after the
+        # name was given, later ones wait here, so that all are written in order.
+        self._slow = 0
+        self._named = False
+        self._quick = False
+        self._waiting: list[_Work] = []
+        self._closing: Done | None = None
+
+    # -- what its owner does
+
     def close(self, done: Done | None = None) -> None:
         """Append that this is the end, and close the file; one without a whole cut goes.
 
@@ -482,20 +532,6 @@ class Journal:
 
     # -- the way of an append
 
-    def _numbered(
-        self,
-        kind: Kind,
-        number: int,
-        record: Buffer,
-        state: Sequence[Buffer],
-        whole: bool,
-        done: Done | None,
-    ) -> None:
-        if not 0 < number < NUMBER_MAX or (self.number is not None and number != self.number + 1):
-            raise ValueError(f"number {number} cannot follow {self.number}")
-        self._append(kind, number, record, state, whole, done)
-        self.number = number
-
     def _append(
         self,
         kind: Kind,
@@ -509,11 +545,7 @@ class Journal:
             raise self.error
         if self.phase is Phase.CLOSED or self._closing is not None:
             raise JournalFailed("the journal is closed", Outcome.NOT_DONE)
-        record_bytes = memoryview(record).nbytes
-        state_bytes = sum(memoryview(piece).nbytes for piece in state)
-        if record_bytes > RECORD_BYTES_MAX or state_bytes > STATE_BYTES_MAX:
-            raise ValueError(f"a record of {record_bytes} and a state of {state_bytes} bytes")
-        size = HEAD_BYTES + record_bytes + state_bytes
+        size = self._size(record, state)
         if self.backlog_bytes and self.backlog_bytes + size > BACKLOG_BYTES_MAX:
             raise JournalFailed(
                 f"{self.backlog_bytes} bytes wait to be written to the journal", Outcome.NOT_DONE
@@ -524,11 +556,15 @@ class Journal:
         else:
             self.log_bytes += size
         first = whole and self.number is None
+        if first and self._replaces is not None:
+            self._replaces._covered = self._replaces._appends
+        self._appends += 1
+        place = self._appends
         slow = not self._quick and not self._waits
 
         def appended(error: JournalFailed | None) -> None:
             self.backlog_bytes -= size
-            self._appended(first, slow, done or _ignore, error)
+            self._appended(place, first, slow, done or _ignore, error)
 
         self._queue(_Work(self._file, kind, appended, number, record, state, whole, size))
 
@@ -546,19 +582,26 @@ class Journal:
             self._slow += 1
             self._log.bases.put(work)
 
-    def _appended(self, first: bool, slow: bool, done: Done, error: JournalFailed | None) -> None:
+    def _appended(
+        self, place: int, first: bool, slow: bool, done: Done, error: JournalFailed | None
+    ) -> None:
         if slow:
             self._slow -= 1
+        if self._superseded:
+            self._go_quick()
+            if place <= self._covered:
+                done(None)
+            return
         if error is not None:
             if self._suspended:
-                self._untold.append((done, error))
+                self._untold.append((place, done, error))
                 self._fail(error)
             else:
                 self._fail(error)
                 done(error)
             return
         if self.phase in (Phase.NEW, Phase.SETTLING) or self._suspended:
-            self._untold.append((done, None))
+            self._untold.append((place, done, None))
         else:
             done(None)
         if first and self.phase is Phase.NEW:
@@ -606,7 +649,7 @@ class Journal:
 
     def _tell_untold(self, failed: JournalFailed | None = None) -> None:
         untold, self._untold = self._untold, []
-        for done, error in untold:
+        for _, done, error in untold:
             done(failed or error)
 
     def _fail(self, error: JournalFailed) -> None:
@@ -634,7 +677,11 @@ class Journal:
         self._tell_untold(self.error)
 
     def _replaced(self) -> None:
-        self._untold.clear()
+        self._superseded = True
+        untold, self._untold = self._untold, []
+        for place, done, _ in untold:
+            if place <= self._covered:
+                done(None)
         if self.phase is Phase.OPEN:
             self._queue(_Work(self._file, _Op.CLOSE, _ignore))
             self.phase = Phase.CLOSED

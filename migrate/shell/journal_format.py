@@ -117,6 +117,7 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True):
         node: Id of the node that writes.
         epoch: The server's epoch when the journal was begun.
         segment: Number of this object in an object store; 0: a file.
+        base: This object begins with a whole state.
     """
 
     journal: str
@@ -128,6 +129,7 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True):
     node: str = ""
     epoch: int
     segment: int = 0
+    base: bool = False
 
 
 class _Header(Facts, kw_only=True, frozen=True):

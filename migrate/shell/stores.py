@@ -52,6 +52,10 @@ class StoreError(Exception):
         self.outcome = outcome
 
 
+class Exists(StoreError):
+    """There is something of that name already."""
+
+
 class NotThere(StoreError):
     """There is nothing of that name."""
 
@@ -65,6 +69,16 @@ class Store(abc.ABC):
 
         Raises:
             StoreError: The outcome tells whether the former contents may be gone.
+        """
+
+    @abc.abstractmethod
+    def write_new(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Put the pieces under a name that nothing has; of two who do so, one succeeds.
+
+        Raises:
+            Exists: Something has that name. Perhaps it came from this very call, if the store
+                repeats what had no answer: whoever has to know compares the contents.
+            StoreError: The outcome tells whether it may be there.
         """
 
     @abc.abstractmethod
@@ -129,6 +143,10 @@ class Disk:
         """Give a file the name of another, which is replaced in one step."""
         os.rename(path, to)
 
+    def link(self, path: str, to: str) -> None:
+        """Give a file another name besides, which nothing has."""
+        os.link(path, to)
+
     def sync_folder(self, folder: str) -> None:
         """Wait until the names in a folder cannot be lost."""
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -163,12 +181,22 @@ class FileStore(Store):
 
     def write(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
         """See `Store.write`."""
+        return self._write(name, pieces, new=False)
+
+    def write_new(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+        """See `Store.write_new`."""
+        return self._write(name, pieces, new=True)
+
+    def _write(
+        self, name: str, pieces: Sequence[bytes | bytearray | memoryview], *, new: bool
+    ) -> int:
         disk = self._disk
         # A link stays one; what it leads to is replaced.
-        path = os.path.realpath(self._path(name))
+        path = self._path(name) if new else os.path.realpath(self._path(name))
         folder, last = os.path.split(path)
-        with contextlib.suppress(OSError):
-            _check_replaceable(os.stat(path))
+        if not new:
+            with contextlib.suppress(OSError):
+                _check_replaceable(os.stat(path))
         # A name has at most 255 bytes; a long one lends only its beginning to the temporary one.
         start = os.fsdecode(os.fsencode(last)[:150])
         temporary = os.path.join(folder, f".{start}.{secrets.token_hex(8)}{_TEMPORARY}")
@@ -185,13 +213,19 @@ class FileStore(Store):
                     size += view.nbytes
                 disk.sync(handle)
                 # Held until it has its name: nobody takes it for abandoned.
-                disk.rename(temporary, path)
+                if new:
+                    disk.link(temporary, path)
+                    disk.remove(temporary)
+                else:
+                    disk.rename(temporary, path)
             finally:
                 with contextlib.suppress(OSError):  # it is synced, or it failed already
                     disk.close(handle)
         except OSError as error:
             with contextlib.suppress(OSError):
                 disk.remove(temporary)
+            if new and isinstance(error, FileExistsError):
+                raise Exists("something has that name") from error
             raise StoreError(_why(folder, error, "written")) from error
         try:
             disk.sync_folder(folder)
@@ -303,6 +337,15 @@ class MemoryStore(Store):
             self._kept[name] = data
         return len(data)
 
+    def write_new(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+        """See `Store.write_new`."""
+        data = b"".join(pieces)
+        with self._lock:
+            if name in self._kept:
+                raise Exists("something has that name")
+            self._kept[name] = data
+        return len(data)
+
     def read(self, name: str, bytes_max: int, first: int | None = None) -> bytearray:
         """See `Store.read`."""
         with self._lock:
@@ -356,11 +399,21 @@ class ObjectStore(Store):
 
     def write(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
         """See `Store.write`."""
+        return self._put(name, pieces)
+
+    def write_new(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+        """See `Store.write_new`."""
+        # In one request: only that can be made to depend on what is there.
+        return self._put(name, pieces, mode="create", use_multipart=False)
+
+    def _put(self, name: str, pieces: Sequence[bytes | bytearray | memoryview], **how: Any) -> int:
         chunks = [chunk for piece in pieces for chunk in _chunks(piece)]
         # Whether it arrived is not known when only the answer was lost.
         with self._errors(Outcome.UNKNOWN):
             try:
-                self._obstore.put(self._store, name, chunks)
+                self._obstore.put(self._store, name, chunks, **how)
+            except self._obstore.exceptions.AlreadyExistsError as error:
+                raise Exists("something has that name") from error
             except FileNotFoundError as error:
                 raise StoreError("there is no such bucket") from error
         return sum(len(chunk) for chunk in chunks)
@@ -495,6 +548,7 @@ def _s3(bucket: str) -> Any:
 
 __all__ = [
     "Disk",
+    "Exists",
     "FileStore",
     "MemoryStore",
     "NotThere",

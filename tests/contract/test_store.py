@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -22,6 +23,7 @@ from migrate.errors import Outcome, UsageError
 from migrate.shell import stores
 from migrate.shell.stores import (
     Disk,
+    Exists,
     FileStore,
     MemoryStore,
     NotThere,
@@ -76,6 +78,37 @@ def test_a_second_writing_replaces_the_first(store: Store) -> None:
     store.write("x", [b"a longer one than the second"])
     store.write("x", [b"new"])
     assert store.read("x", ALL) == b"new"
+
+
+def test_what_is_there_is_not_written_anew(store: Store) -> None:
+    assert store.write_new("x", [b"fi", b"rst"]) == 5
+    with pytest.raises(Exists) as caught:
+        store.write_new("x", [b"second"])
+    assert caught.value.outcome is Outcome.NOT_DONE
+    assert store.read("x", ALL) == b"first"
+    store.remove("x")
+    store.write_new("x", [b"third"])
+    assert store.names("") == ["x"] and store.read("x", ALL) == b"third"
+
+
+def test_of_many_who_write_a_new_name_at_once_one_succeeds(store: Store) -> None:
+    begin = threading.Barrier(4, timeout=60)
+    wins: list[int] = []
+
+    def write(writer: int) -> None:
+        for name in range(20):
+            begin.wait()
+            with contextlib.suppress(Exists):
+                store.write_new(f"{name:02}", [b"%d" % writer, bytes(50_000)])
+                wins.append(name)
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(wins) == list(range(20))
+    assert store.names("") == [f"{name:02}" for name in range(20)]
 
 
 def test_what_is_not_there_says_so_and_can_be_removed_all_the_same(store: Store) -> None:
@@ -435,6 +468,14 @@ class SimDisk(Disk):
         self.changes.append(("move", f"{path}\0{to}", file))
         self._step()
 
+    def link(self, path: str, to: str) -> None:
+        self._step()
+        if to in self.names:
+            raise FileExistsError(errno.EEXIST, "File exists")
+        self.names[to] = self.names[path]
+        self.changes.append(("set", to, self.names[path]))
+        self._step()
+
     def sync_folder(self, folder: str) -> None:
         self._step()
         self.kept_names = dict(self.names)
@@ -507,6 +548,21 @@ def steps_of_a_write() -> int:
     written(disk, NEW)
     assert disk.kept_names["/sim/x"].kept == NEW
     return disk.steps
+
+
+def test_after_a_power_cut_a_new_name_is_there_whole_or_not_at_all() -> None:
+    def write(cut_at: int) -> SimDisk:
+        disk = SimDisk(cut_at=cut_at)
+        with contextlib.suppress(PowerCut):
+            FileStore("/sim", disk).write_new("x", [NEW[:9], NEW[9:]])
+        return disk
+
+    steps = write(-1).steps
+    seen = set()
+    for cut_at in range(1, steps + 1):
+        seen |= {state.get("/sim/x") for state in write(cut_at).after_the_cut()}
+    assert seen == {None, NEW}
+    assert all(state["/sim/x"] == NEW for state in write(-1).after_the_cut())
 
 
 def test_s53_after_a_power_cut_at_any_step_the_old_or_the_new_is_there_whole() -> None:

@@ -643,6 +643,32 @@ def test_s53_after_a_power_cut_at_any_step_all_that_was_safe_is_there_and_nothin
     assert flaws_after_cuts() == []
 
 
+def test_everything_is_told_in_the_end(small: None) -> None:
+    appended: dict[int, Logged] = {}
+    told = Told()
+    script(SimDisk(), appended, told)
+    assert told.safe == {*appended, 999} and not told.failed
+
+
+def test_what_the_first_cut_of_a_replacement_covers_is_told_though_the_former_one_was_slower(
+    tmp_path: pathlib.Path,
+) -> None:
+    disk = Failing("sync_data", 10**9)
+    hand, told = ByHand(tmp_path, disk), Told()
+    journal = begun(hand, told)
+    hand.settle()
+    journal.step(2, b"", told.of(2))
+    new = hand.log.create(facts(), replaces=journal)
+    new.cut(3, b"", [b"new"], whole=True, done=told.of(3))
+    journal.cut(3, b"", [], whole=False, done=told.of(30))
+    while hand.bases.run():
+        hand.tell()
+    assert told.safe == {1, 3}
+    disk.at = disk.calls + 1
+    hand.settle()  # that the former one fails now matters to nobody
+    assert disk.failed and told.safe == {1, 2, 3} and not told.failed
+
+
 def test_a_group_that_is_torn_at_any_byte_leaves_what_was_before_it(small: None) -> None:
     whole = SimDisk()
     script(whole, {}, Told())
