@@ -524,7 +524,17 @@ class Journal(Appends):
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             told(self.error)
         elif self.phase is Phase.OPEN or self.number is None:
-            self._append(Kind.END, self.number or 0, b"", (), False, told)
+            slow = not self._quick and not self._waits
+
+            def ended(error: JournalFailed | None) -> None:
+                if slow:
+                    self._slow -= 1
+                self._go_quick()
+                if not self._named:
+                    self._tell_untold(JournalFailed("the journal was closed before its first cut"))
+                told(error)
+
+            self._queue(_Work(self._file, Kind.END, ended, self.number or 0))
             self.phase = Phase.CLOSED
             self._log.forget(self)
         else:

@@ -318,6 +318,15 @@ def read_header(data: Buffer) -> tuple[Facts, str, int]:
     return facts, told.key_id, LINE_BYTES + size
 
 
+def check_header(data: bytes | bytearray, key: bytes) -> Facts:
+    """Read the header and verify its signature.
+
+    Raises:
+        BadJournal: There is none, it was signed with another key, or it was changed.
+    """
+    return _Reader(data, key, b"").facts
+
+
 class _Reader:
     """Goes through the records of one file."""
 
@@ -522,6 +531,7 @@ __all__ = [
     "Found",
     "Kind",
     "Record",
+    "check_header",
     "read",
     "read_header",
     "read_segments",

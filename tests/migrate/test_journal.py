@@ -240,12 +240,13 @@ def test_one_that_is_closed_before_its_first_whole_cut_leaves_nothing(
 ) -> None:
     hand, told = ByHand(tmp_path, LogDisk()), Told()
     journal = hand.log.create(facts())
-    journal.chunk([b"1"])
+    journal.chunk([b"1"], told.of(2))
     hand.settle()
     assert len(os.listdir(tmp_path)) == 1
     journal.close(told.of(1))
     hand.settle()
     assert told.safe == {1} and os.listdir(tmp_path) == []
+    assert "before its first cut" in told.failed[2].reason
 
 
 def test_one_that_is_closed_while_it_gets_its_name_is_closed_then(tmp_path: pathlib.Path) -> None:
@@ -255,6 +256,23 @@ def test_one_that_is_closed_while_it_gets_its_name_is_closed_then(tmp_path: path
     hand.settle()
     assert told.safe == {1, 2}
     assert load(journal.path, KEY, ALL).closed
+
+
+def test_one_that_is_closed_while_another_takes_its_place_is_told_so(
+    tmp_path: pathlib.Path,
+) -> None:
+    hand, told = ByHand(tmp_path, LogDisk()), Told()
+    journal = begun(hand, told)
+    hand.settle()
+    new = hand.log.create(facts(), replaces=journal)
+    new.cut(2, b"", [], whole=True, done=told.of(2))
+    hand.bases.run()
+    hand.tell()
+    journal.close(told.of(3))
+    new.close(told.of(4))
+    hand.settle()
+    assert told.safe == {1, 2, 3, 4}
+    assert load(new.path, KEY, ALL).records[0].number == 2
 
 
 # -- compaction
