@@ -409,6 +409,7 @@ def server(
     movable: bool = True,
     former_names: tuple[str, ...] = (),
     shared_references: bool = False,
+    deterministic: bool = False,
 ) -> _Server: ...
 def server(cls: Any = None, /, **options: Any) -> Any:
     """Declare a class to be a server; it stays an ordinary class.
@@ -426,7 +427,11 @@ def server(cls: Any = None, /, **options: Any) -> Any:
             leads to nothing. The module that declares them must be imported there.
             `shared_references` (bool, False): calls from the same node hand over arguments
             and results as they are, uncopied, while those from elsewhere are copied on
-            their way; for servers and callers that change neither.
+            their way; for servers and callers that change neither. `deterministic` (bool,
+            False): its handlers, all of them plain `def`, depend on nothing but the state
+            and their arguments (no clock, no randomness, no order of sets), so a standby
+            can run them too, instead of being told what they changed; what it finds out to
+            differ is told loudly, and from then on it is told changes.
 
     Returns:
         The class itself, or a decorator for it.
@@ -466,6 +471,7 @@ class _Options:
     movable: bool = True
     former_names: tuple[str, ...] = ()
     shared_references: bool = False
+    deterministic: bool = False
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> _Options:
@@ -563,6 +569,7 @@ class ServerSpec:
         reentrant: Whether calls that come back along their own chain are admitted.
         movable: Whether it may leave its node.
         shared_references: Whether calls on one node pass what they pass uncopied.
+        deterministic: Whether its standbys run what it runs.
         methods: Every method that can be called remotely, by name.
         timers: Its timers, by name in order.
         hooks: Which of `HOOKS` it defines.
@@ -575,6 +582,7 @@ class ServerSpec:
     reentrant: bool
     movable: bool
     shared_references: bool
+    deterministic: bool
     methods: Mapping[str, MethodSpec]
     timers: tuple[TimerSpec, ...]
     hooks: frozenset[str]
@@ -672,6 +680,13 @@ def _read_class(cls: type, options: _Options, *, is_declared: bool) -> ServerSpe
             in_process=entry.marks.in_process,
             is_public=not name.startswith("_") and (entry.marks.is_call or not has_calls),
         )
+        if options.deterministic and (method.is_async or method.is_blocking):
+            kind = "`async def`" if method.is_async else "`@migrate.blocking`"
+            raise UsageError(
+                f"{cls.__qualname__}.{name} is {kind}, and {cls.__qualname__} is declared "
+                "deterministic: what a handler does while it waits depends on others; make it a "
+                "plain `def`, or leave the option out"
+            )
         if not name.startswith("_"):
             methods[name] = method
         if entry.marks.every_s is not None:
@@ -684,6 +699,7 @@ def _read_class(cls: type, options: _Options, *, is_declared: bool) -> ServerSpe
         reentrant=options.reentrant,
         movable=options.movable,
         shared_references=options.shared_references,
+        deterministic=options.deterministic,
         methods=methods,
         timers=tuple(timers),
         hooks=frozenset(HOOKS & found.keys()),

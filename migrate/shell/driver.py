@@ -116,6 +116,7 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.host import Host, Hosted
+from migrate.shell import inputs
 from migrate.shell.isolation import isolate, isolate_arguments
 from migrate.shell.machine import clock_id
 from migrate.shell.peers import BULK_BYTES, Peers
@@ -725,6 +726,8 @@ class Driver:
 
     def standbys_changed(self, server: ServerId, node: NodeId, what: Changed, cause: str) -> None:
         """See `StandbyPort.standbys_changed`."""
+        if cause.startswith(inputs.DIVERGED):
+            self.streams.diverged(server, cause)
         if self._on_standbys is not None:
             tell = self._on_standbys
             self._soon(lambda: tell(server, node, what, cause))
@@ -951,6 +954,7 @@ class Driver:
             await self.host.hook(inc, hook, self.options.hook_timeout_s)
         except Exception:
             log.exception("%s of server %s failed; the server serves", hook, inc.id)
+        self.streams.hook_ran(inc)
         self.core.started(inc.id, self.now_ms())
         self.flush()
 

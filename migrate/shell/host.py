@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from migrate.ref import RefObject
     from migrate.server import ServerSpec
     from migrate.shell.driver import Driver
+    from migrate.shell.inputs import InputLog
 
 log: Final = logging.getLogger("migrate")
 
@@ -106,9 +107,11 @@ class Hosted:
     __slots__ = (
         "by_value",
         "departed",
+        "diverged",
         "driver",
         "handlers",
         "hook_task",
+        "inputs",
         "obj",
         "ref",
         "running",
@@ -130,6 +133,9 @@ class Hosted:
         self.tasks: set[asyncio.Task[Any]] = NO_TASKS
         self.state_bytes = -1  # size of the last capture; -1: not known
         self.by_value = False
+        # Of a deterministic server, while a standby runs what it runs.
+        self.inputs: InputLog | None = None
+        self.diverged = False  # it was found out not to be deterministic
 
     def handler(self, name: str) -> tuple[int, Callable[..., Any]]:
         """(kind, bound method) of a method that can be called.
@@ -237,15 +243,18 @@ class Host:
         host: Hosted = inc.host  # type: ignore[assignment]
         scope = Scope(self.driver, host, inc, entry)
         work: Awaitable[Any]
+        args: Any = None
         token = current_runtime.set(scope)
         try:
             kind, function = host.handlers.get(entry.method) or host.handler(entry.method)
-            args: Any = entry.args
+            args = entry.args
             if args is None and kind != PROCESS:
                 args = wire.unpack(entry.payload, self.driver) if entry.payload else NO_ARGS
             if kind == PLAIN_DEF or kind == NEVER_WAITS:
                 begun = monotonic()
                 value = function(*args[0], **args[1])
+                if host.inputs is not None:
+                    host.inputs.add(entry, args, True, value)
                 if kind == NEVER_WAITS:
                     value = _only_step(value)
                 ended = monotonic()
@@ -268,6 +277,8 @@ class Host:
             else:
                 work = self._in_process(scope, entry)
         except Exception as error:
+            if host.inputs is not None:
+                host.inputs.add(entry, args if args is not None else NO_ARGS, False, error)
             return self._failed(entry, error)
         except (SystemExit, asyncio.CancelledError) as error:
             return self._failed(entry, error)

@@ -35,6 +35,7 @@ from migrate.server import spec_of
 from migrate.shell import classes, wire
 from migrate.shell.directories.base import DirectoryError
 from migrate.shell.host import NEVER_WAITS, PLAIN_DEF, Hosted
+from migrate.shell.inputs import FIRST_BYTE, InputLog, LastInputs, Twin
 from migrate.shell.peers import BULK_BYTES
 from migrate.shell.precopy import (
     STEP_S,
@@ -72,11 +73,13 @@ class Kept:
         follow: What the owner said of the server.
         snapshot: The object, if it came as a snapshot.
         reader: The object, if it came as a stream.
+        twin: The object, alive, if its class is deterministic.
     """
 
     follow: Follow
     snapshot: bytes | Gathered | None = None
     reader: StreamReader | None = None
+    twin: Twin | None = None
 
 
 class StandbyStreams:
@@ -97,25 +100,67 @@ class StandbyStreams:
     def capture(self, inc: Incarnation, stream: TransferId, number: int) -> bytes:
         """See `Port.capture`."""
         writer = self._writers.get(stream)
+        log_of = self._log_of(inc)
+        if log_of is not None and log_of.follows(stream):
+            host_of: Hosted = inc.host  # type: ignore[assignment]
+            return log_of.take(inc, host_of.obj, stream, number)
         try:
             if writer is not None:
-                return _in_parts(writer.delta())
+                delta = _in_parts(writer.delta())
+                if log_of is not None:
+                    # From here on it runs what is run here.
+                    log_of.begin(stream)
+                    self._close(stream)
+                return delta
             if self._cut_of is inc and self._cut_number == number:
+                if log_of is not None:
+                    log_of.begin(stream)
                 return self._cut
             host: Hosted = inc.host  # type: ignore[assignment]
             data = serializers.dumps(host.obj)
+            if log_of is not None:
+                log_of.begin(stream)
         except Exception as error:
             # What others of this cut got is not sent, and the next attempt has the same number.
             self._cut_of = None
             raise CaptureFailed(f"{wire.exception_name(error)}: {error}") from error
         size = host.state_bytes = len(data)
-        if size > self._driver.options.precopy_bytes_min:
+        if size > self._driver.options.precopy_bytes_min and log_of is None:
             # It has grown: from the next cut on only what changes is sent.
             self._writers[stream] = self._writer(inc, stream)
         self._cut_of, self._cut_number = inc, number
         # The core passes on what stands for the bytes, and asks for nothing but their number.
         self._cut = data if size <= BULK_BYTES else cast(bytes, Gathered([data]))
         return self._cut
+
+    def _log_of(self, inc: Incarnation) -> InputLog | None:
+        """Of a deterministic server: what its standbys are told instead of changes."""
+        host: Hosted = inc.host  # type: ignore[assignment]
+        if not host.spec.deterministic or host.diverged:
+            return None
+        if host.inputs is None:
+            host.inputs = InputLog(self._driver.options.digest_every_s)
+        return host.inputs
+
+    def diverged(self, server: ServerId, cause: str) -> None:
+        """A server is not deterministic after all: from now on its standbys are told changes."""
+        inc = self._driver.core.hosted.get(server)
+        if inc is None:
+            return
+        host: Hosted = inc.host  # type: ignore[assignment]
+        host.diverged, host.inputs = True, None
+        log.error(
+            "server %s of class %s is not deterministic, though it is declared so: %s; from now on "
+            "its standbys are told what changes of its state",
+            server,
+            host.spec.cls_name,
+            cause,
+        )
+
+    def hook_ran(self, inc: Incarnation) -> None:
+        """A hook may have changed the state: standbys are told it anew."""
+        host: Hosted = inc.host  # type: ignore[assignment]
+        host.inputs = None
 
     @staticmethod
     def digest(payload: bytes) -> int:
@@ -214,18 +259,32 @@ class StandbyStreams:
 
     def has_stream(self, stream: TransferId) -> bool:
         """See `Port.has_stream`."""
-        return stream in self._writers
+        return stream in self._writers or self._followed(stream) is not None
+
+    def _followed(self, stream: TransferId) -> tuple[InputLog, Incarnation, Hosted] | None:
+        core = self._driver.core
+        inc = core.hosted.get(core.standbys.streams.get(stream, ""))
+        if inc is None:
+            return None
+        host: Hosted = inc.host  # type: ignore[assignment]
+        log_of = host.inputs
+        return (log_of, inc, host) if log_of is not None and log_of.follows(stream) else None
 
     def adopt_stream(self, transfer: TransferId, stream: TransferId, incoming: bool) -> None:
         """See `Port.adopt_stream`."""
         precopy = self._driver.precopy
         if not incoming:
+            followed = self._followed(stream)
             writer = self._writers.pop(stream, None)
-            if writer is not None:
+            if followed is not None:
+                precopy.go_on_writing(transfer, cast(StreamWriter, LastInputs(*followed, stream)))
+            elif writer is not None:
                 precopy.go_on_writing(transfer, writer)
             return
         kept = self._kept.get(stream)
-        if kept is not None:
+        if kept is not None and kept.twin is not None:
+            precopy.go_on_reading(transfer, cast(StreamReader, kept.twin))
+        elif kept is not None:
             # One that had only snapshots so far begins with the last part.
             reader = kept.reader or StreamReader(self._driver.options.state_bytes_max)
             precopy.go_on_reading(transfer, reader)
@@ -236,6 +295,9 @@ class StandbyStreams:
         if task is not None:
             task.cancel()
         self._close(stream)
+        followed = self._followed(stream)
+        if followed is not None:
+            followed[0].end(stream)
         self._kept.pop(stream, None)
         # Its bytes may be large, and the server may be gone.
         self._cut_of, self._cut = None, b""
@@ -311,11 +373,13 @@ class StandbyStreams:
 
     def keep_delta(
         self, stream: TransferId, number: int, first: bool, state: bytes | Gathered
-    ) -> bool | None:
+    ) -> bool | str | None:
         """See `Port.keep_delta`."""
         kept = self._kept.get(stream)
         if kept is None:
-            return False
+            return "nothing of it is kept here"
+        if kept.twin is not None and _first_byte(state) == FIRST_BYTE:
+            return kept.twin.run(_joined(state)) or True
         if first and len(state) >= SMALL_STATE_BYTES:
             self._driver.task(self._keep_first(stream, number, kept, state), f"cut of {stream}")
             return None
@@ -323,7 +387,7 @@ class StandbyStreams:
         if not reason:
             return True
         if not first:
-            return False
+            return reason
         self._driver._soon(lambda: self._kept_first(stream, number, reason))
         return None
 
@@ -342,9 +406,10 @@ class StandbyStreams:
         """Install a cut; why that failed, or "". May run in a thread."""
         try:
             if _first_byte(state) == _SNAPSHOT:
-                if first:
+                if first or kept.twin is not None:
                     # What cannot be loaded here is no standby; better now than when it is needed.
-                    self._load_snapshot(state)
+                    if self._comes_alive(kept, self._load_snapshot(state)):
+                        return ""
                 kept.snapshot, kept.reader = state, None
                 return ""
             reader = kept.reader
@@ -352,12 +417,23 @@ class StandbyStreams:
                 reader = kept.reader = StreamReader(self._driver.options.state_bytes_max)
             reader.keep(parts_of(state))
             kept.snapshot = None
-            if first:
-                bound(self._driver, reader.rehearse)
+            if first and self._comes_alive(kept, bound(self._driver, reader.rehearse)):
+                kept.reader = None
         except Exception as error:
             log.debug("a cut of %s cannot be kept", kept.follow.server, exc_info=error)
             return f"{wire.exception_name(error)}: {error}"
         return ""
+
+    def _comes_alive(self, kept: Kept, obj: Any) -> bool:
+        """Whether what was loaded is of a deterministic class: then it runs what its owner runs."""
+        spec = spec_of(type(obj))
+        if not spec.deterministic:
+            return False
+        driver = self._driver
+        host = Hosted(obj, spec, RefObject(kept.follow.server, spec.class_info, driver), driver)
+        host.by_value = kept.follow.by_value
+        kept.twin = Twin(host)
+        return True
 
     def _load_snapshot(self, state: bytes | Gathered) -> Any:
         data: Any = state
@@ -374,6 +450,10 @@ class StandbyStreams:
         kept = self._kept.get(backup.stream)
         if kept is None:
             driver._soon(lambda: self._loaded(backup, None, "nothing of it is kept here"))
+            return
+        if kept.twin is not None:
+            twin = kept.twin
+            driver._soon(lambda: self._loaded(backup, twin.host.obj, ""))
             return
         snapshot = kept.snapshot
         if snapshot is not None and len(snapshot) < SMALL_STATE_BYTES:
@@ -457,6 +537,10 @@ class StandbyStreams:
         host: Hosted = inc.host  # type: ignore[assignment]
         log.warning("node %s is no longer the owner of %s: %s", self._driver.node, inc.id, cause)
         self._driver.host.cancel(host)
+
+
+def _joined(state: bytes | Gathered) -> bytes | memoryview:
+    return state.joined() if isinstance(state, Gathered) else state
 
 
 def _first_byte(state: bytes | Gathered) -> int:
