@@ -107,7 +107,7 @@ from migrate.options import NodeOptions
 from migrate.ref import RefObject, Runtime, current_runtime
 from migrate.reports import MoveProgress, MoveReport
 from migrate.server import ServerSpec, spec_of
-from migrate.shell import classes, wire
+from migrate.shell import classes, inputs, wire
 from migrate.shell.directories.base import (
     Compare,
     Directory,
@@ -116,7 +116,6 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.host import Host, Hosted
-from migrate.shell import inputs
 from migrate.shell.isolation import isolate, isolate_arguments
 from migrate.shell.machine import clock_id
 from migrate.shell.peers import BULK_BYTES, Peers
@@ -430,6 +429,8 @@ class Driver:
             else:
                 # A handler that waited for room in a mailbox could wait for itself.
                 wait = False
+        elif type(scope) is inputs.Shadow:
+            return pending  # Its owner has made this request.
         payload: bytes | None = None
         live: Any = None
         try:

@@ -201,7 +201,7 @@ def slice_digest(obj: object, part: int) -> str:
     return f"{len(slices)} {digest}" if digest else ""
 
 
-class _Shadow:
+class Shadow:
     """The runtime of a handler that is run at a standby: what it asks of others goes nowhere."""
 
     def __init__(self, driver: Driver, ref: RefObject) -> None:
@@ -211,6 +211,7 @@ class _Shadow:
         self.input: Input | None = None
 
     def current(self) -> Current:
+        """What `migrate.current()` told at the owner."""
         told, input = self.told, self.input
         assert told is not None and input is not None
         return Current(
@@ -222,6 +223,7 @@ class _Shadow:
         )
 
     def call(self, *_args: object) -> asyncio.Future[Any]:
+        """Nobody is asked, and nothing comes back."""
         return self.driver.loop.create_future()
 
     cast = call
@@ -233,7 +235,7 @@ class Twin:
     def __init__(self, host: Hosted) -> None:
         self.host = host
         self.taken_bytes = max(0, host.state_bytes)
-        self._shadow = _Shadow(host.driver, host.ref)
+        self._shadow = Shadow(host.driver, host.ref)
 
     def run(self, data: bytes | memoryview) -> str:
         """Run what an owner has run.

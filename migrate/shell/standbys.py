@@ -73,7 +73,8 @@ class Kept:
         follow: What the owner said of the server.
         snapshot: The object, if it came as a snapshot.
         reader: The object, if it came as a stream.
-        twin: The object, alive, if its class is deterministic.
+        twin: The object, alive, if its class is deterministic. Until the next cut shows whether
+            its owner goes on with messages, there is the snapshot or reader as well.
     """
 
     follow: Follow
@@ -378,7 +379,10 @@ class StandbyStreams:
         kept = self._kept.get(stream)
         if kept is None:
             return "nothing of it is kept here"
-        if kept.twin is not None and _first_byte(state) == FIRST_BYTE:
+        if _first_byte(state) == FIRST_BYTE:
+            if kept.twin is None:
+                return "messages came without a state to run them on"
+            kept.snapshot = kept.reader = None
             return kept.twin.run(_joined(state)) or True
         if first and len(state) >= SMALL_STATE_BYTES:
             self._driver.task(self._keep_first(stream, number, kept, state), f"cut of {stream}")
@@ -406,10 +410,10 @@ class StandbyStreams:
         """Install a cut; why that failed, or "". May run in a thread."""
         try:
             if _first_byte(state) == _SNAPSHOT:
-                if first or kept.twin is not None:
-                    # What cannot be loaded here is no standby; better now than when it is needed.
-                    if self._comes_alive(kept, self._load_snapshot(state)):
-                        return ""
+                # What cannot be loaded here is no standby; better now than when it is needed. And
+                # one that is told messages is about to be told more.
+                told = kept.twin is not None and kept.snapshot is None and kept.reader is None
+                kept.twin = self._twin(kept, self._load_snapshot(state)) if first or told else None
                 kept.snapshot, kept.reader = state, None
                 return ""
             reader = kept.reader
@@ -417,23 +421,21 @@ class StandbyStreams:
                 reader = kept.reader = StreamReader(self._driver.options.state_bytes_max)
             reader.keep(parts_of(state))
             kept.snapshot = None
-            if first and self._comes_alive(kept, bound(self._driver, reader.rehearse)):
-                kept.reader = None
+            kept.twin = self._twin(kept, bound(self._driver, reader.rehearse)) if first else None
         except Exception as error:
             log.debug("a cut of %s cannot be kept", kept.follow.server, exc_info=error)
             return f"{wire.exception_name(error)}: {error}"
         return ""
 
-    def _comes_alive(self, kept: Kept, obj: Any) -> bool:
-        """Whether what was loaded is of a deterministic class: then it runs what its owner runs."""
+    def _twin(self, kept: Kept, obj: Any) -> Twin | None:
+        """What was loaded, if it is of a deterministic class and may run what its owner runs."""
         spec = spec_of(type(obj))
         if not spec.deterministic:
-            return False
+            return None
         driver = self._driver
         host = Hosted(obj, spec, RefObject(kept.follow.server, spec.class_info, driver), driver)
         host.by_value = kept.follow.by_value
-        kept.twin = Twin(host)
-        return True
+        return Twin(host)
 
     def _load_snapshot(self, state: bytes | Gathered) -> Any:
         data: Any = state
