@@ -204,6 +204,7 @@ class SourceMove:
         "by_value",
         "chunks",
         "copied_bytes",
+        "cut_number",
         "ended_ms",
         "frozen_ms",
         "node",
@@ -255,6 +256,7 @@ class SourceMove:
         self.rounds = 0  # of pre-copy
         self.chunks = 0  # sent ahead
         self.copied_bytes = 0
+        self.cut_number = -1  # of the cut that the standbys have to acknowledge before it leaves
         self.stream = ""  # of the target, if it is a standby of the server
         self._chunk = b""  # sent, and not taken yet
         self._copying_ms = 0

@@ -146,7 +146,7 @@ from migrate.core.move import (
     answer_unknown,
 )
 from migrate.core.records import CheckpointRecord, StateRecord, StepRecord
-from migrate.core.standby import StandbyPort, Standbys, StandbyTimes
+from migrate.core.standby import Replica, StandbyPort, Standbys, StandbyTimes
 from migrate.core.timers import Timers
 
 PUMP_MAX = 512
@@ -1767,10 +1767,24 @@ class Core:
                 # It was asked for before the move, or the stop, that waits for the same.
                 self._keep_quiet(inc, inc.mailbox.popleft())
             elif inc.phase is Phase.QUIESCING:
-                if not inc.holding and (replica is None or replica.settled()):
+                if not inc.holding and (replica is None or self._may_leave(inc, replica, now_ms)):
                     self._quiesced(inc, now_ms)
             elif inc.phase is Phase.STOPPING:
                 self._stop_now(inc)
+
+    def _may_leave(self, inc: Incarnation, replica: Replica, now_ms: int) -> bool:
+        """Whether its standbys have what a server that moves is about to take along.
+
+        What is admitted from here on changes nothing of the object, and is asked for again where
+        the server goes; if it were waited for, a busy server would never leave.
+        """
+        source = self.moves_out.get(self.leaving.get(inc.id, ""))
+        if source is None:
+            return True
+        if source.cut_number < 0:
+            self.standbys.cut(inc, now_ms)
+            source.cut_number = replica.number
+        return replica.acked >= source.cut_number or not replica.gating()
 
     def _answer(
         self,

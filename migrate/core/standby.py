@@ -351,10 +351,6 @@ class Replica:
                     return True
         return False
 
-    def settled(self) -> bool:
-        """Nothing waits to be let out."""
-        return not (self.uncut or self.unnoted or self.held or self.uncut_outs or self.outs)
-
 
 class Claim:
     """An attempt of a standby to take over."""
@@ -972,7 +968,7 @@ class Standbys:
             self._let_out(inc, replica, acked, now_ms)
         if replica.due and not inc.running:
             self.due[inc.id] = inc
-        if inc.phase is Phase.QUIESCING and replica.settled():
+        if inc.phase is Phase.QUIESCING:
             self.core.rest(inc, now_ms)
 
     def _let_out(self, inc: Incarnation, replica: Replica, acked: int, now_ms: int) -> None:

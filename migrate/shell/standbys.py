@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -49,6 +49,7 @@ from migrate.shell.precopy import (
 )
 from rpc.frames import Gathered
 from serializers.base import MAGIC
+from serializers.errors import LoadFailed
 from serializers.stream import Piece, StreamReader, StreamWriter, is_small
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ log: Final = logging.getLogger("migrate")
 
 SMALL_STATE_BYTES: Final = 64 << 10
 """Smaller parts are kept, and smaller objects loaded, on the loop: well under a millisecond."""
+
+_UNCHANGED: Final = 0xD1
+"""The last part of a move that has nothing to bring."""
 
 _SNAPSHOT: Final = MAGIC[0]
 """The first byte of a snapshot; no stream begins with it."""
@@ -95,6 +99,11 @@ class StandbyStreams:
         self._cut_number = 0
         self._cut = b""
         self._kept: dict[TransferId, Kept] = {}
+
+    @property
+    def limit_bytes(self) -> int:
+        """Most bytes of one state."""
+        return self._driver.options.state_bytes_max
 
     # ------------------------------------------------------------------ owner
 
@@ -279,6 +288,9 @@ class StandbyStreams:
             writer = self._writers.pop(stream, None)
             if followed is not None:
                 precopy.go_on_writing(transfer, cast(StreamWriter, LastInputs(*followed, stream)))
+            elif writer is not None and self._is_as_cut(stream):
+                writer.close()
+                precopy.go_on_writing(transfer, cast(StreamWriter, _Nothing()))
             elif writer is not None:
                 precopy.go_on_writing(transfer, writer)
             return
@@ -286,9 +298,14 @@ class StandbyStreams:
         if kept is not None and kept.twin is not None:
             precopy.go_on_reading(transfer, cast(StreamReader, kept.twin))
         elif kept is not None:
-            # One that had only snapshots so far begins with the last part.
-            reader = kept.reader or StreamReader(self._driver.options.state_bytes_max)
-            precopy.go_on_reading(transfer, reader)
+            precopy.go_on_reading(transfer, cast(StreamReader, _Last(self, kept)))
+
+    def _is_as_cut(self, stream: TransferId) -> bool:
+        """Whether nothing can have changed a server since the cut that its move has waited for."""
+        core = self._driver.core
+        inc = core.hosted.get(core.standbys.streams.get(stream, ""))
+        host: Any = inc.host if inc is not None else None
+        return host is not None and "on_depart" not in host.spec.hooks
 
     def end_stream(self, stream: TransferId) -> None:
         """See `Port.end_stream`."""
@@ -539,6 +556,43 @@ class StandbyStreams:
         host: Hosted = inc.host  # type: ignore[assignment]
         log.warning("node %s is no longer the owner of %s: %s", self._driver.node, inc.id, cause)
         self._driver.host.cancel(host)
+
+
+class _Nothing:
+    """What a move to a standby takes for a writer: the standby has all."""
+
+    def last(self) -> list[Piece]:
+        return [bytes([_UNCHANGED])]
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+
+class _Last:
+    """What a move to a standby takes for a reader."""
+
+    def __init__(self, streams: StandbyStreams, kept: Kept) -> None:
+        self._streams = streams
+        self._kept = kept
+        reader = kept.reader
+        self.taken_bytes = reader.taken_bytes if reader is not None else len(kept.snapshot or b"")
+
+    def last(self, chunk: Sequence[memoryview]) -> object:
+        """The object.
+
+        Raises:
+            LoadFailed: It is damaged, or something that it needs is missing here.
+        """
+        kept = self._kept
+        if sum(map(len, chunk)) != 1 or chunk[-1][0] != _UNCHANGED:
+            # One that had only snapshots so far begins with the last part.
+            limit = self._streams.limit_bytes
+            return (kept.reader or StreamReader(limit)).last(chunk)
+        if kept.snapshot is not None:
+            return self._streams._load_snapshot(kept.snapshot)
+        if kept.reader is None:
+            raise LoadFailed("nothing of it is kept here")
+        return kept.reader.build()
 
 
 def _joined(state: bytes | Gathered) -> bytes | memoryview:
