@@ -230,12 +230,14 @@ class StandbyVerbs:
             wanted = Wanted(count, names, MODES[mode], former.durable)
             targets = await self._targets(inc, wanted)
             before = self._present(inc)
+            # First, so that whoever takes over from here on knows of it.
+            self._wish(inc, wanted)
             try:
                 await self._reach(inc, targets, wanted.mode)
             except BaseException:
+                self._wish(inc, former)
                 self._want(inc, [n for n in before if n in self._present(inc)], former.mode)
                 raise
-            inc.wanted = wanted
             self._said(inc)
         finally:
             watch.asked = False
@@ -296,6 +298,11 @@ class StandbyVerbs:
             both = list(dict.fromkeys([*self._present(inc), *targets]))
             await self._until(inc, both, targets, mode)
         await self._until(inc, targets, targets, mode, exactly=True)
+
+    def _wish(self, inc: Incarnation, wanted: Wanted) -> None:
+        driver = self._node._driver
+        inc.wanted = wanted
+        driver.core.standbys.cut_soon(inc, driver.now_ms())
 
     def _want(self, inc: Incarnation, nodes: list[NodeId], mode: Mode) -> bool:
         driver = self._node._driver

@@ -592,6 +592,17 @@ def test_a_server_is_spawned_with_standbys() -> None:
     run(body())
 
 
+def test_the_wish_for_standbys_is_at_the_standby_before_anything_else_is() -> None:
+    async def body() -> None:
+        async with nodes("a", "b", "c", options=OPTIONS) as (a, b, c):
+            ref = await a.spawn(Counter, options=migrate.SpawnOptions(standbys=["b"]))
+            await look_dead(a)  # No message was handled yet.
+            await eventually(lambda: has(c, ref, "b", ("c",)))
+            assert b._driver.core.hosted[server_of(ref)].wanted.names == ("b",)
+
+    run(body())
+
+
 def test_a_spawn_whose_standbys_cannot_be_leaves_no_server() -> None:
     async def body() -> None:
         async with nodes("a", "b", options=OPTIONS) as (a, _):
