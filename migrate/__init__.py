@@ -129,6 +129,7 @@ from migrate.reports import (  # noqa: E402
     MoveReport,
     NodeInfo,
     ServerInfo,
+    StandbyInfo,
 )
 from migrate.server import Current, blocking, call, current, every, server  # noqa: E402
 
@@ -178,6 +179,7 @@ __all__ = [
     "ServerNotFound",
     "SpawnOptions",
     "StandbyError",
+    "StandbyInfo",
     "TargetRefused",
     "UsageError",
     "WorkerLost",

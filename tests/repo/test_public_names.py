@@ -20,6 +20,7 @@ PUBLIC = """
 LEAST_LOADED LocalCluster Node NodeOptions Ref SpawnOptions
 blocking call check connect connect_sync current every server
 CheckReport CheckpointInfo Current Event LinkInfo MoveProgress MoveReport NodeInfo ServerInfo
+StandbyInfo
 AuthError CallCycle CallError CallTimeout CheckpointError Fenced HandlerFailed InternalError
 MailboxFull MigrateError MoveError MoveInDoubt MoveRolledBack NameTaken NodeNotFound NotPicklable
 Outcome PeerError ReplayDiverged ResultForgotten RolledBack ServerLost ServerNotFound StandbyError

@@ -58,6 +58,7 @@ def test_the_services_have_the_methods_that_other_languages_call() -> None:
         "List",
         "Info",
         "Migrate",
+        "Replicate",
     ]
     for name in ("rpc.v1.api_pb2_grpc", "rpc.v1.link_pb2_grpc"):
         importlib.import_module(name)

@@ -81,6 +81,9 @@ async def verbs(node: migrate.Node, ref: migrate.Ref[Counter], path: pathlib.Pat
     reveal_type(report.bytes_sent)  # revealed: int
     await node.migrate(ref, to=migrate.LEAST_LOADED)
     reveal_type(await node.replicate(ref, ["b", "c"], mode="async"))  # revealed: ServerInfo
+    reveal_type(await node.replicate(ref, 2))  # revealed: ServerInfo
+    await node.spawn(Counter, options=migrate.SpawnOptions(standbys=2, standby_mode="async"))
+    await node.spawn(Counter, options=migrate.SpawnOptions(standbys=["b"]))
     reveal_type(await node.checkpoint(ref, "file:///x.ckpt"))  # revealed: CheckpointInfo
     reveal_type(await node.checkpoint(ref, path, every=60.0, keep=5))  # revealed: CheckpointInfo
     reveal_type(await node.checkpoint(ref, path, key=b"x" * 32))  # revealed: CheckpointInfo
@@ -100,7 +103,16 @@ async def verbs(node: migrate.Node, ref: migrate.Ref[Counter], path: pathlib.Pat
     reveal_type(await node.stop(ref))  # revealed: None
     async for event in node.monitor(ref):
         reveal_type(event.node)  # revealed: str
-        kind: Literal["copying", "moved", "promoted", "restored", "stopped", "lost"] = event.kind
+        kind: Literal[
+            "copying",
+            "moved",
+            "promoted",
+            "restored",
+            "standby_joined",
+            "standby_lost",
+            "stopped",
+            "lost",
+        ] = event.kind
         print(kind)
     try:
         await ref.incr()
