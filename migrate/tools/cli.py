@@ -688,6 +688,13 @@ def _check_method(ref: Any, method: str) -> None:
 @click.option("--name", help="A name to find it by.")
 @click.option("--on", metavar="NODE", help="The node; by default the least loaded one.")
 @click.option("--near", metavar="SERVER", help="The node of another server.")
+@click.option(
+    "--standbys",
+    type=click.IntRange(0, STANDBYS_MAX),
+    default=0,
+    metavar="N",
+    help="So many hot standbys; see `migrate replicate`.",
+)
 @_of_cluster
 def spawn(
     cls: str,
@@ -696,6 +703,7 @@ def spawn(
     name: str | None,
     on: str | None,
     near: str | None,
+    standbys: int,
     cluster: str | None,
     secret_file: str | None,
     as_json: bool,
@@ -715,7 +723,10 @@ def spawn(
     async def verb(client: Client, place: Place) -> tuple[Any, str]:
         neighbour = await _ref(client, near) if near is not None else None
         options = SpawnOptions(
-            name=name, on=on or (None if near is not None else LEAST_LOADED), near=neighbour
+            name=name,
+            on=on or (None if near is not None else LEAST_LOADED),
+            near=neighbour,
+            standbys=standbys,
         )
         with _handlers_error():
             ref = await client.spawn(found, *args, options=options, **kwargs)

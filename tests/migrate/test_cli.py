@@ -178,6 +178,10 @@ def test_asking_for_help_does_not_load_grpc():
         (["spawn", "json:JSONDecoder", "--on", "a", "--near", "b"], "exclude each other"),
         (["spawn", "json:JSONDecoder", "--kw", "options=1"], "only be given by position"),
         (["mv", "hits"], "Missing argument 'SERVER...'"),
+        (["replicate", "hits"], "name the nodes, or give --count"),
+        (["replicate", "hits", "b", "--count", "1"], "name the nodes, or give --count"),
+        (["replicate", "hits", "--count", "17"], "17 is not in the range 0<=x<=16"),
+        (["replicate", "hits", "b", "--mode", "half"], "'half' is not one of 'sync', 'async'"),
     ],
 )
 def test_a_wrong_command_line_is_explained(env: dict[str, str], words: list[str], complaint: str):
@@ -622,6 +626,22 @@ def test_drain_empties_a_node_and_uncordon_opens_it_again(verb: Callable[..., An
     )
     assert verb("uncordon", "n1") == {"node": "n1", "cordoned": False}
     assert verb("spawn", "things:Counter", "--on", "n1")["node"] == "n1"
+
+
+def test_a_server_gets_standbys_and_info_tells_of_them(verb: Callable[..., Any]):
+    verb("spawn", "things:Counter", "--name", "hits", "--on", "n1", "--standbys", "1")
+    told = verb("info", "hits")
+    assert (told["standbys"], told["mode"]) == (["n2"], "sync")
+    assert told["followers"] == [{"node": "n2", "state": "in sync", "lag": 0}]
+    text = run("info", "hits").stdout
+    assert "standbys   n2\n" in text and "followers  n2 in sync\n" in text
+
+    told = verb("replicate", "hits", "n2", "--mode", "async")
+    assert (told["standbys"], told["mode"]) == (["n2"], "async")
+    assert run("replicate", "hits", "n2").stdout == "hits on n1, sync standbys: n2\n"
+    assert verb("replicate", "hits", "n1", code=output.FAILED)["error"]["type"] == "StandbyError"
+    assert run("replicate", "hits", "--count", "0").stdout == "hits on n1, without standbys\n"
+    assert verb("info", "hits")["standbys"] == []
 
 
 def test_people_get_tables_and_the_bare_reply(verb: Callable[..., Any]):

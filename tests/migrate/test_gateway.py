@@ -297,6 +297,7 @@ REQUESTS = {
     "List": api_pb2.ListRequest(),
     "Info": api_pb2.InfoRequest(server_name="hits"),
     "Migrate": api_pb2.MigrateRequest(server_name="hits", to_node="b"),
+    "Replicate": api_pb2.ReplicateRequest(server_name="hits", nodes=["b"]),
 }
 
 
@@ -1334,6 +1335,43 @@ def test_a_move_reports_what_it_did(tmp_path: pathlib.Path):
                 assert error.outcome == types_pb2.OUTCOME_NOT_DONE
             info = await c.outside.ask("Info", api_pb2.InfoRequest(server_id=server))
             assert info.server.node == "b"
+
+    run(main())
+
+
+def test_standbys_are_asked_for_and_ended_from_outside(tmp_path: pathlib.Path):
+    async def main() -> None:
+        async with cluster(tmp_path) as c:
+            server = await c.outside.spawn(Counter, name="hits")
+
+            async def replicate(**fields: Any) -> types_pb2.ServerInfo:
+                request = api_pb2.ReplicateRequest(server_name="hits", timeout_s=30, **fields)
+                info: types_pb2.ServerInfo = (await c.outside.ask("Replicate", request)).server
+                assert info.id == server
+                return info
+
+            info = await replicate(nodes=["b"])
+            assert (list(info.standbys), info.mode) == (["b"], types_pb2.STANDBY_MODE_SYNC)
+            info = await replicate(count=1, mode=types_pb2.STANDBY_MODE_ASYNC)
+            assert (list(info.standbys), info.mode) == (["b"], types_pb2.STANDBY_MODE_ASYNC)
+            cases: list[tuple[dict[str, Any], Code]] = [
+                ({"nodes": ["a"]}, Code.FAILED_PRECONDITION),
+                ({"nodes": ["z"]}, Code.NOT_FOUND),
+                ({"nodes": ["b"], "count": 1}, Code.INVALID_ARGUMENT),
+                ({"count": 3}, Code.FAILED_PRECONDITION),
+                ({"count": 99}, Code.INVALID_ARGUMENT),
+                ({"nodes": ["b"], "mode": 7}, Code.INVALID_ARGUMENT),
+            ]
+            for fields, code in cases:
+                error = await refused(replicate(**fields))
+                assert error.code is code, fields
+                assert error.outcome == types_pb2.OUTCOME_NOT_DONE
+            info = await replicate()
+            assert (list(info.standbys), info.mode) == ([], types_pb2.STANDBY_MODE_UNSPECIFIED)
+
+            spawned = await c.outside.spawn(Counter, name="more", standbys=1)
+            info = (await c.outside.ask("Info", api_pb2.InfoRequest(server_id=spawned))).server
+            assert list(info.standbys) == ["b"]
 
     run(main())
 
