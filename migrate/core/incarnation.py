@@ -189,6 +189,7 @@ def entry_record(entry: Entry, pack: Callable[[object], bytes], now_ms: int) -> 
         entry.chain,
         _left(entry.deadline_ms, now_ms),
         entry.trace,
+        entry.kept,
     )
 
 
@@ -287,7 +288,12 @@ def export(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> St
         plans=_plan_records(inc, now_ms),
         met=dict(inc.sender.met),
         wanted=inc.wanted,
+        replays=_replays_left(inc),
     )
+
+
+def _replays_left(inc: Incarnation) -> list[StepRecord]:
+    return [step for steps in (inc.sender.replays or {}).values() for step in steps]
 
 
 class Changes:
@@ -331,6 +337,9 @@ def cut(
             casts.setdefault(session.id, []).append(entry)
     records: dict[SessionId, dict[int, Record]] = {}
     if changes is None:
+        for entry in _kept_early(inc):
+            assert entry.session is not None
+            casts.setdefault(entry.session.id, []).append(entry)
         sessions = inc.sessions
         sending = {**{it.id: it for it in inc.sender.sessions.values()}, **inc.sender.chained}
     else:
@@ -366,6 +375,7 @@ def cut(
         wanted=inc.wanted,
         ended=[] if changes is None else list(changes.ended),
         sending_ended=[] if changes is None else list(changes.sending_ended),
+        steps=_replays_left(inc),
     )
 
 
@@ -375,6 +385,9 @@ def cut_for_rollback(inc: Incarnation, pack: Callable[[object], bytes], now_ms: 
     for entry in inc.mailbox:
         if entry.kind == CAST and entry.session is not None:
             casts.setdefault(entry.session.id, (entry.session, []))[1].append(entry)
+    for entry in _kept_early(inc):
+        assert entry.session is not None
+        casts.setdefault(entry.session.id, (entry.session, []))[1].append(entry)
     return CutRecord(
         limit=inc.limit,
         reentrant=inc.reentrant,
@@ -448,7 +461,7 @@ class Image:
             self.sending[sending.id] = sending
         self.last = record
         self.kept_ms = now_ms
-        self.steps.clear()
+        self.steps = list(record.steps)
 
     def note(self, sessions: list[SessionRecord]) -> None:
         """Add what was admitted or answered since the last cut."""
@@ -502,6 +515,8 @@ class Image:
                     session.ended,
                 )
             )
+            for item in early.values():
+                item.kept = True
         timers = [
             TimerRecord(
                 t.method, t.period_ms, 0 if t.queued else max(0, t.left_ms - gone_ms), False
@@ -557,7 +572,9 @@ class Image:
             if key not in replays:
                 replays[key] = deque()
                 first.append(item)
-            replays[key].append(step)
+            made = {(it.session, it.seq) for it in replays[key]}
+            if (step.session, step.seq) not in made:  # else it is made again already
+                replays[key].append(step)
         sending[step.session] = known
 
 
@@ -566,7 +583,7 @@ def _entry(inc: Incarnation, item: EntryRecord, now_ms: int) -> Entry:
     if item.session:
         # A cast may outlive its session; it must not be taken for a timer.
         session = inc.sessions.get(item.session) or ReceiveSession(item.session, "", now_ms)
-    return Entry(
+    entry = Entry(
         session,
         item.seq,
         item.kind,
@@ -577,6 +594,8 @@ def _entry(inc: Incarnation, item: EntryRecord, now_ms: int) -> Entry:
         _deadline(item.left_ms, now_ms),
         item.trace,
     )
+    entry.kept = item.kept
+    return entry
 
 
 def contradiction(record: StateRecord, server: ServerId, *, failover: bool = False) -> str:
@@ -699,6 +718,10 @@ def restore(
     _take_plans(inc, record.plans, now_ms)
     inc.sender.met = dict(record.met)
     inc.wanted = record.wanted or Wanted()
+    replays: Replays = {}
+    for step in record.replays:
+        replays.setdefault((step.entry.session, step.entry.seq), deque()).append(step)
+    inc.sender.replays = replays or None
     for r in record.sending:
         route = route_of(r.server, r.node, r.epoch)
         sending = SendSession(r.id, r.server, inc.sender, route, window, now_ms)
@@ -722,6 +745,12 @@ def restore(
     return inc
 
 
+def _kept_early(inc: Incarnation) -> list[Entry]:
+    return [
+        entry for session in inc.sessions.values() for entry in session.early.values() if entry.kept
+    ]
+
+
 def checkpoint(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -> CheckpointRecord:
     """Take down what a checkpoint holds of a server at a quiescent point; it is not changed.
 
@@ -732,7 +761,11 @@ def checkpoint(inc: Incarnation, pack: Callable[[object], bytes], now_ms: int) -
     """
     return CheckpointRecord(
         run_no=inc.run_no,
-        mailbox=[entry_record(entry, pack, now_ms) for entry in inc.mailbox if entry.kind == CAST],
+        mailbox=[
+            entry_record(entry, pack, now_ms)
+            for entry in [*inc.mailbox, *_kept_early(inc)]
+            if entry.kind == CAST
+        ],
         timers=_timer_records(inc, now_ms),
         plans=_plan_records(inc, now_ms),
         met=_generations(inc.sender),

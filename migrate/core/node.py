@@ -1512,17 +1512,23 @@ class Core:
     def _make_room(self, inc: Incarnation, session: ReceiveSession) -> bool:
         """Give up one early message, if there is one, for one whose turn it is.
 
-        Early messages were not acknowledged, so they come again. If they were kept, the one
-        they all wait for might be refused for ever.
+        Early messages were not acknowledged, so they come again; but for those that were, by an
+        owner before a failover. If they were kept, the one they all wait for might be refused for
+        ever.
         """
-        if not inc.early or len(inc.mailbox) + inc.early > inc.limit:
+        if not inc.early:
             return False
-        early = session.early
-        if not early:
-            early = next(other.early for other in inc.sessions.values() if other.early)
-        del early[max(early)]
-        inc.early -= 1
-        return not self._no_room(inc)
+        if any(entry.kept for entry in session.early.values()):
+            return True  # What it waits for takes the room that there is not.
+        if len(inc.mailbox) + inc.early > inc.limit:
+            return False
+        for other in (session, *inc.sessions.values()):
+            seqs = [seq for seq, entry in other.early.items() if not entry.kept]
+            if seqs:
+                del other.early[max(seqs)]
+                inc.early -= 1
+                return not self._no_room(inc)
+        return False
 
     def _refuse(self, inc: Incarnation, session: ReceiveSession) -> None:
         session.starved = True
@@ -1621,6 +1627,13 @@ class Core:
 
     # -- running
 
+    def pump_soon(self, inc: Incarnation) -> None:
+        """Go on handing out messages, but not on this stack."""
+        idle = inc.mailbox and not inc.running and inc.phase is Phase.RUNNING
+        if idle and not inc.pump_due and inc is not self._pumping:
+            inc.pump_due = True
+            self.port.pump_later(inc)
+
     def pump(self, inc: Incarnation, now_ms: int) -> None:
         """Go on handing out messages (asked for by `Port.pump_later`)."""
         inc.pump_due = False
@@ -1658,18 +1671,11 @@ class Core:
                 self.port.pump_later(inc)
                 break
             left -= 1
-            replica = inc.replica
-            if replica is not None and inc.gated and (replica.due or replica.unfed()):
-                if self.port.may_wait(inc, mailbox[0]):
-                    # What was done so far must not wait for this run, which may take long; nor may
-                    # a failover repeat this run upon an older state.
-                    self.standbys.cut(inc, now_ms)
-                    if replica.unfed():
-                        # What the run asks for would wait for a cut, which would wait for the run.
-                        break
-            elif inc.holding and inc.row.standbys and self.port.may_wait(inc, mailbox[0]):
-                break  # The same: it has them on its hands as soon as it is released.
-            entry = mailbox.popleft()
+            entry = mailbox[0]
+            held = inc.gated or inc.holding
+            if held and entry.kind != QUIESCE and not self.standbys.may_begin(inc, entry, now_ms):
+                break
+            mailbox.popleft()
             if entry.session is None:
                 if entry.kind == QUIESCE:
                     if inc.background:
@@ -1681,8 +1687,14 @@ class Core:
                 if timer is not None:
                     timer.queued = False
                     self.set_timer(("tick", inc.id, entry.method), timer.due_ms)
-            elif entry.kind == CALL and entry.deadline_ms and entry.deadline_ms <= now_ms:
-                # NB: calls only. A cast in the mailbox is acknowledged, so it is carried out.
+            elif (
+                entry.kind == CALL
+                and entry.deadline_ms
+                and entry.deadline_ms <= now_ms
+                and entry.key() not in (inc.sender.replays or ())
+            ):
+                # NB: calls only. A cast in the mailbox is acknowledged, so it is carried out. So is
+                # what was begun before a failover: it cannot be said that it was not done.
                 self._answer(inc, entry, EXPIRED, b"", None, now_ms)
                 continue
             self._start(inc, entry, now_ms)
@@ -1895,6 +1907,9 @@ class Core:
         if inc is None:
             self._pass_on(probe, self.forwarding.get(probe.server, now_ms))
             return
+        session = inc.sessions.get(probe.session)
+        if session is not None and probe.seq in session.records:
+            return  # It is answered; the answer may be held back for the server's standbys.
         served = [
             entry
             for entry in inc.running.values()
@@ -1910,8 +1925,8 @@ class Core:
                 if run == max(probe.path):
                     self._break_knot(run, probe.path, now_ms)
             elif run not in probe.path:
-                for out, session in list(self.waits.get(run, {}).items()):
-                    self._send_probe(session, out, (*probe.path, run))
+                for out, sending in list(self.waits.get(run, {}).items()):
+                    self._send_probe(sending, out, (*probe.path, run))
 
     def _break_knot(self, run: str, path: tuple[str, ...], now_ms: int) -> None:
         waits = self.waits.get(run, {})
@@ -2692,7 +2707,8 @@ class Core:
         for node, message in held:
             self._tell(inc, node, message)
         self._send_outstanding(inc, now_ms)
-        if inc.phase is Phase.QUIESCING or (inc.mailbox and inc.phase is Phase.RUNNING):
+        self.pump_soon(inc)
+        if inc.phase is Phase.QUIESCING:
             self.rest(inc, now_ms)
 
     def _drop_target(self, target: TargetMove, now_ms: int) -> None:

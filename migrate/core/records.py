@@ -28,7 +28,9 @@ class Wanted(Struct, array_like=True, frozen=True):
 
 
 class EntryRecord(Struct, array_like=True):
-    """An `Entry` as it travels; `left_ms` is the time it has left (-1: no limit)."""
+    """An `Entry` as it travels; `left_ms` is the time it has left (-1: no limit). One that came
+    early and is `kept` was acknowledged.
+    """
 
     session: SessionId
     seq: int
@@ -38,6 +40,7 @@ class EntryRecord(Struct, array_like=True):
     chain: tuple[str, ...]
     left_ms: int
     trace: str
+    kept: bool = False
 
 
 class SessionRecord(Struct, array_like=True):
@@ -96,7 +99,10 @@ class PlanRecord(Struct, array_like=True):
 
 
 class StateRecord(Struct, array_like=True):
-    """Everything of a server that travels, but for the user's object."""
+    """Everything of a server that travels, but for the user's object.
+
+    `replays`: requests made before a failover that its handlers have yet to make again.
+    """
 
     limit: int
     reentrant: bool
@@ -108,6 +114,7 @@ class StateRecord(Struct, array_like=True):
     plans: list[PlanRecord] = []
     met: dict[str, int] = {}
     wanted: Wanted | None = None
+    replays: list[StepRecord] = []
 
 
 class DroppedRecord(Struct, array_like=True):
@@ -141,7 +148,8 @@ class CutRecord(Struct, array_like=True):
 
     Of the mailbox there are the casts, as early requests of their sessions, because each is
     acknowledged once a standby has it. Calls are repeated by their senders. So `expected` of a
-    session here is the first number that no handler has taken.
+    session here is the first number that no handler has taken. One that `replaces` what was said of
+    sessions before is for a new generation. `steps`: see `StateRecord.replays`.
     """
 
     limit: int
@@ -156,6 +164,7 @@ class CutRecord(Struct, array_like=True):
     ended: list[SessionId] = []
     sending_ended: list[SessionId] = []
     replaces: bool = False
+    steps: list[StepRecord] = []
 
 
 class StepRecord(Struct, array_like=True):

@@ -716,6 +716,26 @@ class Standbys:
         replica.unnoted.append((node, message))
         self.due[inc.id] = inc
 
+    def may_begin(self, inc: Incarnation, entry: Entry, now_ms: int) -> bool:
+        """Whether a message may be handed out to a handler now.
+
+        What was done so far must not wait for a run that may take long; nor may a failover repeat
+        that run upon an older state. So there is a cut before it. If none can be had, because a
+        task of a handler is running or a standby has to have its whole cut first, the message
+        waits: what its handler asked for could not leave, and there would be no cut until it ends.
+        """
+        if not self.port.may_wait(inc, entry):
+            return True
+        replica = inc.replica
+        if replica is None:
+            # About to be released: then its standbys have to be fed first.
+            return inc.row.mode is not Mode.SYNC or not inc.row.standbys
+        if replica.mode is not Mode.SYNC or not inc.gated:
+            return True
+        if replica.due and not self.cut(inc, now_ms):
+            return False
+        return all(it.phase is FollowerPhase.FED for it in replica.gating())
+
     def cut_soon(self, inc: Incarnation, now_ms: int) -> None:
         """Something changed that standbys have to know."""
         replica = inc.replica
@@ -784,6 +804,7 @@ class Standbys:
             if is_first:
                 follower.phase = FollowerPhase.FED
                 follower.first = number
+                self.core.pump_soon(inc)
             elif follower.acked >= follower.first and not follower.gates:
                 follower.gates = number
             if is_async:
@@ -968,6 +989,7 @@ class Standbys:
             self._let_out(inc, replica, acked, now_ms)
         if replica.due and not inc.running:
             self.due[inc.id] = inc
+        self.core.pump_soon(inc)
         if inc.phase is Phase.QUIESCING:
             self.core.rest(inc, now_ms)
 
@@ -1009,6 +1031,7 @@ class Standbys:
             replica.uncut, replica.unnoted = [], []
         replica.lows.clear()
         self._let_out(inc, replica, NEVER, now_ms)
+        self.core.pump_soon(inc)
         if inc.phase is Phase.QUIESCING:
             self.core.rest(inc, now_ms)
 
@@ -1813,6 +1836,7 @@ def server_of(stream: TransferId) -> ServerId:
 
 def _rolled_back(record: StateRecord) -> StateRecord:
     """What goes into a new generation: as from a checkpoint, see `CheckpointRecord`."""
+    casts = [item for s in record.sessions for item in sorted(s.early, key=lambda it: it.seq)]
     met = dict(record.met)
     for sending in record.sending:
         if sending.generation and sending.next_seq > 1:
@@ -1821,7 +1845,7 @@ def _rolled_back(record: StateRecord) -> StateRecord:
         limit=record.limit,
         reentrant=record.reentrant,
         run_no=record.run_no,
-        mailbox=record.mailbox,
+        mailbox=record.mailbox + casts,
         sessions=[],
         sending=[],
         timers=record.timers,
