@@ -1554,6 +1554,9 @@ class Core:
         """A request below `expected`: done, pending or forgotten; never executed again."""
         record = session.records.get(seq)
         if record is not None:
+            if inc.gated and inc.replica is not None:
+                if (session.id, seq) in inc.replica.changes.records:
+                    return  # The first one waits for the next cut.
             reply = Reply(session.id, seq, record.status, record.payload)
             self._tell(inc, session.reply_to, reply)
         elif seq < session.acked_below:
@@ -1721,6 +1724,9 @@ class Core:
                 status = self._replayed(inc, entry, status, now_ms)
             if entry.kind == CALL:
                 self._answer(inc, entry, status, payload, value, now_ms)
+            if inc.replica is not None and inc.replica.due:
+                # NB: what it asked for may have been flushed while it ran: no cut was to be had.
+                self.standbys.due[inc.id] = inc
 
     def _begin_replicated(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
         replica = inc.replica

@@ -79,6 +79,7 @@ from migrate.core.messages import (
     Kept,
     Message,
     Note,
+    Receipt,
     Reply,
     StandbyMessage,
     Step,
@@ -713,8 +714,27 @@ class Standbys:
                 replica.due = True
                 self.due[inc.id] = inc
                 return
+        if self._is_told(inc, replica, message):
+            if replica.acked >= replica.number:
+                self.core.send(node, message)
+            else:
+                replica.held.append((replica.number, [(node, message)]))
+            return
         replica.unnoted.append((node, message))
         self.due[inc.id] = inc
+
+    def _is_told(self, inc: Incarnation, replica: Replica, message: Message) -> bool:
+        """Whether what a message says is in the log already: what is said again costs no note."""
+        if not replica.tracks or any(
+            it.phase is not FollowerPhase.FED for it in replica.gating()
+        ):
+            return False
+        if type(message) is Reply:
+            key = (message.session, message.seq)
+            session = inc.sessions.get(message.session)
+            told = session is not None and message.seq in session.records
+            return told and key not in replica.changes.answers
+        return type(message) is Receipt and not replica.changes.casts
 
     def may_begin(self, inc: Incarnation, entry: Entry, now_ms: int) -> bool:
         """Whether a message may be handed out to a handler now.

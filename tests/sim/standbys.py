@@ -786,6 +786,11 @@ class StandbyWorld(RollbackWorld):
         """See `World.lost`."""
         World.lost(self, server)
 
+    def _calm(self) -> None:
+        # What a log of many messages says comes in order, or is sent again.
+        self.plan.reorder = False
+        super()._calm()
+
     def _wanted(self) -> Wanted:
         settings = self.settings
         if not self.chance(settings.share):
