@@ -22,6 +22,7 @@ from tests.cluster.etcd_servers import needs_etcd
 from tests.cluster.histories import options_of
 from tests.cluster.workloads import Counter
 from tests.hosts.cluster import FAULTS, HostsCluster, hosts_cluster, plan_of, recorded_on_hosts
+from tests.hosts.failover import LEASE_S, gaps
 from tests.hosts.network import Wire, missing, network
 from tests.hosts.servers import Timed
 from tests.migrate.clusters import run
@@ -87,6 +88,17 @@ def test_s27_a_partition_during_and_after_moves_leaves_one_owner_and_no_effect_o
     assert report.counts["servers lost"] == 0
     torn = [report.counts[f"moves: {it}"] for it in ("MoveRolledBack", "MoveInDoubt")]
     assert report.counts["moves"] and sum(torn), "no move was torn by a cut"
+
+
+def test_a_standby_on_another_host_takes_over_and_nothing_answered_is_lost_or_counted_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = run(gaps(3), bound_s=BOUND_S)
+
+    with capsys.disabled():
+        print(f"\ngaps of {', '.join(f'{gap:.2f} s' for gap in found)}")
+    # Sooner than by the lease nobody may take over whom nobody has seen dead.
+    assert min(found) > LEASE_S / 2
 
 
 def test_a_host_that_nobody_can_see_is_unreachable_until_a_node_of_it_says_what_died() -> None:
