@@ -15,6 +15,7 @@ from migrate.core.ids import NodeId, ServerId
 from migrate.core.messages import ClockTold
 from migrate.errors import (
     AuthError,
+    CallTimeout,
     InternalError,
     MigrateError,
     NameTaken,
@@ -34,6 +35,9 @@ from rpc.handshake import PeerInfo
 
 CONNECT_S: Final = 10.0
 LOOK_UP_S: Final = 5.0
+
+SILENT_S: Final = 1.0
+"""How long a node is waited for that only tells what others know too, before another is asked."""
 
 
 class _AskedRows:
@@ -154,13 +158,19 @@ class Client(Peer):
         last: MigrateError | None = None
         candidates = [self._entry, *(n for n in self._nodes if n != self._entry)]
         up = [n for n in candidates if self._links is not None and self._links.is_up(n)]
-        for node in up or candidates[:1]:
+        nodes = up or candidates[:1]
+        for number, node in enumerate(nodes, 1):
+            limit_s = timeout_s
+            if number < len(nodes) and timeout_s == LOOK_UP_S:
+                limit_s = SILENT_S  # It may be paused, and the others know the same.
             try:
-                return await self._asks.ask_once(node, verb, *args, timeout_s=timeout_s)
-            except NodeNotFound as error:
+                return await self._asks.ask_once(node, verb, *args, timeout_s=limit_s)
+            except (NodeNotFound, CallTimeout) as error:
+                if isinstance(error, CallTimeout) and number == len(nodes):
+                    raise
                 last = error
                 if node == self._entry:
-                    self._entry = next((n for n in self._nodes if n != node), node)
+                    self._entry = next((n for n in up if n != node), node)
         raise last or MigrateError("no node can be reached", outcome=Outcome.NOT_DONE)
 
     def _address_of(self, node: NodeId) -> str | None:

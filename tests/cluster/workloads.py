@@ -235,10 +235,14 @@ def _no_fence() -> None:
     """A standby that has taken over goes on acknowledging what its former owner sends."""
     admit = Standbys._admit
 
-    def without(self: Standbys, message: Cut | Step | Note, node: str) -> Backup | None:
+    def without(
+        self: Standbys, message: Cut | Step | Note, node: str, now_ms: int
+    ) -> Backup | None:
         backup = self.backups.get(message.server)
-        if backup is not None and backup.stream == message.stream:
-            return admit(self, message, node)
+        if (
+            backup is not None and backup.stream == message.stream
+        ) or message.stream in self.coming:
+            return admit(self, message, node, now_ms)
         self.core.send(node, Kept(message.stream, message.epoch, message.number))
         return None
 
