@@ -554,9 +554,12 @@ class Image:
             )
             known.next_seq = step.seq
         item = step.entry
+        known.generation = known.generation or step.generation
         if not item.method:
             # Nobody makes it again: its number goes as an empty one.
             method = "call" if step.kind == CALL else "cast"
+            if any(out.seq == step.seq for out in known.outgoing):
+                return
             out = OutgoingRecord(step.seq, EMPTY, method, b"", (), -1)
             known = SendRecord(
                 known.id,
@@ -572,8 +575,11 @@ class Image:
             if key not in replays:
                 replays[key] = deque()
                 first.append(item)
-            made = {(it.session, it.seq) for it in replays[key]}
-            if (step.session, step.seq) not in made:  # else it is made again already
+            for made in replays[key]:
+                if (made.session, made.seq) == (step.session, step.seq):
+                    made.generation = made.generation or step.generation
+                    break  # It is made again already, or was told again.
+            else:
                 replays[key].append(step)
         sending[step.session] = known
 

@@ -64,6 +64,7 @@ from migrate.core.delivery import (
 )
 from migrate.core.directory import Row, RowState
 from migrate.core.events import (
+    DecodeFailed,
     NodeDead,
     PeerUp,
     Quiesced,
@@ -659,6 +660,9 @@ class Core:
         inc = self.hosted.get(session.server)
         if inc is not None:
             if inc.phase is not Phase.FROZEN:
+                if sender.gate is not None and not session.generation:
+                    self._bind_gated(session, out, inc.row.epoch, now_ms)
+                    return
                 out.sent_ms = now_ms
                 self._arrive_local(inc, session, out, now_ms)
                 return
@@ -675,7 +679,17 @@ class Core:
                 self._look(route, now_ms)
                 return
             route.node, route.epoch = gone
+        if sender.gate is not None and not session.generation and route.node != self.node:
+            self._bind_gated(session, out, route.epoch, now_ms)
+            return
         self._transmit(session, out, route.node, now_ms)
+
+    def _bind_gated(self, session: SendSession, out: Outgoing, epoch: int, now_ms: int) -> None:
+        """Nothing of a session leaves before the sender's standbys know what it is bound to: else
+        one that takes over might ask a later generation for what an earlier one has done.
+        """
+        self.bind(session, epoch)
+        self.standbys.bound(session, out, now_ms)
 
     def _transmit(self, session: SendSession, out: Outgoing, node: NodeId, now_ms: int) -> None:
         if node == self.node or node in self.dead:
@@ -1457,6 +1471,8 @@ class Core:
                     self._forgotten(sending, now_ms)
                 return
             session = opened
+        if sending.sender.epoch < session.sender_epoch:
+            return  # It was replaced, and does not know yet; the present one is heard already.
         session.sender_epoch = sending.sender.epoch
         session.heard_ms = now_ms
         session.reply_to = self.node
@@ -2242,6 +2258,8 @@ class Core:
         """
         if row.state is RowState.LOST:
             return False
+        if any(standby not in self.dead for standby in row.standbys):
+            return False  # one of them takes over, or says that it cannot
         if row.owner == self.node:
             # The commit came through after its source had died and after the copy here had
             # been given up: nobody has anything of the server any more.
@@ -2253,8 +2271,6 @@ class Core:
             )
         if row.owner not in self.dead or row.journal:
             return False
-        if any(standby not in self.dead for standby in row.standbys):
-            return False  # one of them takes over, or says that it cannot
         if row.state is RowState.ACTIVE or row.previous in self.dead or not row.previous:
             return True
         return row.previous == self.node and row.server not in self.leaving
@@ -2281,16 +2297,21 @@ class Core:
             for item in rows
             if node in (item[0].owner, item[0].previous) or node in item[0].standbys
         ]
-        for row, _ in concerned:
-            if self.node in row.standbys and row.owner in self.dead:
-                self.standbys.consider(row.server, now_ms)
+        mine = [row for row, _ in concerned if self.node in row.standbys]
+        mine = [
+            row
+            for row in mine
+            if row.owner in self.dead
+            or (row.state is RowState.COMMITTED and row.previous in self.dead)
+        ]
+        for row in mine:
+            self.standbys.consider(row.server, now_ms)
         doomed = [item for item in concerned if self.may_bury(item[0])]
         kept = any(
-            (row.state is RowState.COMMITTED and self.node in (row.owner, row.previous))
-            or (row.owner in self.dead and self.node in row.standbys)
+            row.state is RowState.COMMITTED and self.node in (row.owner, row.previous)
             for row, _ in concerned
         )
-        return doomed, bool(doomed) or kept
+        return doomed, bool(doomed or mine) or kept
 
     # ------------------------------------------------------------------ moves
 
@@ -2610,8 +2631,11 @@ class Core:
                     self._drop_target(target, now_ms)
                     self.port.perform(transfer, True, action)
                 case DecodeState() if action.stream:
-                    self.standbys.use_up(target.server, action.stream, transfer)
-                    self.port.perform(transfer, True, action)
+                    if self.standbys.use_up(target.server, action.stream, transfer):
+                        self.port.perform(transfer, True, action)
+                    else:
+                        failed = DecodeFailed("it does not stand by any more")
+                        self._apply_target(target, target.handle(failed, now_ms), now_ms)
                 case Finish():
                     self.moves_in.pop(transfer, None)
                     self.timers.cancel(("in", transfer))

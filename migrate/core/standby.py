@@ -101,6 +101,11 @@ JOURNAL: NodeId = "journal"
 """The follower that is a journal on this node; no node has such an id."""
 
 
+COMMITTED_TRIES = 8
+"""How often, every `repeat_ms`, a standby looks whether the target of a move whose source is gone
+has confirmed it, before it takes over."""
+
+
 @dataclass(frozen=True, slots=True)
 class StandbyTimes:
     """Waits and bounds of standbys; milliseconds where the name says so.
@@ -346,17 +351,21 @@ class Replica:
 
     def unfed(self) -> bool:
         """Whether one that is waited for has not been sent a whole cut by this owner."""
-        for follower in self.followers.values():
-            if follower.configured and not follower.leaving:
-                if follower.phase is not FollowerPhase.FED:
-                    return True
-        return False
+        return any(
+            it.configured and not it.leaving and it.phase is not FollowerPhase.FED
+            for it in self.followers.values()
+        )
+
+    def settled(self) -> bool:
+        """Nothing waits to be let out, and all standbys have what they were sent."""
+        waiting = self.uncut or self.unnoted or self.held or self.uncut_outs or self.outs
+        return not waiting and not any(it.unacked for it in self.gating())
 
 
 class Claim:
     """An attempt of a standby to take over."""
 
-    __slots__ = ("asked", "doubtful", "host", "loading", "now_s", "rev", "row", "swap", "unfit")
+    __slots__ = ("asked", "doubtful", "host", "loading", "rev", "row", "swap", "tries", "unfit")
 
     def __init__(self) -> None:
         self.row: Row | None = None
@@ -367,6 +376,7 @@ class Claim:
         self.asked = False
         self.doubtful = False
         self.unfit = ""
+        self.tries = 0  # with a row that nobody has confirmed
 
 
 class Backup:
@@ -725,9 +735,7 @@ class Standbys:
 
     def _is_told(self, inc: Incarnation, replica: Replica, message: Message) -> bool:
         """Whether what a message says is in the log already: what is said again costs no note."""
-        if not replica.tracks or any(
-            it.phase is not FollowerPhase.FED for it in replica.gating()
-        ):
+        if not replica.tracks or any(it.phase is not FollowerPhase.FED for it in replica.gating()):
             return False
         if type(message) is Reply:
             key = (message.session, message.seq)
@@ -926,8 +934,9 @@ class Standbys:
         if out.payload is None:
             out.payload = core.port.pack(out.args)
         route = session.route
-        if not session.generation and route.node is not None:
-            core.bind(session, route.epoch)
+        there = core.hosted.get(session.server)
+        if not session.generation and (there is not None or route.node is not None):
+            core.bind(session, there.row.epoch if there is not None else route.epoch)
         number = replica.number = replica.number + 1
         out.leaves = number
         replica.outs.append((number, session, out))
@@ -953,6 +962,21 @@ class Standbys:
             message = Step(follower.stream, inc.id, inc.row.epoch, number, record)
             self._feed(inc, follower, message, 0, now_ms)
         self._wake(inc, now_ms)
+
+    def bound(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
+        """A session is now bound to a generation; what is under way in it waits until that is known
+        to the standbys.
+        """
+        self.step(session, out, now_ms)
+        replica = session.sender.gate
+        assert replica is not None
+        for other in session.outstanding.values():
+            if other is not out and other.leaves < out.leaves:
+                other.leaves = out.leaves
+                if out.leaves == NEVER:
+                    replica.uncut_outs.append((session, other))
+                else:
+                    replica.outs.append((out.leaves, session, other))
 
     def journaled(self, server: ServerId, number: int, reason: str, now_ms: int) -> None:
         """All up to `number` is in the journal; or, with a reason, it failed and takes no more."""
@@ -1664,7 +1688,15 @@ class Standbys:
         if claim.swap is not None and row == claim.swap:
             self._live(backup, claim, row, rev, now_ms)
             return
-        if not self._is_gone(row.owner) or core.node not in row.standbys:
+        gone = self._is_gone(row.owner)
+        if not gone and row.state is RowState.COMMITTED and self._is_gone(row.previous):
+            # A move whose source is gone. If its target has got it, it soon says so in the row.
+            claim.tries += 1
+            gone = claim.tries > COMMITTED_TRIES
+            if not gone:
+                self._claim_later(backup.server, now_ms)
+                return
+        if not gone or core.node not in row.standbys:
             self._stand_by(backup, claim, row)
             return
         if claim.unfit and row.owner not in core.dead:
@@ -1821,11 +1853,13 @@ class Standbys:
             and not backup.used_by
         )
 
-    def use_up(self, server: ServerId, stream: TransferId, transfer: TransferId) -> None:
-        """A move goes on with what this node has as a standby."""
-        if self.can_go_on(server, stream):
-            self.backups[server].used_by = transfer
-            self.port.adopt_stream(transfer, stream, True)
+    def use_up(self, server: ServerId, stream: TransferId, transfer: TransferId) -> bool:
+        """A move goes on with what this node has as a standby; False: it has nothing any more."""
+        if not self.can_go_on(server, stream):
+            return False
+        self.backups[server].used_by = transfer
+        self.port.adopt_stream(transfer, stream, True)
+        return True
 
     def installed(self, transfer: TransferId, inc: Incarnation) -> None:
         """The copy of a move is complete; it may be all that this node has of the server."""

@@ -504,6 +504,16 @@ class StandbyNode(KeepingNode):
             what = "fickle"
         return Op("", what, op.sleep_us, op.target, op.timeout_ms)
 
+    def _resume(self, sub: Sub, status: int, payload: bytes | None, value: object) -> None:
+        known = self.world.directory.rows.get(sub.run.copy.id)
+        if status != OK and (known is None or known[0].owner != self.id):
+            # A copy that was replaced may be told anything: nobody hears of it.
+            if sub.run.waiting is sub:
+                sub.run.waiting = None
+                self._advance(sub.run, status)
+            return
+        super()._resume(sub, status, payload, value)
+
     def _handler(self, run: Run, op: Op) -> Steps:
         copy = run.copy
         if op.what == "read" and run.entry.kind == CALL:
