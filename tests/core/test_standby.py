@@ -218,7 +218,7 @@ def test_what_no_standby_had_is_run_by_the_next_owner() -> None:
     assert world.ports[B].ran == ["m"]
 
 
-def test_s50_an_owner_that_was_replaced_lets_nothing_out_not_even_a_read() -> None:
+def test_s48_an_owner_that_was_replaced_lets_nothing_out_not_even_a_read() -> None:
     world = World(A, B)
     world.own(A)
     world.replicate(B)
