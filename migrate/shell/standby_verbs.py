@@ -76,6 +76,7 @@ class Watch:
         changed: Set whenever the core tells something.
         refused: When a node that failed to join may be asked again, by the monotonic clock.
         news: What happened last: node and why.
+        fresh: The same, since the present attempt began.
     """
 
     asked: bool = False
@@ -86,6 +87,9 @@ class Watch:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     refused: dict[NodeId, float] = field(default_factory=dict)
     news: deque[tuple[NodeId, Changed, str]] = field(
+        default_factory=lambda: deque(maxlen=NEWS_KEPT)
+    )
+    fresh: deque[tuple[NodeId, Changed, str]] = field(
         default_factory=lambda: deque(maxlen=NEWS_KEPT)
     )
 
@@ -126,6 +130,7 @@ class StandbyVerbs:
                 )
         watch = self._watch(server)
         watch.news.append((node, what, cause))
+        watch.fresh.append((node, what, cause))
         watch.changed.set()
         if what is Changed.UNCAPTURED:
             self._later(server, watch, AGAIN_MAX_S)
@@ -328,7 +333,7 @@ class StandbyVerbs:
         """
         node = self._node
         watch = self._watch(inc.id)
-        watch.news.clear()
+        watch.fresh.clear()
         if not self._want(inc, nodes, mode):
             raise self._elsewhere(f"server {inc.id} is not here any more", server=inc.id)
         limit_s = node._options.quiesce_timeout_s + node._options.move_step_timeout_s
@@ -360,7 +365,7 @@ class StandbyVerbs:
                 ) from error
 
     def _raise_failure(self, inc: Incarnation, watch: Watch, needed: list[NodeId]) -> None:
-        for other, what, cause in watch.news:
+        for other, what, cause in watch.fresh:
             if what is Changed.UNCAPTURED:
                 raise self._error(inc, f"its state cannot travel: {cause}")
             if other in needed and what in (Changed.FAILED, Changed.LOST):
@@ -445,7 +450,7 @@ class StandbyVerbs:
         except StandbyError as error:
             log.info("%s", error)
             complete = False
-            for other, what, _ in watch.news:
+            for other, what, _ in watch.fresh:
                 if what in (Changed.FAILED, Changed.LOST):
                     watch.refused[other] = time.monotonic() + self._again_s(watch) * 2
         except MigrateError as error:
