@@ -7,6 +7,7 @@ former owner has answered shows by these. `pad` and `ballast` only make requests
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import migrate
@@ -222,13 +223,30 @@ def _nothing_held() -> None:
     Core.set_timer = unconfirmed  # type: ignore[method-assign]
 
 
+def is_late(late_ms: int = 0) -> bool:
+    """Whether an owner without its gate tells its standbys nothing now, for so long already.
+
+    By the clock that all processes of the machine share.
+    """
+    now_ms = time.monotonic_ns() // 1_000_000
+    return bool((now_ms // 64) % 2) and now_ms % 64 >= late_ms
+
+
 def _no_gate() -> None:
-    """An owner lets out what no standby has yet."""
+    """An owner lets out what no standby has yet, and half of the time tells them later."""
+    cut = Standbys.cut
 
     def without(self: Standbys, inc: Incarnation, node: str, message: Message) -> None:
         self.core.send(node, message)
 
+    def later(self: Standbys, inc: Incarnation, now_ms: int) -> bool:
+        replica = inc.replica
+        if replica is not None and not replica.unfed() and is_late():
+            return False
+        return cut(self, inc, now_ms)
+
     Standbys.hold = without  # type: ignore[method-assign]
+    Standbys.cut = later  # type: ignore[method-assign]
 
 
 def _no_fence() -> None:
