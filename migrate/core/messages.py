@@ -325,7 +325,8 @@ class FollowRefused(Struct, array_like=True, tag=62, gc=False):
 class Cut(Struct, array_like=True, tag=63, gc=False):
     """Owner to standby: the state at a quiescent point, whole or what changed since the last one.
 
-    The object is in `state`, opaque here. `number` counts cuts, steps and notes together.
+    The object is in `state`, opaque here. `number` counts cuts, steps and notes together. `chunks`:
+    how many went ahead of the first one.
     """
 
     stream: TransferId
@@ -335,6 +336,7 @@ class Cut(Struct, array_like=True, tag=63, gc=False):
     whole: bool
     record: CutRecord
     state: bytes
+    chunks: int = 0
 
 
 class Step(Struct, array_like=True, tag=64, gc=False):

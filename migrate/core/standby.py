@@ -752,14 +752,16 @@ class Standbys:
         task of a handler is running or a standby has to have its whole cut first, the message
         waits: what its handler asked for could not leave, and there would be no cut until it ends.
         """
-        if not self.port.may_wait(inc, entry):
-            return True
         replica = inc.replica
         if replica is None:
             # About to be released: then its standbys have to be fed first.
-            return inc.row.mode is not Mode.SYNC or not inc.row.standbys
-        if replica.mode is not Mode.SYNC or not inc.gated:
+            free = inc.row.mode is not Mode.SYNC or not inc.row.standbys
+        else:
+            free = replica.mode is not Mode.SYNC or not inc.gated
+        if free or not self.port.may_wait(inc, entry):
             return True
+        if replica is None:
+            return False
         if replica.due and not self.cut(inc, now_ms):
             return False
         return all(it.phase is FollowerPhase.FED for it in replica.gating())
@@ -841,7 +843,16 @@ class Standbys:
                 record = whole = whole or cut(inc, None, self.core.port.pack, now_ms)
             else:
                 record = delta = delta or cut(inc, changes, self.core.port.pack, now_ms)
-            message = Cut(follower.stream, inc.id, inc.row.epoch, number, is_first, record, state)
+            message = Cut(
+                follower.stream,
+                inc.id,
+                inc.row.epoch,
+                number,
+                is_first,
+                record,
+                state,
+                follower.chunks if is_first else 0,
+            )
             self._feed(inc, follower, message, len(state), now_ms)
         if replica.mode is Mode.SYNC and not inc.gated and replica.gating():
             # All that was let out so far is in this cut.
@@ -1053,6 +1064,8 @@ class Standbys:
         outs = replica.outs
         while outs and outs[0][0] <= acked:
             _, session, out = outs.popleft()
+            if out.leaves <= acked:
+                out.leaves = 0  # Numbers begin again with the next standbys.
             if session.outstanding.get(out.seq) is out:
                 core.dispatch(session, out, now_ms)
 
@@ -1483,6 +1496,9 @@ class Standbys:
             return
         if not backup.valid:
             if not message.whole or not backup.checked or backup.keeping is not None:
+                return
+            if message.chunks != backup.chunks:
+                self._refuse(backup, "some of what went ahead of the state is missing")
                 return
             backup.keeping = message
             kept = self.port.keep_delta(backup.stream, message.number, True, message.state)

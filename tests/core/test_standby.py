@@ -24,7 +24,12 @@ from migrate.core.events import (
     Withdraw,
 )
 from migrate.core.ids import NodeId
-from migrate.core.incarnation import Incarnation
+from migrate.core.incarnation import (
+    Incarnation,
+    Phase,
+    cut,
+    restore,
+)
 from migrate.core.messages import (
     CALL,
     CAST,
@@ -34,6 +39,9 @@ from migrate.core.messages import (
     OK,
     Cut,
     Dropped,
+    Envelope,
+    Final,
+    FinalFailed,
     Follow,
     Following,
     KeepRefused,
@@ -41,12 +49,18 @@ from migrate.core.messages import (
     Message,
     Moved,
     Prepare,
+    Prepared,
     Receipt,
     Reply,
     Unfollow,
+    WaitProbe,
 )
 from migrate.core.node import Core
-from migrate.core.standby import Changed, FollowerPhase
+from migrate.core.standby import (
+    Backup,
+    Changed,
+    FollowerPhase,
+)
 from tests.core.fakes import CLIENT, NOW, SERVER, A, B, C, Port, core, env, host
 
 OTHER = "other"
@@ -478,8 +492,6 @@ def test_a_move_takes_the_standbys_along() -> None:
     world.rows[SERVER] = (row, 99)
     world.silent.add(A)
     moved = world.cores[C]
-    from migrate.core.incarnation import restore
-
     copy = restore(record, row, 99, object(), moved.route_hint, 10, world.now_ms)
     moved.take_over(copy, world.now_ms)
     moved.started(SERVER, world.now_ms)
@@ -947,3 +959,343 @@ def test_an_asynchronous_standby_begins_with_the_first_cut_and_no_later_one() ->
     assert not world.cores[B].standbys.backups
     world.later(600)
     assert world.cores[B].standbys.backups and world.row().standbys == (B,)
+
+
+def busy(world: World) -> None:
+    """From now on handlers may wait, and do."""
+    for port in world.ports.values():
+        port.busy = True
+
+
+def test_a_handler_that_may_wait_is_not_begun_before_the_standbys_have_their_whole_cut() -> None:
+    # Else what it asks for waits for that cut, and that cut for its end.
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    busy(world)
+    world.dropped = [Following]
+    world.kill(A)
+    owner = world.row().owner
+    world.send(owner, env(1, "m"))
+    assert not world.ports[owner].began
+    world.dropped = []
+    world.later(500)
+    assert world.ports[owner].ran == ["m"]
+
+
+def test_a_handler_that_may_wait_is_not_begun_while_a_task_of_another_is_running() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B)
+    at = world.cores[A]
+    at.background(inc, 1, world.now_ms)
+    world.send(A, env(1, "m"))
+    busy(world)
+    world.send(A, env(2, "n"))
+    assert world.ports[A].ran == ["m"] and not world.replies()
+    at.background(inc, -1, world.now_ms)
+    world.run()
+    assert world.ports[A].ran == ["m", "n"]
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_what_a_move_brings_begins_when_the_standbys_are_fed() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.replicate(B)
+    row = directory.committed(inc.row, C, "t", 1)
+    record = world.cores[A].export(inc, world.now_ms)
+    at = world.cores[C]
+    copy = restore(record, row, 99, object(), at.route_hint, 10, world.now_ms)
+    at._settle_in(copy)  # live, and not released
+    copy.row, copy.rev = row, 99
+    at.started(SERVER, world.now_ms)
+    busy(world)
+    world.send(C, env(1, "m"))
+    assert copy.holding and not world.ports[C].began
+
+
+def test_a_cast_that_was_acknowledged_is_not_given_up_for_room() -> None:
+    world = World(A, B)
+    world.own(A, limit=2)
+    world.replicate(B)
+    busy(world)
+    world.send(A, env(1, "a call"), env(2, "a cast", CAST))
+    world.send(A, env(3, "another", CAST))
+    assert max(receipt.admitted_below for receipt in world.replies(Receipt)) == 4
+    world.kill(A)
+    inc = world.cores[B].hosted[SERVER]
+    (session,) = inc.sessions.values()
+    assert sorted(session.early) == [2, 3] and inc.limit == 2
+    world.ports[B].busy = False
+    world.send(B, env(1, "a call"))
+    assert world.ports[B].ran == ["a call", "a cast", "another"]
+
+
+def test_an_acknowledged_cast_that_came_early_goes_on_to_the_next_standby_and_move() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    busy(world)
+    world.send(A, env(1, "a call"), env(2, "a cast", CAST))
+    world.kill(A)
+    owner = world.row().owner
+    other = B if owner == C else C
+    world.later(300)
+    record = world.cores[owner].export(world.cores[owner].hosted[SERVER], world.now_ms)
+    assert [item.kept for item in record.sessions[0].early] == [True]
+    world.kill(owner)
+    world.ports[other].busy = False
+    world.send(other, env(1, "a call"))
+    assert world.ports[other].ran == ["a call", "a cast"]
+
+
+def test_requests_that_are_to_be_made_again_go_on_to_the_next_standby_and_move() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.own(A, OTHER)
+    world.replicate(B, C)
+    busy(world)
+    world.send(A, env(1, "m"))
+    asks(world, A, "fetch", f"{SERVER}/1")
+    world.dropped = [Following]
+    world.kill(A)
+    owner = world.row().owner
+    other = B if owner == C else C
+    inc = world.cores[owner].hosted[SERVER]
+    record = world.cores[owner].export(inc, world.now_ms)
+    assert [step.method for step in record.replays] == ["fetch"]
+    copy = restore(record, inc.row, 99, object(), world.cores[A].route_hint, 10, world.now_ms)
+    assert copy.sender.replays == inc.sender.replays
+    # The next standby is fed before the handler has made its request again.
+    world.dropped = []
+    world.later(300)
+    world.kill(owner)
+    replays = world.cores[other].hosted[SERVER].sender.replays
+    assert replays is not None
+    assert [step.method for steps in replays.values() for step in steps] == ["fetch"]
+
+
+def test_what_was_begun_before_a_failover_is_carried_out_though_its_time_is_over() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    busy(world)
+    world.send(A, env(1, "m", timeout_ms=1_000))
+    asks(world, A, "fetch", f"{SERVER}/1")
+    world.dropped = [Following]
+    world.kill(A)
+    # It is not begun before its standby is fed, or is given up.
+    owner = world.row().owner
+    assert not world.ports[owner].ran
+    world.later(4_000)
+    assert world.ports[owner].ran == ["m"]
+
+
+def test_a_wait_for_an_answer_that_is_held_back_is_no_knot() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.dropped = [Kept]
+    world.send(A, env(1, "m"))
+    busy(world)
+    world.send(A, env(2, "n"))
+    asks(world, A, "fetch", f"{SERVER}/2")
+    at = world.cores[A]
+    (session,) = at.hosted[SERVER].sessions
+    at.route_hint(OTHER, C, 1)
+    at.receive(C, [WaitProbe(SERVER, session, 1, (f"{OTHER}/1",))], world.now_ms)
+    world.run()
+    assert not world.replies(WaitProbe)
+
+
+def test_what_is_said_again_costs_the_log_nothing() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    busy(world)
+    world.send(A, env(2, "n"))
+    replica = inc.replica
+    assert replica is not None
+    number = replica.number
+    world.replies()
+    world.send(A, env(1, "m"), env(2, "n"), env(1, "m"))
+    assert replica.number == number
+    assert [reply.seq for reply in world.replies()] == [1, 1]
+    assert world.replies(Receipt)
+
+
+def test_an_answer_that_waits_for_its_cut_is_held_once() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B)
+    at = world.cores[A]
+    at.background(inc, 1, world.now_ms)  # so there is no cut
+    world.send(A, env(1, "m"), env(1, "m"), env(1, "m"))
+    assert inc.replica is not None and len(inc.replica.uncut) == 1
+
+
+def test_a_plain_handler_that_asks_for_something_is_followed_by_a_cut() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    at, port = world.cores[A], world.ports[A]
+    run = port.run
+
+    def asking(inc: Incarnation, entry: Any) -> Any:
+        out = Outgoing(CAST, "told", b"", None, (), 0, None, f"{SERVER}/{entry.run}")
+        at.request(inc.sender, OTHER, out, world.now_ms)
+        return run(inc, entry)
+
+    port.run = asking  # type: ignore[method-assign]
+    at.background(inc, 1, world.now_ms)
+    world.replicate(B)
+    at.background(inc, -1, world.now_ms)
+    at.standbys.due.clear()
+    world.dropped = [Kept]
+    world.send(A, env(1, "m"))
+    assert inc.replica is not None and not inc.replica.due
+
+
+def test_a_node_that_a_move_named_owner_and_that_has_nothing_leaves_it_to_a_standby() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.replicate(B)
+    committed = structs.replace(directory.committed(inc.row, C, "t", 1), previous=A)
+    world.rows[SERVER] = (committed, 99)
+    world.silent.add(A)
+    for name in (B, C):
+        world.cores[name].node_dead(A, world.now_ms)
+    assert not world.cores[C].may_bury(committed)
+    world.cores[B].burials(A, list(world.rows.values()), world.now_ms)
+    world.run()
+    assert world.row().owner == C  # which may have got it, and be about to say so
+    world.later(5_000)
+    assert world.row().owner == B
+
+
+def test_a_move_that_counts_on_a_standby_fails_if_it_is_none_any_more() -> None:
+    at, port = core(B)
+    prepare = Prepare("t", SERVER, 2, "Cls", 1, False, "", stream="srv/a@1/1/1")
+    backup = Backup(Follow("srv/a@1/1/1", SERVER, 2, "Cls", 1, False, ""), A, NOW)
+    at.standbys.backups[SERVER] = backup
+    backup.valid = True
+    at.receive(A, [prepare], NOW)
+    at.move_event("t", True, Checked(1), NOW)
+    del at.standbys.backups[SERVER]
+    port.take()
+    at.receive(A, [Final("t", SERVER, 2, b"state", 0, "srv/a@1/1/1")], NOW)
+    assert [type(message) for _, message in port.take()] == [FinalFailed]
+    assert not port.did(DecodeState)
+
+
+def test_a_server_leaves_when_its_standbys_have_all_that_they_were_sent() -> None:
+    world = World(A, B, C)
+    inc = world.own(A, timers=[("tick", 100)])
+    world.replicate(B)
+    at = world.cores[A]
+    world.dropped = [Kept]
+    world.later(150)  # it has ticked, which nobody waits for
+    assert inc.replica is not None and inc.replica.gating()[0].unacked
+    at.move(SERVER, C, "t", False, "", world.now_ms)
+    at.receive(C, [Prepared("t", 1)], world.now_ms)
+    assert not world.ports[A].did(EncodeState)
+    world.dropped = []
+    at.peer_up(B, world.now_ms)
+    world.run()
+    assert world.ports[A].did(EncodeState)
+
+
+def test_nothing_leaves_before_the_standbys_know_which_generation_it_is_meant_for() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.replicate(B)
+    at = world.cores[A]
+    busy(world)
+    world.send(A, env(1, "m"))
+    asks(world, A, "fetch", f"{SERVER}/1")  # nobody knows yet where that is
+    assert not world.ports[C].ran
+    world.dropped = [Kept]
+    row = structs.replace(world.rows[OTHER][0], epoch=7)
+    at.located(OTHER, True, row, world.now_ms)
+    world.run()
+    assert not world.ports[C].ran
+    steps = world.cores[B].standbys.backups[SERVER].image.steps
+    assert [step.generation for step in steps] == [0, 7]
+    record, replays = world.cores[B].standbys.backups[SERVER].image.state(SERVER, world.now_ms)
+    assert [record.sending[0].generation, len(replays)] == [7, 1]
+    assert [len(steps) for steps in replays.values()] == [1]
+    world.dropped = []
+    world.later(300)
+    assert world.ports[C].ran == ["fetch"]
+
+
+def test_a_server_here_hears_a_sender_that_was_replaced_no_more() -> None:
+    at, port = core(A)
+    inc = host(at)
+    other = host(at, OTHER)
+    out = Outgoing(CALL, "first", b"", None, (), 0, "token", "")
+    session = at.request(other.sender, SERVER, out, NOW)
+    assert session is not None
+    inc.sessions[session.id].sender_epoch = 5  # its successor was heard
+    out = Outgoing(CALL, "second", b"", None, (), 0, "token", "")
+    at.request(other.sender, SERVER, out, NOW)
+    assert port.ran == ["first"] and inc.sessions[session.id].sender_epoch == 5
+
+
+def test_a_request_does_not_wait_for_a_number_of_former_standbys() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.own(C, OTHER)
+    world.cores[A].route_hint(OTHER, C, 1)
+    world.replicate(B)
+    for seq in range(1, 6):
+        world.send(A, env(seq))
+    busy(world)
+    world.send(A, env(6, "m"))
+    world.dropped = [Envelope]
+    out = asks(world, A, "fetch", f"{SERVER}/6")
+    world.replicate()
+    assert inc.replica is None
+    world.dropped = []
+    world.cores[A].finish(*world.ports[A].began[-1], OK, b"", None, world.now_ms)
+    world.replicate(B)
+    assert inc.replica is not None and inc.gated and out.leaves <= inc.replica.acked
+    world.later(2_000)
+    assert world.ports[C].ran == ["fetch"]
+
+
+def test_a_first_cut_counts_what_went_ahead_of_it() -> None:
+    world = World(A, B)
+    world.own(A)
+    at = world.cores[B]
+    at.receive(A, [Follow("srv/a@1/1/1", SERVER, 1, "Cls", 1, False, "")], world.now_ms)
+    at.standbys.follow_checked("srv/a@1/1/1", 1, "", world.now_ms)
+    record = cut(world.cores[A].hosted[SERVER], None, world.ports[A].pack, world.now_ms)
+    world.ports[B].take()
+    first = Cut("srv/a@1/1/1", SERVER, 1, 1, True, record, b"", 2)
+    at.receive(A, [first], world.now_ms)
+    assert not at.standbys.backups
+    assert [type(message) for _, message in world.ports[B].take()] == [KeepRefused]
+
+
+def test_casts_behind_a_call_are_in_what_an_asynchronous_standby_goes_on_with() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(100)
+    busy(world)
+    # A message of another session is being handled, so that these wait; then there is a cut.
+    at = world.cores[A]
+    at.background(inc, 1, world.now_ms)
+    inc.phase = Phase.STARTING
+    world.send(A, env(1, "x", CAST), env(2, "a call"), env(3, "y", CAST))
+    at.background(inc, -1, world.now_ms)
+    at.standbys.cut_soon(inc, world.now_ms)
+    world.later(100)
+    world.kill(A)
+    world.ports[B].busy = False
+    world.cores[B].finish(*world.ports[B].began[0], OK, b"", None, world.now_ms)
+    world.run()
+    assert world.ports[B].ran == ["x", "y"]

@@ -693,7 +693,8 @@ class StandbyInvariants(RollbackInvariants):
                 return f"{inc.id} waits for a swap"
             if row.mode is Mode.SYNC and count and not inc.gated:
                 return f"{inc.id} is not gated"
-            if not replica.settled():
+            outputs = replica.uncut or replica.unnoted or replica.held
+            if outputs or replica.uncut_outs or replica.outs:
                 return f"{inc.id} holds something back"
             for follower in replica.followers.values():
                 if follower.phase is not FollowerPhase.FED or not follower.configured:
