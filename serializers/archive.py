@@ -47,7 +47,8 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Flaw: TypeAlias = Literal["foreign", "newer", "truncated", "damaged", "wrong key"]
 
 MAGIC: Final = b"livemigrate checkpoint "
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""The newest that can be read. What earlier releases can read as well is written in format 1."""
 ALIGNMENT_BYTES: Final = 64
 HEADER_BYTES_MAX: Final = 1 << 20
 PARTS_MAX: Final = 1 << 20
@@ -145,13 +146,20 @@ def _padding(offset: int) -> bytes:
     return bytes(-offset % ALIGNMENT_BYTES)
 
 
-def seal(parts: Sequence[tuple[str, Buffer]], facts: Mapping[str, Any], key: bytes) -> list[Buffer]:
+def seal(
+    parts: Sequence[tuple[str, Buffer]],
+    facts: Mapping[str, Any],
+    key: bytes,
+    *,
+    format_version: int = 1,
+) -> list[Buffer]:
     """Make a checkpoint file of parts.
 
     Args:
         parts: Name and contents of each. What is not compressed is not copied.
         facts: What the header shall tell, as JSON values.
         key: At least `KEY_BYTES_MIN` bytes.
+        format_version: Of the oldest release that knows such parts; 1 or 2, of one digit.
 
     Returns:
         The file's bytes, in pieces to be written one after the other.
@@ -184,7 +192,7 @@ def seal(parts: Sequence[tuple[str, Buffer]], facts: Mapping[str, Any], key: byt
     text += b" " * (-(_LINE_BYTES + len(text) + 1) % ALIGNMENT_BYTES) + b"\n"
     if len(text) > HEADER_BYTES_MAX:
         raise ValueError(f"the header would have {len(text)} bytes; {HEADER_BYTES_MAX} are allowed")
-    line = b"%s%d header=%08d mac=" % (MAGIC, FORMAT_VERSION, len(text))
+    line = b"%s%d header=%08d mac=" % (MAGIC, format_version, len(text))
     mac = hmac.digest(key, line + text, "sha256").hex().encode()
     return [line + mac + b"\n" + text, *pieces]
 

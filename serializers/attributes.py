@@ -13,11 +13,10 @@ is one pickle, in the same order, and no attribute's size is known.
 from __future__ import annotations
 
 import copyreg
-import io
 import pickle
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from . import plain
 from .auto import _AutoPickler, _DeepAutoPickler, notice_registrations
@@ -48,8 +47,8 @@ _DEFAULT = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defi
 """What makes an object that does not say itself how."""
 
 
-class _Rooted:
-    """Has one object, the root, reduced to itself without its state."""
+class Rooted:
+    """Has one object, the root, reduced to itself without its state; for picklers."""
 
     root: object = None
     frame: Any = None
@@ -60,11 +59,20 @@ class _Rooted:
         return super().reducer_override(obj)  # type: ignore[misc]
 
 
-class _RootPickler(_Rooted, _AutoPickler):
+class RootedPickler(Protocol):
+    """A pickler for `write`."""
+
+    root: object
+    frame: Any
+
+    def dump(self, obj: Any, /) -> None: ...
+
+
+class _RootPickler(Rooted, _AutoPickler):
     pass
 
 
-class _DeepRootPickler(_Rooted, _DeepAutoPickler):
+class _DeepRootPickler(Rooted, _DeepAutoPickler):
     pass
 
 
@@ -129,16 +137,31 @@ def _encode(root: object) -> tuple[Snapshot, dict[str, int]]:
 def _encode_apart(root: object) -> tuple[Snapshot, dict[str, int]]:
     sink = Sink()
     pickler = _RootPickler(sink)
+    sizes: dict[str, int] = {}
+    for name, written in write(root, pickler, sink):
+        sizes[name] = sizes.get(name, 0) + written
+    return sink.snapshot(code_by_value=pickler.code_by_value), sizes
+
+
+def write(root: object, pickler: RootedPickler, sink: Sink) -> Iterator[tuple[str, int]]:
+    """Write an object attribute by attribute.
+
+    Args:
+        root: The object.
+        pickler: What writes it.
+        sink: Where to.
+
+    Yields:
+        Whose share was written, and how many bytes that took; names may come again.
+    """
     frame, state = _taken_apart(root)
     pickler.root, pickler.frame = root, frame
-    sizes: dict[str, int] = {}
     before = 0
     for name, value in [(OTHERS, _APART), (OTHERS, root), *_values(root, frame, state)]:
         pickler.dump(value)
         written = sink.settle()
-        sizes[name] = sizes.get(name, 0) + written - before
+        yield name, written - before
         before = written
-    return sink.snapshot(code_by_value=pickler.code_by_value), sizes
 
 
 def _encode_together(root: object) -> tuple[Snapshot, dict[str, int]]:
@@ -172,9 +195,29 @@ def decode(snapshot: Snapshot, install: Install | None = None) -> object:
     buffers = [
         plain._revive(view, kind) for view, kind in zip(snapshot.buffers, head.kinds, strict=True)
     ]
-    renamed = plain.former_names and plain._mentions_former_name(snapshot.body)
-    kind = plain._FormerNamesUnpickler if renamed else pickle.Unpickler
-    unpickler = kind(io.BytesIO(snapshot.body), buffers=iter(buffers))
+    return load(snapshot.body, buffers, install=install)
+
+
+def load(
+    body: bytes | memoryview,
+    buffers: Sequence[object],
+    resolve: plain.Resolve | None = None,
+    *,
+    install: Install | None = None,
+) -> object:
+    """Unpickle the body of what `encode` or `write` gave.
+
+    Args:
+        body: The pickles.
+        buffers: What they ask for, in order.
+        resolve: For a body that names objects which are elsewhere.
+        install: See `decode`.
+
+    Raises:
+        LoadFailed: Something that is missing here.
+        Exception: What `install` raises.
+    """
+    unpickler = _unpickler(body, buffers, resolve)
     try:
         with plain.collector_off():
             first = unpickler.load()
@@ -188,10 +231,20 @@ def decode(snapshot: Snapshot, install: Install | None = None) -> object:
             elif shape == OPAQUE:
                 state = take()
     except Exception as exc:
-        raise explain_load(snapshot.body, exc) from exc
+        raise explain_load(body, exc) from exc
     if shape != WHOLE:
         (install or set_state)(obj, state)
     return obj
+
+
+def _unpickler(
+    body: bytes | memoryview, buffers: Sequence[object], resolve: plain.Resolve | None
+) -> pickle.Unpickler:
+    if resolve is not None:
+        return plain._ResolvingUnpickler(body, buffers, resolve)
+    renamed = plain.former_names and plain._mentions_former_name(body)
+    kind = plain._FormerNamesUnpickler if renamed else pickle.Unpickler
+    return kind(plain._file(body), buffers=iter(buffers))
 
 
 def set_state(obj: Any, state: Any) -> None:
@@ -211,4 +264,4 @@ def set_state(obj: Any, state: Any) -> None:
         setattr(obj, name, value)
 
 
-__all__ = ["OTHERS", "decode", "encode", "set_state"]
+__all__ = ["OTHERS", "Rooted", "RootedPickler", "decode", "encode", "load", "set_state", "write"]

@@ -287,12 +287,11 @@ class Cut:
         while True:
             # NB: an iterator of a dict goes on where it was, however the values changed.
             read = self._reader()
-            at = 0
+            last_key = self._last_key()
             for part in self.parts:
                 keys, values = read(part.count)
-                if not self._is_aligned(part, keys, values, at):
+                if not self._is_aligned(part, keys, values, last_key):
                     break
-                at += part.count
                 if part in looked:
                     continue
                 looked.add(part)
@@ -324,8 +323,13 @@ class Cut:
 
         return read
 
+    def _last_key(self) -> Any:
+        """The key that was put into a dict last: another one if any was since."""
+        held: Any = self.container
+        return next(reversed(held), None) if type(held) is dict else None
+
     def _is_aligned(
-        self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...], at: int
+        self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...], last_key: Any
     ) -> bool:
         """Whether what was read is the part, as far as can be told without comparing records."""
         if len(values) != part.count or len(self.container) != sum([p.count for p in self.parts]):
@@ -334,9 +338,9 @@ class Cut:
             return True
         if part.anchors:
             return are_at(keys, part.anchors)
-        # A new part: see whether it is still the same items that lie between the others.
-        there, _ = self._slice(at, 1)
-        return there is not None and there[0] is keys[0]
+        # NB: of a new part nothing is known. Where it stands would take a walk through all before
+        # it to find out, for each of them: seconds with some 100,000 records.
+        return self._last_key() is last_key
 
     def _look(
         self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
@@ -398,7 +402,13 @@ class Cut:
         """Claim nothing any more, and let go of the container at once, not with some collection."""
         for part in self.parts:
             self._disown(part)
-        self.parts = []
+        self.let_go()
+
+    def let_go(self) -> None:
+        """As `release`, when nobody claims anything any more."""
+        # One by one: other threads may run in between.
+        while self.parts:
+            self.parts.pop()
         self.container = type(self.container)()
 
     def claim_all(self) -> None:

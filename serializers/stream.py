@@ -51,10 +51,10 @@ import struct
 import time
 import types
 from bisect import bisect_right
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from . import auto, plain
+from . import attributes, auto, plain
 from .auto import runs_code
 from .base import BufferKind, Snapshot, parse_head
 from .dirty import DirtyTracker, Region
@@ -226,10 +226,25 @@ class _Gathered(NamedTuple):
     pickler: _RestPickler | _WholePickler
 
 
+class _ApartRestPickler(attributes.Rooted, _RestPickler):
+    """As `_RestPickler`, attribute by attribute."""
+
+
+class _ApartWholePickler(attributes.Rooted, _WholePickler):
+    """As `_WholePickler`, attribute by attribute."""
+
+
 class StreamWriter:
     """Writes the stream of one object, of which there may be several at a time.
 
+    Args:
+        obj: The object.
+        engine: How to find what was written to large buffers; see `DirtyTracker`.
+        memory: What its reader shares, if it does.
+        apart: The rest is written as `serializers.attributes` does, for `attributes.load`.
+
     Attributes:
+        sizes: Of what was written last, `apart`: about how many bytes each attribute takes.
         rounds: How many were ended.
         round_bytes: What the present round took so far; of the last one, once it ended.
         is_open: It can be written to.
@@ -240,7 +255,11 @@ class StreamWriter:
         obj: object,
         engine: Literal["auto", "pages", "hash"] = "auto",
         memory: Memory | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
+        self.sizes: dict[str, int] = {}
+        self._apart = apart
         self.rounds = 0
         self.round_bytes = 0
         self.is_open = True
@@ -270,11 +289,11 @@ class StreamWriter:
         self._round = None
         self._tracker.close()
         self._regions.clear()
+        self._owners.clear()  # At once, not piece by piece.
         for cut in self._cuts.values():
-            cut.release()
+            cut.let_go()
         self._cuts.clear()
         self._uncut.clear()
-        self._owners.clear()
         self._obj = None
 
     # -- rounds
@@ -400,10 +419,11 @@ class StreamWriter:
 
     # -- what can go ahead
 
-    def _survey(self) -> None:
+    def _survey(self) -> int:
         """Look for large containers that are reached now, and cut those that can be.
 
-        NB: called with nothing running that changes the object.
+        Returns:
+            Items of those that cannot be, in all.
         """
         self._is_surveyed = True
         self._next_trial = _NEVER
@@ -415,7 +435,7 @@ class StreamWriter:
         if found is None:
             if self._deltas:
                 self._next_trial = self._deltas + TRIAL_DELTAS_MAX
-                return
+                return 0
             found = {}
         for which, cut in list(self._cuts.items()):
             if which not in found:
@@ -434,16 +454,23 @@ class StreamWriter:
                 self._next_cut += 1
             except Exception:  # Not plain; or what its classes define failed.
                 self._leave_whole(which)
+        return sum([len(found[which]) for which in found.keys() - self._cuts.keys()])
 
-    def look(self) -> list[Piece]:
+    def look(self, whole_items_max: int | None = None) -> list[Piece]:
         """Find the large buffers, by a trial of the last chunk; call it before the first step.
+
+        Args:
+            whole_items_max: No trial if large containers that cannot be cut have more items. By
+                default there is one: it stops the server for a while, and all the less in the end.
 
         Returns:
             The beginning of the stream, to be sent before what the first `step` gives.
         """
         if not plain.stack_is_safe() or _large_containers(self._obj) is None:
             return []
-        self._survey()
+        whole_items = self._survey()
+        if whole_items_max is not None and whole_items > whole_items_max:
+            return []
         try:
             sink, _ = self._pickle_rest()
         except Exception:
@@ -593,16 +620,41 @@ class StreamWriter:
         sink = Sink()
         # Nothing changes meanwhile, so bytearrays need not be copied to be looked at.
         sink.view_of = memoryview
-        pickler = (
-            _RestPickler(sink, self._cuts, self._owners) if self._cuts else _WholePickler(sink)
-        )
+        pickler: _RestPickler | _WholePickler
+        if self._cuts:
+            kind = _ApartRestPickler if self._apart else _RestPickler
+            pickler = kind(sink, self._cuts, self._owners)
+        else:
+            pickler = (_ApartWholePickler if self._apart else _WholePickler)(sink)
         auto.notice_registrations()
         try:
-            pickler.dump(self._obj)
+            if isinstance(pickler, attributes.Rooted):
+                self._write_apart(sink, pickler)
+            else:
+                pickler.dump(self._obj)
         except Exception:
             plain.let_go(sink, pickler)
             raise
         return sink, pickler
+
+    def _write_apart(self, sink: Sink, pickler: Any) -> None:
+        if self._cuts:
+            pickler.kinds.add(type(self._obj))  # It is asked for its state without being met.
+        sizes: dict[str, int] = {}
+        told: set[Cut] = set()
+        for name, written in attributes.write(self._obj, pickler, sink):
+            new = pickler.named.keys() - told
+            told |= new
+            size = written + sum([cut.about_bytes for cut in new])
+            sizes[name] = sizes.get(name, 0) + size
+        self.sizes = sizes
+
+    def _encode(self) -> Snapshot:
+        """The object as a snapshot."""
+        if not self._apart:
+            return auto.encode(self._obj)
+        snapshot, self.sizes = attributes.encode(self._obj)
+        return snapshot
 
     def _take_changes(self, gathered: _Gathered) -> list[Piece]:
         pieces = self._take_dropped()
@@ -641,7 +693,7 @@ class StreamWriter:
             self._survey()
         whole = None
         if not (self._cuts or self._regions or self._dropped):
-            whole = auto.encode(self._obj)
+            whole = self._encode()
             if not whole.buffers:
                 self._deltas += 1
                 self._note_rest(len(whole.body))
@@ -652,7 +704,7 @@ class StreamWriter:
         with plain.collector_off():
             gathered = self._gather(goes_on=True) if whole is None else None
             if whole is None and gathered is None:
-                whole = auto.encode(self._obj)
+                whole = self._encode()
             try:
                 pieces = self._commit(gathered, whole)
             except BaseException:
@@ -778,7 +830,7 @@ class StreamWriter:
 
     def _whole(self) -> list[Piece]:
         """The object as a snapshot, where it cannot be had in another way."""
-        snapshot = auto.encode(self._obj)
+        snapshot = self._encode()
         pieces = [_OP.pack(_DROP, cut.number, 0, 0) for cut in self._cuts.values()]
         found = _buffers_of(snapshot)
         return pieces + self._with_buffers(snapshot.head, snapshot.body, found)
@@ -989,6 +1041,10 @@ class _Rest(NamedTuple):
     buffers: list[memoryview | tuple[int, int, int]]
 
 
+Load: TypeAlias = Callable[[bytes | memoryview, Sequence[object], plain.Resolve], object]
+"""Builds an object from a body, its buffers and what gives the objects that it names."""
+
+
 class StreamReader:
     """Takes a stream and builds its object.
 
@@ -1087,8 +1143,11 @@ class StreamReader:
         self._kept = kept
         self._flaw = ""
 
-    def build(self) -> object:
+    def build(self, load: Load = plain.load) -> object:
         """Build the object as of the last delta that was kept; the reader is used up afterwards.
+
+        Args:
+            load: How; `attributes.load` for what was written `apart`.
 
         Raises:
             LoadFailed: There is none, or something that it needs is missing here.
@@ -1098,7 +1157,7 @@ class StreamReader:
             raise LoadFailed(self._flaw or "no delta was kept")
         self._kept = None
         self._flaw = _USED_UP
-        return self._load(kept)
+        return self._load(kept, load)
 
     def rehearse(self) -> object:
         """Build the object as `build` would, of copies: the reader goes on as it is.
@@ -1314,7 +1373,7 @@ class StreamReader:
             if type(region) is not bytes and self._kinds[number] in _IMMUTABLE:
                 self._regions[number] = bytes(region)
 
-    def _load(self, rest: _Rest) -> object:
+    def _load(self, rest: _Rest, load: Load = plain.load) -> object:
         """Build the object of a rest that was checked."""
         used: dict[int, list[tuple[int, int]]] = {}
         buffers: list[object] = []
@@ -1335,7 +1394,7 @@ class StreamReader:
                 buffers.append(region)
             else:
                 buffers.append(plain._revive(view, kind))
-        return plain.load(rest.body, buffers, self._resolve)
+        return load(rest.body, buffers, self._resolve)
 
     def _resolve(self, name: Any) -> object:
         if type(name) is int:

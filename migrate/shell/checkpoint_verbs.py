@@ -24,7 +24,7 @@ from migrate.core.delivery import Entry
 from migrate.core.directory import Row, RowState
 from migrate.core.events import SwapOutcome
 from migrate.core.ids import NodeId, ServerId, node_name
-from migrate.core.incarnation import Incarnation, Phase, Plan
+from migrate.core.incarnation import CheckpointRecord, Incarnation, Phase, Plan
 from migrate.core.messages import Moved
 from migrate.errors import (
     CallTimeout,
@@ -38,10 +38,12 @@ from migrate.ref import RefObject
 from migrate.reports import CheckpointInfo
 from migrate.server import ServerSpec
 from migrate.shell import checkpoints, classes, wire
-from migrate.shell.checkpoints import Captured, Loaded
+from migrate.shell.checkpoints import Captured, Facts, Loaded
 from migrate.shell.directories.base import Compare, DirectoryError, OutcomeUnknown, Put
 from migrate.shell.driver import NAME_KEY, SERVER_KEY
 from migrate.shell.host import Hosted
+from migrate.shell.precopy import STEP_S
+from serializers.stream import Piece, StreamWriter, is_small
 
 if TYPE_CHECKING:
     from migrate.node import Node
@@ -59,6 +61,13 @@ SILENT_S: Final = 3.0
 SMALL_CAPTURE_BYTES: Final = 64 << 10
 """States known to be smaller are captured on the loop: that takes less than handing them to a
 thread and back costs. Source: pickling runs at about 67 MiB/s here."""
+
+ROUNDS: Final = 2
+"""Times that a large state is gone through before the last piece of its capture."""
+
+WHOLE_ITEMS_MAX: Final = 2_000
+"""Items of large containers that are pickled as a whole, twice if something else of the state can
+be written ahead; of more only the second time. Source: measured, about a microsecond for each."""
 
 FORK_BYTES_MAX: Final = 1 << 30
 """A clone for another node leaves in one message, of which the link takes 2 GiB."""
@@ -119,19 +128,77 @@ class CheckpointVerbs:
         return await asyncio.to_thread(checkpoints.save, url, captured, signing, keep)
 
     async def _capture(self, server: ServerId) -> Captured:
-        node = self._node
-        driver = node._driver
+        driver = self._node._driver
+        inc = self._node._owned(server)
+        host: Hosted = inc.host  # type: ignore[assignment]
+        least = driver.options.precopy_bytes_min
+        if 0 <= host.state_bytes < least or is_small(host.obj):
+            return await self._capture_at_once(server)
+        writer = StreamWriter(host.obj, apart=True)
+        try:
+            ahead = await self._write_ahead(server, host, writer)
+            if not ahead:
+                return await self._capture_at_once(server)
+            async with self._quiet(server) as (inc, _):
+                if inc.host is not host:
+                    raise self._elsewhere(f"server {server} has been replaced", server=server)
+                facts, record = self._facts(inc)
+                work = asyncio.to_thread(checkpoints.capture_rest, writer, ahead, facts, record)
+                captured: Captured = await _to_its_end(work)
+                host.state_bytes = captured.state_bytes
+                return captured
+        finally:
+            writer.close()
+
+    async def _write_ahead(
+        self, server: ServerId, host: Hosted, writer: StreamWriter
+    ) -> list[list[Piece]]:
+        """Write a large state in slices while its server serves.
+
+        Returns:
+            Its chunks; none if nothing of it can be written ahead.
+        """
+        driver = self._node._driver
+        chunk_bytes = driver.options.chunk_bytes
+        async with self._quiet(server):
+            look = asyncio.to_thread(writer.look, WHOLE_ITEMS_MAX)
+            chunks: list[list[Piece]] = [await _to_its_end(look)]
+        if not writer.is_worth_it:
+            return []
+        # The second round, short as it is, leaves the less to be written at the end.
+        while writer.rounds < ROUNDS:
+            inc = self._node._owned(server)
+            if inc.phase is Phase.RUNNING and inc.quiet() and inc.host is host:
+                pieces, _ = writer.step(STEP_S, chunk_bytes)
+            else:
+                async with self._quiet(server) as (inc, _):
+                    if inc.host is not host:
+                        raise self._elsewhere(f"server {server} has been replaced", server=server)
+                    pieces, _ = writer.step(STEP_S, chunk_bytes)
+            if sum(map(len, chunks[-1])) > chunk_bytes:
+                chunks.append([])
+            chunks[-1] += pieces
+            await asyncio.sleep(0)
+        return chunks
+
+    async def _capture_at_once(self, server: ServerId) -> Captured:
         async with self._quiet(server) as (inc, _):
             host: Hosted = inc.host  # type: ignore[assignment]
-            record = driver.core.checkpoint(inc, driver.now_ms())
-            facts = checkpoints.facts_of(inc.row, node._name, host.by_value, record)
+            facts, record = self._facts(inc)
             if 0 <= host.state_bytes < SMALL_CAPTURE_BYTES:
                 captured = checkpoints.capture(host.obj, facts, record)
             else:
                 work = asyncio.to_thread(checkpoints.capture, host.obj, facts, record)
                 captured = await _to_its_end(work)
-            host.state_bytes = captured.snapshot.size_bytes
+            host.state_bytes = captured.state_bytes
         return captured
+
+    def _facts(self, inc: Incarnation) -> tuple[Facts, CheckpointRecord]:
+        """What is known of a server at a quiescent point besides its object."""
+        driver = self._node._driver
+        host: Hosted = inc.host  # type: ignore[assignment]
+        record = driver.core.checkpoint(inc, driver.now_ms())
+        return checkpoints.facts_of(inc.row, self._node._name, host.by_value, record), record
 
     @contextlib.asynccontextmanager
     async def _quiet(self, server: ServerId) -> AsyncIterator[tuple[Incarnation, Entry]]:
@@ -478,7 +545,7 @@ class CheckpointVerbs:
         ref = RefObject(row.server, spec.class_info, driver, node._id, row.epoch)
         host = Hosted(obj, spec, ref, driver)
         host.by_value = loaded.facts.by_value
-        host.state_bytes = loaded.snapshot.size_bytes
+        host.state_bytes = loaded.state_bytes
         inc = driver.core.restored(
             row,
             rev,

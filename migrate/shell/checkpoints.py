@@ -5,16 +5,22 @@ stands still (it copies what it has to), `seal` when it serves again, `save`. Gi
 reads and verifies, `build` unpickles; nothing is unpickled before all of it is verified. All of
 them but the first line of a capture run in threads.
 
-The facts in the header are what `Facts` lists; the parts are "record" (mailbox, timers and the
-like: `CheckpointRecord`), "head", "body" and the buffers "buffer 0", ... (the user's object, as
-`serializers.attributes` makes it).
+The facts in the header are what `Facts` lists; the first part is "record" (mailbox, timers and the
+like: `CheckpointRecord`). Of a small state the others are "head", "body" and the buffers "buffer
+0", ... (the user's object, as `serializers.attributes` makes it). A large one is not captured in
+one go: it is written ahead while its server serves, as for a standby, so the other parts are "chunk
+0", ... of a state stream (see `serializers.stream`), of which the last is a delta. Such a file has
+format 2, so that releases which do not know of it say so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hmac
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -34,6 +40,7 @@ from serializers import archive, attributes
 from serializers.archive import BadArchive, Header
 from serializers.base import Snapshot
 from serializers.errors import LoadFailed, NotSerializable
+from serializers.stream import Piece, StreamReader, StreamWriter
 
 HEADER_ROOM_BYTES: Final = 64 << 20
 """What a checkpoint may have besides the state itself."""
@@ -105,11 +112,24 @@ class Facts(msgspec.Struct, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Captured:
-    """A server's state that no longer shares anything with the live object."""
+    """A server's state that no longer shares anything with the live object.
+
+    Attributes:
+        facts: For the header.
+        record: What is not the object.
+        state: The object, as a snapshot or as the chunks of a stream, each in pieces.
+    """
 
     facts: Facts
     record: CheckpointRecord
-    snapshot: Snapshot
+    state: Snapshot | Sequence[Sequence[Piece]]
+
+    @property
+    def state_bytes(self) -> int:
+        """What the object takes."""
+        if isinstance(self.state, Snapshot):
+            return self.state.size_bytes
+        return sum(len(piece) for chunk in self.state for piece in chunk)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,7 +140,14 @@ class Loaded:
     facts: Facts
     header: Header
     record: CheckpointRecord
-    snapshot: Snapshot
+    state: Snapshot | Sequence[memoryview]
+
+    @property
+    def state_bytes(self) -> int:
+        """What the object takes."""
+        if isinstance(self.state, Snapshot):
+            return self.state.size_bytes
+        return sum(map(len, self.state))
 
 
 def signing_key(secret: bytes, given: object) -> bytes:
@@ -166,8 +193,32 @@ def capture(obj: object, facts: Facts, record: CheckpointRecord) -> Captured:
     Raises:
         NotPicklable: Something cannot travel; names the path to it. The server is as before.
     """
-    try:
+    with _told_of(facts):
         snapshot, sizes = attributes.encode(obj)
+    copies = tuple(_copied(buffer) for buffer in snapshot.buffers)
+    _tell_sizes(facts, sizes)
+    return Captured(facts, record, Snapshot(snapshot.head, snapshot.body, copies))
+
+
+def capture_rest(
+    writer: StreamWriter, ahead: Sequence[Sequence[Piece]], facts: Facts, record: CheckpointRecord
+) -> Captured:
+    """Write what changed of a server that stands still since what was written ahead.
+
+    Raises:
+        NotPicklable: Something cannot travel; names the path to it. The server is as before.
+    """
+    with _told_of(facts):
+        rest = writer.delta()
+    _tell_sizes(facts, writer.sizes)
+    return Captured(facts, record, [*ahead, rest])
+
+
+@contextlib.contextmanager
+def _told_of(facts: Facts) -> Iterator[None]:
+    """Say of which server it is that something cannot travel."""
+    try:
+        yield
     except NotSerializable as error:
         raise NotPicklable(
             f"the state of server {facts.server} cannot be captured: {error}; it goes on serving "
@@ -178,14 +229,15 @@ def capture(obj: object, facts: Facts, record: CheckpointRecord) -> Captured:
             source=facts.node,
             cause=error.reason,
         ) from error
-    copies = tuple(_copied(buffer) for buffer in snapshot.buffers)
+
+
+def _tell_sizes(facts: Facts, sizes: dict[str, int]) -> None:
     told = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     facts.attributes = dict(told[:ATTRIBUTES_TOLD_MAX])
     rest = sum(size for _, size in told[ATTRIBUTES_TOLD_MAX:])
     if rest:
         others = facts.attributes.get(attributes.OTHERS, 0)
         facts.attributes[attributes.OTHERS] = others + rest
-    return Captured(facts, record, Snapshot(snapshot.head, snapshot.body, copies))
 
 
 def _copied(buffer: memoryview) -> memoryview:
@@ -198,14 +250,17 @@ def _copied(buffer: memoryview) -> memoryview:
 
 def seal(captured: Captured, key: bytes) -> list[archive.Buffer]:
     """The bytes of a checkpoint, signed."""
-    head, body, *buffers = captured.snapshot.parts()
-    parts: list[tuple[str, archive.Buffer]] = [
-        ("record", wire.encode_state(captured.record)),
-        ("head", head),
-        ("body", body),
-        *((f"buffer {i}", buffer) for i, buffer in enumerate(buffers)),
-    ]
-    return archive.seal(parts, msgspec.to_builtins(captured.facts), key)
+    parts: list[tuple[str, archive.Buffer]] = [("record", wire.encode_state(captured.record))]
+    format_version = 1
+    if isinstance(captured.state, Snapshot):
+        head, body, *buffers = captured.state.parts()
+        parts += (("head", head), ("body", body))
+        parts += [(f"buffer {i}", buffer) for i, buffer in enumerate(buffers)]
+    else:
+        parts += [(f"chunk {i}", b"".join(chunk)) for i, chunk in enumerate(captured.state)]
+        format_version = 2
+    told = msgspec.to_builtins(captured.facts)
+    return archive.seal(parts, told, key, format_version=format_version)
 
 
 def save(url: str, captured: Captured, key: bytes, keep: int | None) -> CheckpointInfo:
@@ -377,16 +432,19 @@ def opened(url: str, data: bytearray, key: bytes) -> Loaded:
     try:
         named = dict(parts)
         record = _record.decode(named["record"])
-        snapshot = Snapshot.from_parts(
-            [named["head"], named["body"], *(named[f"buffer {i}"] for i in range(len(parts) - 3))]
-        )
+        state: Snapshot | list[memoryview]
+        if "chunk 0" in named:
+            state = [named[f"chunk {i}"] for i in range(len(parts) - 1)]
+        else:
+            buffers = [named[f"buffer {i}"] for i in range(len(parts) - 3)]
+            state = Snapshot.from_parts([named["head"], named["body"], *buffers])
     except (KeyError, LoadFailed, msgspec.DecodeError) as error:
         raise CheckpointError(
             f"the checkpoint {url} cannot be used: its parts are not those of a server: {error}",
             url=url,
             flaw="damaged",
         ) from error
-    return Loaded(url, facts, header, record, snapshot)
+    return Loaded(url, facts, header, record, state)
 
 
 def build(loaded: Loaded, runtime: Runtime) -> tuple[Any, ServerSpec]:
@@ -439,7 +497,7 @@ def build(loaded: Loaded, runtime: Runtime) -> tuple[Any, ServerSpec]:
 
     token = loading_runtime.set(runtime)
     try:
-        obj: Any = attributes.decode(loaded.snapshot, install)
+        obj = _object(loaded, install)
         spec = spec_of(type(obj))
     except Exception as error:
         why = f"its state cannot be loaded: {wire.exception_name(error)}: {error}"
@@ -454,6 +512,19 @@ def build(loaded: Loaded, runtime: Runtime) -> tuple[Any, ServerSpec]:
         raise refused("not loadable", why)
     _fit_timers(loaded.record, spec)
     return obj, spec
+
+
+def _object(loaded: Loaded, install: attributes.Install) -> Any:
+    """Unpickle the object of a checkpoint."""
+    if isinstance(loaded.state, Snapshot):
+        return attributes.decode(loaded.state, install)
+    # What it may take was seen to when the file was read.
+    reader = StreamReader(2 * loaded.state_bytes)
+    *ahead, rest = loaded.state
+    for chunk in ahead:
+        reader.take([chunk])
+    reader.keep([rest])
+    return reader.build(functools.partial(attributes.load, install=install))
 
 
 def _fit_timers(record: CheckpointRecord, spec: ServerSpec) -> None:
@@ -488,6 +559,7 @@ __all__ = [
     "Loaded",
     "build",
     "capture",
+    "capture_rest",
     "cause_of",
     "facts_of",
     "find",

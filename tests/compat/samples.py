@@ -62,6 +62,7 @@ from migrate.core.records import (
     TimerRecord,
 )
 from migrate.shell import checkpoints, classes, wire
+from serializers.stream import StreamWriter
 
 
 class Colour(enum.Enum):
@@ -277,6 +278,25 @@ CHECKPOINT = CheckpointRecord(
 
 
 def _captured() -> checkpoints.Captured:
+    return checkpoints.capture(Account(), _facts(), CHECKPOINT)
+
+
+def _captured_ahead() -> checkpoints.Captured:
+    """As of a large state: in rounds, and what changed after them."""
+    account: Any = Account()
+    account.rows = {n: {"id": n} for n in range(2000)}
+    account.numbers = np.arange(50_000)
+    writer = StreamWriter(account, "hash", apart=True)
+    ahead = [writer.look(), writer.step(60.0, 1 << 30)[0]]
+    account.rows[7]["id"] = -7
+    account.numbers[7] = -7
+    try:
+        return checkpoints.capture_rest(writer, ahead, _facts(), CHECKPOINT)
+    finally:
+        writer.close()
+
+
+def _facts() -> checkpoints.Facts:
     row = Row(
         "s",
         9,
@@ -289,8 +309,7 @@ def _captured() -> checkpoints.Captured:
         generation=4,
         rollbacks=(Rollback(4, 1.5, 2.5),),
     )
-    facts = checkpoints.facts_of(row, "b", False, CHECKPOINT)
-    return checkpoints.capture(Account(), facts, CHECKPOINT)
+    return checkpoints.facts_of(row, "b", False, CHECKPOINT)
 
 
 def make() -> dict[str, bytes]:
@@ -317,6 +336,7 @@ def make() -> dict[str, bytes]:
     made["value, plain"] = wire.pack_value(b"v")
     made["value"] = wire.pack_value({"v": [1]})
     made["checkpoint"] = b"".join(checkpoints.seal(_captured(), CHECKPOINT_KEY))
+    made["checkpoint in chunks"] = b"".join(checkpoints.seal(_captured_ahead(), CHECKPOINT_KEY))
     try:
         raise LookupError("nothing there")
     except LookupError as error:

@@ -119,6 +119,26 @@ def test_a_checkpoint_is_verified_and_built(bytes_of: dict[str, bytes]) -> None:
     assert samples.check_account(account)
 
 
+@pytest.mark.parametrize("release", [*RELEASES, "present"])
+def test_a_checkpoint_in_chunks_is_verified_and_built(release: str) -> None:
+    made = samples.make() if release == "present" else kept(release)[1]
+    if "checkpoint in chunks" not in made:
+        assert release == "0.1.0"  # It had none.
+        return
+    data = bytearray(made["checkpoint in chunks"])
+    assert data.startswith(b"livemigrate checkpoint 2 ")
+    loaded = checkpoints.opened("kept", data, samples.CHECKPOINT_KEY)
+    names = [part.name for part in loaded.header.parts]
+    assert names == ["record", "chunk 0", "chunk 1", "chunk 2"]
+    assert loaded.facts.attributes["rows"] > 10_000
+    assert loaded.facts.attributes["numbers"] >= 400_000
+    account: Any = checkpoints.build(loaded, NO_RUNTIME)[0]
+    assert account.rows == {n: {"id": -n if n == 7 else n} for n in range(2000)}
+    assert account.numbers.sum() == sum(range(50_000)) - 14
+    del account.rows, account.numbers
+    assert samples.check_account(account)
+
+
 def test_a_state_for_an_upgrade_becomes_an_object(bytes_of: dict[str, bytes]) -> None:
     bare: Any = serializers.loads(bytes_of["older state"])
     made = classes.upgraded(bare.cls, bare.state, 1)

@@ -117,6 +117,35 @@ class Arrays:
         return self.n, int(self.data.sum()), int(self.noise.sum())
 
 
+class Large:
+    """A state that is written ahead, of which each call changes a little."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.data = np.zeros(200_000, dtype=np.int64)
+        self.rows = {n: {"id": 0, "tags": [n]} for n in range(5_000)}
+        self.other: Any = None
+
+    def write(self) -> int:
+        self.n += 1
+        self.data[self.n * 7_919 % len(self.data)] = self.n
+        row = self.rows[self.n * 37 % len(self.rows)]
+        row["id"] = self.n
+        if self.n % 3 == 0:
+            row["tags"].append(self.n)
+        return self.n
+
+    def hold(self, what: Any) -> None:
+        self.other = what
+
+    def is_whole(self) -> bool:
+        """Whether it is what so many calls make of it, and nothing in between."""
+        twin = Large()
+        for _ in range(self.n):
+            twin.write()
+        return bool((twin.data == self.data).all()) and twin.rows == self.rows
+
+
 class Tick:
     """Counts its own ticks."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ import pytest
 import migrate
 from migrate.errors import CheckpointError, Outcome, RolledBack
 from migrate.shell import checkpoints
-from serializers import archive
-from tests.migrate.checkpoint_servers import PICKLING, Arrays, Bank, Gate, Slow, Tick
+from serializers import archive, dirty
+from serializers.stream import StreamWriter
+from tests.migrate.checkpoint_servers import PICKLING, Arrays, Bank, Gate, Large, Slow, Tick
 from tests.migrate.clusters import QUICK, eventually, failure_of, nodes, run, until
 from tests.migrate.servers import Counter, Unpicklable
 
@@ -220,6 +223,113 @@ def test_arrays_that_change_after_it_are_in_it_as_they_were(
             assert await twin.sums() == before
             assert await twin.incr() == 1  # its arrays can be written to
             assert (await ref.sums())[0] == 1
+
+    run(body())
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Large states are written in many steps; set `hook` to have it called before each."""
+    seen: dict[str, Any] = {"hook": None, "steps": 0}
+    step = StreamWriter.step
+
+    def stepped(self: StreamWriter, *args: Any) -> Any:
+        seen["steps"] += 1
+        if seen["hook"] is not None:
+            seen["hook"](seen["steps"])
+        return step(self, 0.0, 1)
+
+    monkeypatch.setattr(StreamWriter, "step", stepped)
+    yield seen
+    assert not dirty._pages.regions
+
+
+@pytest.mark.parametrize("verb", ["checkpoint", "fork", "fork elsewhere"])
+def test_a_large_state_is_written_ahead_while_its_server_serves(
+    place: str, verb: str, at_step: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    capture_rest = checkpoints.capture_rest
+
+    def captured(writer: Any, *args: Any) -> Any:
+        counts.append(writer._obj.n)
+        made = capture_rest(writer, *args)
+        counts.append(writer._obj.n)
+        return made
+
+    monkeypatch.setattr(checkpoints, "capture_rest", captured)
+
+    async def body() -> None:
+        async with nodes("a", "b") as (a, b):
+            ref = await a.spawn(Large, options=at(a))
+            ended = False
+
+            async def write() -> None:
+                while not ended:
+                    await ref.write()
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write())
+                if verb == "checkpoint":
+                    await b.checkpoint(ref, place)
+                    twin = await b.restore(place, fork=True)
+                    header, facts, _, _ = checkpoints.inspect(place)
+                    assert {part.name[:5] for part in header.parts} == {"recor", "chunk"}
+                    assert (
+                        facts.attributes["data"] > 1_500_000 and facts.attributes["rows"] > 50_000
+                    )
+                else:
+                    twin = await b.fork(ref, on="a" if verb == "fork" else "b")
+                ended = True
+            assert at_step["steps"] > 10
+            # Calls were handled between the steps, and none while the last piece was written.
+            assert counts[0] > 3 and counts[0] == counts[1]
+            assert await twin.is_whole() and await ref.is_whole()
+            assert await twin.write() == counts[0] + 1
+
+    run(body())
+
+
+def test_a_large_state_with_something_that_cannot_travel_is_named_and_served_on(
+    place: str, at_step: dict[str, Any]
+) -> None:
+    async def body() -> None:
+        async with nodes("a") as (a,):
+            ref = await a.spawn(Large)
+            host: Any = a._driver.core.hosted[ref._server_id].host
+
+            def spoil(step: int) -> None:
+                host.obj.other = sys._getframe()  # It was fine when it was looked at.
+
+            at_step["hook"] = spoil
+            error = await failure_of(a.checkpoint(ref, place), migrate.NotPicklable)
+            assert error.path == "Large.other"
+            assert files(place) == []
+            assert await ref.write() == 1
+            host.obj.other = None
+            at_step["hook"] = None
+            await a.checkpoint(ref, place)
+            assert await (await a.restore(place, fork=True)).is_whole()
+
+    run(body())
+
+
+def test_a_server_that_is_stopped_while_its_state_is_written_ahead_is_not_there(
+    place: str, at_step: dict[str, Any]
+) -> None:
+    async def body() -> None:
+        async with nodes("a") as (a,):
+            ref = await a.spawn(Large)
+            stopping: list[asyncio.Task[None]] = []
+
+            def stop(step: int) -> None:
+                if step == 3:
+                    stopping.append(asyncio.ensure_future(a.stop(ref)))
+
+            at_step["hook"] = stop
+            await failure_of(a.checkpoint(ref, place), migrate.ServerNotFound)
+            await stopping[0]
+            assert files(place) == []
 
     run(body())
 
@@ -945,8 +1055,9 @@ class Room:
 V3 = V2.replace("version=2", "version=3").replace("return {**state", "raise KeyError('no') or {**s")
 
 
+@pytest.mark.parametrize("large", [False, True])
 def test_an_older_state_is_upgraded_and_what_refers_to_the_server_still_does(
-    place: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    place: str, large: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import importlib
     import sys
@@ -966,8 +1077,10 @@ def test_an_older_state_is_upgraded_and_what_refers_to_the_server_still_does(
 
     async def body() -> None:
         async with nodes("a") as (a,):
-            ref = await a.spawn(load(V1))
+            rows = "self.rows = {n: [n] for n in range(3000)}; self.names"
+            ref = await a.spawn(load(V1.replace("self.names", rows, 1) if large else V1))
             await a.checkpoint(ref, place)
+            assert contents(place).startswith(b"livemigrate checkpoint %d " % (2 if large else 1))
             await a.stop(ref)
             load(V3.replace("from_version == 1", "False"))
             error = await failure_of(a.restore(place), CheckpointError)
@@ -976,6 +1089,8 @@ def test_an_older_state_is_upgraded_and_what_refers_to_the_server_still_does(
             back = await a.restore(place)
             assert await back.hello() == ["A"]
             assert await back.told() == (1, True, True)
+            rows = getattr(a._driver.core.hosted[back._server_id].host.obj, "rows", None)  # type: ignore[attr-defined]
+            assert rows == ({n: [n] for n in range(3000)} if large else None)
             assert (await a.info(back)).version == 2
             inc = a._driver.core.hosted[back._server_id]
             assert [(t.method, t.period_ms) for t in inc.timers.values()] == [("new_tick", 60_000)]

@@ -119,7 +119,7 @@ def test_what_follows_the_end_is_told() -> None:
 
 
 def test_a_newer_format_is_told_also_of_a_header_that_nobody_here_could_read() -> None:
-    data = sealed().replace(b"checkpoint 1 ", b"checkpoint 2 ", 1)
+    data = sealed().replace(b"checkpoint 1 ", b"checkpoint 3 ", 1)
     assert flaw_of(data) == "newer"
     assert flaw_of(b"livemigrate checkpoint 17 whatever comes then\n") == "newer"
 
