@@ -24,8 +24,9 @@ from migrate.core.delivery import Entry
 from migrate.core.directory import Row, RowState
 from migrate.core.events import SwapOutcome
 from migrate.core.ids import NodeId, ServerId, node_name
-from migrate.core.incarnation import CheckpointRecord, Incarnation, Phase, Plan
+from migrate.core.incarnation import Incarnation, Phase, Plan
 from migrate.core.messages import Moved
+from migrate.core.records import CheckpointRecord
 from migrate.errors import (
     CallTimeout,
     CheckpointError,
