@@ -1893,6 +1893,13 @@ class Core:
             session.ended = True
 
     def _end_session(self, inc: Incarnation, session: ReceiveSession) -> None:
+        for seq, entry in sorted(session.early.items()):
+            if entry.kept:
+                # It was acknowledged; what it waited for went with the sender, after a failover.
+                del session.early[seq]
+                inc.early -= 1
+                inc.mailbox.append(entry)
+                self.pump_soon(inc)
         inc.sessions.pop(session.id, None)
         inc.starved.pop(session.id, None)
         if inc.replica is not None and inc.replica.tracks:

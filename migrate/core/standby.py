@@ -539,7 +539,11 @@ class Standbys:
         for follower in list(replica.followers.values()):
             if (other_mode or follower.node not in wanted) and not follower.leaving:
                 follower.leaving = True
-            if follower.leaving and not follower.configured:
+            swap = replica.swap
+            asked = swap is not None and (
+                follower.node in swap.standbys or follower.stream == swap.journal
+            )
+            if follower.leaving and not asked and not self._is_named(inc, follower):
                 self._forget(inc, replica, follower)
         if other_mode and not replica.followers:
             replica.mode = replica.wanted_mode
@@ -616,6 +620,10 @@ class Standbys:
         self._arrange(inc, replica, now_ms)
         self._acknowledged(inc, replica, now_ms)
 
+    @staticmethod
+    def _is_named(inc: Incarnation, follower: Follower) -> bool:
+        return follower.node in inc.row.standbys or follower.stream == inc.row.journal
+
     def _configure(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
         """Ask for the swap that makes the row say who stands by, if it does not."""
         if replica.swap is not None or inc.holding or inc.phase is Phase.FROZEN:
@@ -681,6 +689,8 @@ class Standbys:
                 # Our own confirmation of a move came through late: ask again from there.
                 inc.row, inc.rev = row, event.rev
                 replica.swap = None
+                for follower in replica.followers.values():
+                    follower.configured = self._is_named(inc, follower)
                 self._arrange(inc, replica, now_ms)
             else:
                 self.depose(inc, f"the row is now {row}", now_ms)
@@ -696,7 +706,7 @@ class Standbys:
         replica.swap = None
         self.core.row_changed(inc, now_ms)
         for follower in list(replica.followers.values()):
-            named = follower.node in row.standbys or follower.stream == row.journal
+            named = self._is_named(inc, follower)
             if follower.leaving and not named:
                 self._forget(inc, replica, follower)
                 if not follower.cause:
@@ -735,7 +745,11 @@ class Standbys:
 
     def _is_told(self, inc: Incarnation, replica: Replica, message: Message) -> bool:
         """Whether what a message says is in the log already: what is said again costs no note."""
-        if not replica.tracks or any(it.phase is not FollowerPhase.FED for it in replica.gating()):
+        if (
+            inc.phase is Phase.FROZEN
+            or not replica.tracks
+            or any(it.phase is not FollowerPhase.FED for it in replica.gating())
+        ):
             return False
         if type(message) is Reply:
             key = (message.session, message.seq)
@@ -1094,6 +1108,8 @@ class Standbys:
 
     def _catch_up(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
         """ASYNC: hold back while the standbys lag too far behind."""
+        if inc.phase is Phase.FROZEN:
+            return
         if not replica.cuts and not replica.due:
             replica.lag_since_ms = 0
         size = max((it.bytes for it in replica.gating()), default=0)

@@ -1299,3 +1299,65 @@ def test_casts_behind_a_call_are_in_what_an_asynchronous_standby_goes_on_with() 
     world.cores[B].finish(*world.ports[B].began[0], OK, b"", None, world.now_ms)
     world.run()
     assert world.ports[B].ran == ["x", "y"]
+
+
+def test_an_acknowledged_cast_is_carried_out_when_its_sender_is_gone_with_what_came_before() -> (
+    None
+):
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    busy(world)
+    world.send(A, env(1, "a call"), env(2, "a cast", CAST), env(3, "another", CAST))
+    world.kill(A)
+    # Nobody repeats the call any more.
+    world.ports[B].busy = False
+    world.later(100)
+    assert world.ports[B].ran == []
+    at = world.cores[B]
+    inc = at.hosted[SERVER]
+    (session,) = inc.sessions.values()
+    session.heard_ms -= 2 * at.options.session_expiry_ms
+    at._sweep(world.now_ms)
+    world.run()
+    assert world.ports[B].ran == ["a cast", "another"] and inc.early == 0
+
+
+def test_a_standby_that_no_row_names_is_let_go_although_it_was_about_to_be_named() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    # The confirmation of a move came through late, so that the first swap is refused.
+    row = inc.row
+    world.rows[SERVER] = (row, 50)
+    world.dropped = [Kept]
+    world.replicate(B)
+    replica = inc.replica
+    assert replica is not None
+    (follower,) = replica.followers.values()
+    follower.configured = True
+    replica.swap, replica.swap_rev = directory.configured(row, (B,), Mode.SYNC, "", "t"), 1
+    replica.asked = True
+    world.ports[A].swaps.clear()
+    world.cores[A].standbys.configured(
+        SERVER, SwapResult(SwapOutcome.REFUSED, row, 50), world.now_ms
+    )
+    world.silent.add(B)
+    world.cores[A].node_dead(B, world.now_ms)
+    world.dropped = []
+    world.run()
+    assert not replica.followers and world.row().standbys == ()
+
+
+def test_an_asynchronous_server_that_is_frozen_lets_nothing_out() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(100)
+    replica = inc.replica
+    assert replica is not None
+    inc.gated = True
+    replica.unnoted.append((CLIENT, Reply("session", 1, OK, b"")))
+    inc.phase = Phase.FROZEN
+    world.cores[A].standbys._catch_up(inc, replica, world.now_ms)
+    world.run()
+    assert not world.replies()
