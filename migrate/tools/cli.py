@@ -278,6 +278,11 @@ _log_level = click.option(
     metavar="FILE",
     help="Write what the servers counted, as JSON: files, skipped, names.",
 )
+@click.option(
+    "--kill",
+    is_flag=True,
+    help="Give each server a hot standby, and kill node processes (SIGKILL) all the while.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @_is_json
 def demo(
@@ -287,6 +292,7 @@ def demo(
     files: int | None,
     seconds: float,
     out: str | None,
+    kill: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -298,6 +304,9 @@ def demo(
     processes again and again meanwhile. Then the index and the counts are compared with those of
     a plain single-process run, digest by digest. The exit status is 0 only if nothing failed,
     nothing was lost, repeated or reordered, and both are identical.
+
+    With --kill there are three nodes at least, and one after the other is killed at a random moment
+    and started again, while each server has a standby.
     """
     from migrate.tools import demo as program
 
@@ -310,11 +319,12 @@ def demo(
                 f"it cannot be written: {error}", param_hint="--out"
             ) from error
     plan = program.Plan(
-        nodes=nodes or max(2, os.cpu_count() or 1),
+        nodes=nodes or max(3 if kill else 2, os.cpu_count() or 1),
         shards=shards,
         callers=callers,
         files_max=files,
         seconds=seconds,
+        kill=kill,
     )
     with _errors(as_json):
         _exit(program.main(plan, out, as_json, quiet))

@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import random
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -49,6 +50,15 @@ LINE_BYTES_MAX: Final = 64 << 20
 
 ERRORS_KEPT: Final = 5
 
+KILLS_MIN: Final = 3
+KILL_WITHIN_S: Final = 0.5
+"""A node is killed within this time from when all servers have their standbys."""
+
+COMPLETE_S: Final = 60.0
+"""Servers that have not got their standbys by then never will."""
+
+REST_S: Final = 0.02
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -60,6 +70,7 @@ class Plan:
         callers: Concurrent callers.
         files_max: Index at most so many files; None: all.
         seconds: After this time servers are not moved any more, but for those that were not yet.
+        kill: Whether each server has a standby, and node processes are killed all the time.
     """
 
     nodes: int
@@ -67,6 +78,7 @@ class Plan:
     callers: int
     files_max: int | None
     seconds: float
+    kill: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -88,6 +100,9 @@ class Run:
     files: int = 0
     failed_calls: int = 0
     failed_moves: int = 0
+    kills: int = 0
+    broken_off: int = 0  # moves, by a kill
+    resting: bool = False  # nothing is moved
     reports: list[MoveReport] = dataclasses.field(default_factory=list)
     moving_s: float = 0.0
     errors: list[str] = dataclasses.field(default_factory=list)
@@ -187,7 +202,7 @@ async def _run(plan: Plan, show: Show) -> Verdict:
     ):
         client = cluster.client
         nodes = [node.name for node in cluster.nodes]
-        servers = await _spawn(client, plan.shards, nodes)
+        servers = await _spawn(client, plan, nodes)
         show.begun(len(paths), nodes, [server.name for server in servers])
         fed = asyncio.Event()
         started = time.monotonic()
@@ -195,12 +210,14 @@ async def _run(plan: Plan, show: Show) -> Verdict:
             for first in range(MOVERS):
                 mine = servers[first::MOVERS]
                 until = started + plan.seconds
-                group.create_task(_move(client, mine, nodes, fed, until, done, show))
+                group.create_task(_move(client, mine, nodes, fed, until, plan, done, show))
+            if plan.kill:
+                group.create_task(_kill(cluster, servers, nodes, fed, done, show))
             await _feed(plan.callers, paths, servers, tokenisers, done, show)
             fed.set()
         for server in servers:
-            if not server.moves:
-                await _move_once(client, server, nodes, done, show)
+            if not server.moves and not plan.kill:
+                await _move_once(client, server, nodes, plan, done, show)
         done.moving_s = time.monotonic() - started
         show.comparing()
         collected = await _collect(servers)
@@ -222,17 +239,18 @@ async def _killed_on_failure(cluster: LocalCluster) -> AsyncIterator[None]:
 # ------------------------------------------------------------------ feeding
 
 
-async def _spawn(client: Client, shards: int, nodes: Sequence[str]) -> list[Server]:
+async def _spawn(client: Client, plan: Plan, nodes: Sequence[str]) -> list[Server]:
     """Spawn the shards, then the ledger and the catalogue, spread over the nodes."""
     places = itertools.cycle(range(len(nodes)))
 
     async def spawn(name: str, cls: Any, *args: Any) -> Server:
         at = next(places)
-        ref = await client.spawn(cls, *args, options=SpawnOptions(name=name, on=nodes[at]))
+        options = SpawnOptions(name=name, on=nodes[at], standbys=int(plan.kill))
+        ref = await client.spawn(cls, *args, options=options)
         return Server(name, ref, at)
 
     ledger = await spawn("ledger", Ledger)
-    names = [f"shard-{number:02}" for number in range(1, shards + 1)]
+    names = [f"shard-{number:02}" for number in range(1, plan.shards + 1)]
     parts = [await spawn(name, Shard, name, ledger.ref) for name in names]
     return [*parts, ledger, await spawn("catalogue", Catalogue)]
 
@@ -407,31 +425,109 @@ async def _move(
     nodes: Sequence[str],
     fed: asyncio.Event,
     until: float,
+    plan: Plan,
     done: Run,
     show: Show,
 ) -> None:
     """Move servers one after the other, round and round, while there is input."""
     for server in itertools.cycle(mine):
+        while done.resting and not fed.is_set():
+            await asyncio.sleep(REST_S)
         if fed.is_set() or time.monotonic() > until:
             return
-        await _move_once(client, server, nodes, done, show)
+        await _move_once(client, server, nodes, plan, done, show)
 
 
 async def _move_once(
-    client: Client, server: Server, nodes: Sequence[str], done: Run, show: Show
+    client: Client, server: Server, nodes: Sequence[str], plan: Plan, done: Run, show: Show
 ) -> None:
     target = (server.at + 1) % len(nodes)
     try:
+        if plan.kill:
+            # Not to its standby: until there is another one, one death would be too many.
+            info = await client.info(server.ref)
+            others = [n for n in nodes if n not in (info.node, *info.standbys)]
+            if not info.standbys or not others:
+                return
+            target = nodes.index(others[0])
         report = await client.migrate(server.ref, to=nodes[target])
     except MigrateError as error:
-        done.failed_moves += 1
-        done.failed(f"move of {server.name}", error)
-        server.at = nodes.index((await client.info(server.ref)).node)
+        if plan.kill:
+            done.broken_off += 1
+        else:
+            done.failed_moves += 1
+            done.failed(f"move of {server.name}", error)
+        server.at = nodes.index(await _where(client, server))
         return
     server.at = target
     server.moves += 1
     done.reports.append(report)
     show.moved(server.name, report)
+
+
+async def _where(client: Client, server: Server) -> str:
+    """The node of a server; waits while a standby takes over."""
+    until = time.monotonic() + COMPLETE_S
+    while True:
+        try:
+            return (await client.info(server.ref)).node
+        except MigrateError:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(REST_S)
+
+
+# ------------------------------------------------------------------ killing
+
+
+async def _kill(
+    cluster: LocalCluster,
+    servers: Sequence[Server],
+    nodes: Sequence[str],
+    fed: asyncio.Event,
+    done: Run,
+    show: Show,
+) -> None:
+    """Kill one node process after the other and start it again, for as long as there is input.
+
+    Each time all servers have their standbys again, since one standby is for one death.
+    """
+    dice = random.Random()
+    while not fed.is_set() or done.kills < KILLS_MIN:
+        await _complete(cluster.client, servers)
+        done.resting = False
+        # At any moment: in the middle of moves too.
+        await asyncio.sleep(dice.uniform(0, KILL_WITHIN_S))
+        done.resting = True
+        victim = cluster.node(dice.choice(nodes))
+        victim.kill()
+        await victim.wait()
+        done.kills += 1
+        show.killed(victim.name, done.kills)
+        await cluster.add_node(victim.name)
+
+
+async def _complete(client: Client, servers: Sequence[Server]) -> None:
+    """Wait until every server has a standby that could take over.
+
+    Raises:
+        MigrateError: It took too long.
+    """
+    until = time.monotonic() + COMPLETE_S
+    waiting = {server.ref._server_id for server in servers}
+    while waiting:
+        infos = await client.servers()
+        waiting -= {
+            info.id
+            for info in infos
+            if info.standbys and all(follower.state == "in sync" for follower in info.followers)
+        }
+        if waiting and time.monotonic() > until:
+            raise MigrateError(
+                f"{len(waiting)} servers have not got their standbys again in {COMPLETE_S:g} s",
+                outcome=Outcome.NOT_DONE,
+            )
+        await asyncio.sleep(REST_S)
 
 
 # ------------------------------------------------------------------ comparing
@@ -494,6 +590,7 @@ def _judge(
         "casts": done.casts + sum(reported.values()) - len(reported),
         "moves": len(done.reports),
         "moves_per_s": round(len(done.reports) / done.moving_s, 1),
+        **({"kills": done.kills, "moves_broken_off": done.broken_off} if plan.kill else {}),
         "failed_calls": done.failed_calls,
         "failed_moves": done.failed_moves,
         "lost": sum(account.lost(dict(sent)) for account, sent in accounts),
@@ -538,6 +635,16 @@ def _print(verdict: Verdict) -> None:
                 "moves",
                 f"{s['moves']:,} in {s['seconds']} s ({s['moves_per_s']} a second); "
                 f"{s['failed_moves']} failed",
+            ),
+            *(
+                [
+                    (
+                        "killed",
+                        f"{s['kills']} node processes; {s['moves_broken_off']} moves broken off",
+                    )
+                ]
+                if "kills" in s
+                else []
             ),
             ("downtime", f"p50 {down['p50']} ms, p99 {down['p99']} ms, max {down['max']} ms"),
             ("whole move", f"p50 {move['p50']} ms, p99 {move['p99']} ms"),

@@ -19,6 +19,9 @@ class Show(Protocol):
     def moved(self, server: str, report: MoveReport) -> None:
         """A server has moved."""
 
+    def killed(self, node: str, kills: int) -> None:
+        """A node process was killed; so many were so far."""
+
     def progress(self, files: int, calls: int, casts: int) -> None:
         """So many files are done, with so many requests."""
 
@@ -33,6 +36,9 @@ class Quiet:
         """See `Show`."""
 
     def moved(self, server: str, report: MoveReport) -> None:
+        """See `Show`."""
+
+    def killed(self, node: str, kills: int) -> None:
         """See `Show`."""
 
     def progress(self, files: int, calls: int, casts: int) -> None:
@@ -63,6 +69,10 @@ class Lines:
         """See `Show`."""
         self._moves += 1
         self.write(move_line(self._moves, time.monotonic() - self._started, server, report))
+
+    def killed(self, node: str, kills: int) -> None:
+        """See `Show`."""
+        self.write(f"kill {kills}: node {node}")
 
     def progress(self, files: int, calls: int, casts: int) -> None:
         """See `Show`."""
