@@ -49,10 +49,14 @@ async def main() -> None:
         killed = []
         for _ in range(KILLS):
             before = [len(mine) for mine in taken]
-            while not all(len(m) >= b + CALLS for m, b in zip(taken, before, strict=True)):
+            info = await client.info(ref)
+            # Until there has been load, and the set of standbys is complete again.
+            while (
+                not all(len(mine) >= n + CALLS for mine, n in zip(taken, before, strict=True))
+                or not info.standbys
+            ):
                 await asyncio.sleep(0.01)
-            while not (info := await client.info(ref)).standbys:
-                await asyncio.sleep(0.01)  # The set is being completed again.
+                info = await client.info(ref)
             owner = cluster.node(info.node)
             owner.kill()  # SIGKILL: nothing of it can be said or saved.
             await owner.wait()

@@ -192,12 +192,14 @@ async def _run(plan: Plan, show: Show) -> Verdict:
     root = demo_text.stdlib()
     paths = demo_text.files(root, plan.files_max)
     options = NodeOptions(call_timeout_s=CALL_TIMEOUT_S)
+    # Who was killed, and who took over, is shown; the nodes need not say it too.
+    env = {"LIVEMIGRATE_LOG_LEVEL": "error"} if plan.kill else {}
     workers = min(plan.callers, max(1, os.cpu_count() or 1))
     done = Run()
     async with (
         _plain_run(plan) as plain,
         _tokenisers(workers) as tokenisers,
-        LocalCluster(plan.nodes, options=options) as cluster,
+        LocalCluster(plan.nodes, options=options, env=env) as cluster,
         _killed_on_failure(cluster),
     ):
         client = cluster.client
@@ -431,7 +433,7 @@ async def _move(
 ) -> None:
     """Move servers one after the other, round and round, while there is input."""
     for server in itertools.cycle(mine):
-        while done.resting and not fed.is_set():
+        while done.resting and not fed.is_set():  # noqa: ASYNC110 - a look now and then will do
             await asyncio.sleep(REST_S)
         if fed.is_set() or time.monotonic() > until:
             return
