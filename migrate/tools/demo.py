@@ -31,7 +31,7 @@ from migrate.client import Client
 from migrate.cluster import LocalCluster
 from migrate.errors import MigrateError, Outcome
 from migrate.options import NodeOptions, SpawnOptions
-from migrate.reports import MoveReport
+from migrate.reports import MoveReport, ServerInfo
 from migrate.tools import demo_text, loops, output
 from migrate.tools.demo_servers import Account, Catalogue, Ledger, Shard
 from migrate.tools.demo_show import Show, shown_on
@@ -516,20 +516,32 @@ async def _complete(client: Client, servers: Sequence[Server]) -> None:
         MigrateError: It took too long.
     """
     until = time.monotonic() + COMPLETE_S
-    waiting = {server.ref._server_id for server in servers}
-    while waiting:
-        infos = await client.servers()
-        waiting -= {
-            info.id
-            for info in infos
-            if info.standbys and all(follower.state == "in sync" for follower in info.followers)
-        }
-        if waiting and time.monotonic() > until:
+    while True:
+        # All of them in one look, and what their owners say: a former one may know less.
+        infos: dict[str, ServerInfo] = {}
+        for info in await client.servers():
+            if info.id not in infos or infos[info.id].epoch < info.epoch:
+                infos[info.id] = info
+        waiting = [
+            server.name for server in servers if not _has_standby(infos.get(server.ref._server_id))
+        ]
+        if not waiting:
+            return
+        if time.monotonic() > until:
             raise MigrateError(
-                f"{len(waiting)} servers have not got their standbys again in {COMPLETE_S:g} s",
+                f"these have not got their standbys again in {COMPLETE_S:g} s: "
+                f"{', '.join(waiting)}",
                 outcome=Outcome.NOT_DONE,
             )
         await asyncio.sleep(REST_S)
+
+
+def _has_standby(info: ServerInfo | None) -> bool:
+    return (
+        info is not None
+        and bool(info.standbys)
+        and all(follower.state == "in sync" for follower in info.followers)
+    )
 
 
 # ------------------------------------------------------------------ comparing

@@ -410,6 +410,29 @@ def test_the_demo_counts_what_anybody_counts_and_moves_every_server(tmp_path: pa
     assert listing["names"] == recounted
 
 
+def test_the_demo_whose_nodes_are_killed_ends_with_the_same_index(tmp_path: pathlib.Path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "migrate", "demo", "--kill"),
+            *("--files", "60", "--shards", "3", "--json"),
+        ],
+        env=own(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["nodes"] >= 3 and summary["files"] == 60
+    assert summary["kills"] >= 3
+    assert summary["kills"] == sum(line.startswith("kill ") for line in done.stderr.splitlines())
+    assert summary["identical"] is True
+    assert summary["lost"] == summary["duplicated"] == summary["out_of_order"] == 0
+    assert summary["failed_calls"] == summary["failed_moves"] == 0
+
+
 def test_all_files_are_those_of_the_standard_library_without_its_tests():
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
