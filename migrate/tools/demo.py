@@ -459,7 +459,8 @@ async def _move_once(
         else:
             done.failed_moves += 1
             done.failed(f"move of {server.name}", error)
-        server.at = nodes.index(await _where(client, server))
+        until = time.monotonic() + (COMPLETE_S if plan.kill else 0.0)
+        server.at = nodes.index(await _where(client, server, until))
         return
     server.at = target
     server.moves += 1
@@ -467,9 +468,12 @@ async def _move_once(
     show.moved(server.name, report)
 
 
-async def _where(client: Client, server: Server) -> str:
-    """The node of a server; waits while a standby takes over."""
-    until = time.monotonic() + COMPLETE_S
+async def _where(client: Client, server: Server, until: float) -> str:
+    """The node of a server; waits while a standby takes over.
+
+    Raises:
+        MigrateError: It cannot be told by that time.
+    """
     while True:
         try:
             return (await client.info(server.ref)).node
