@@ -90,6 +90,8 @@ class LocalCluster:
         directory: URL of their directory; None: a file in a temporary folder.
         options: Tunables of the client and of every node.
         env: Environment variables that the nodes get besides this process's own.
+        data: Folder for the journals of durable servers, and for the directory unless that is
+            given; a cluster that is started again with it brings them back. None: none.
 
     Attributes:
         nodes: The processes, in the order of their names.
@@ -106,6 +108,7 @@ class LocalCluster:
         directory: str | None = None,
         options: NodeOptions | None = None,
         env: dict[str, str] | None = None,
+        data: str | os.PathLike[str] | None = None,
     ) -> None:
         if isinstance(nodes, int):
             if nodes < 1:
@@ -119,6 +122,9 @@ class LocalCluster:
         self._options = options
         self._env = dict(env or {})
         self._folder: Path | None = None
+        self._data = Path(data).absolute() if data is not None else None
+        if self._data is not None and directory is None:
+            directory = f"sqlite:///{self._data / 'cluster.db'}"
         self._given = directory
         self.directory = directory or ""
         self.secret_file = Path()
@@ -127,6 +133,8 @@ class LocalCluster:
 
     async def __aenter__(self) -> Self:
         folder = self._folder = Path(tempfile.mkdtemp(prefix="livemigrate-"))
+        if self._data is not None:
+            await asyncio.to_thread(self._data.mkdir, 0o700, parents=True, exist_ok=True)
         self.directory = self._given or f"sqlite:///{folder / 'cluster.db'}"
         given = self._env.get(SECRET_FILE_VARIABLE)
         self.secret_file = Path(given) if given else default_secret_path()
@@ -195,6 +203,8 @@ class LocalCluster:
             *(sys.executable, "-m", "migrate", "node", "--name", name),
             *("--directory", self.directory, "--announce", "--with-parent"),
         ]
+        if self._data is not None:
+            command += ["--data", str(self._data / name)]
         if self._options is not None:
             command += ["--options", json.dumps(_changed(self._options))]
         process = await asyncio.create_subprocess_exec(

@@ -40,6 +40,7 @@ __all__ = [
     "RolledBack",
     "ServerLost",
     "ServerNotFound",
+    "StaleJournal",
     "StandbyError",
     "TargetRefused",
     "UsageError",
@@ -340,6 +341,22 @@ class MoveInDoubt(MoveError):
 
 class StandbyError(MigrateError):
     """A standby could not be made, kept or promoted."""
+
+
+class StaleJournal(StandbyError):
+    """A journal is not the one that the server's row names, so it is of no use any more.
+
+    Args:
+        message: See `MigrateError`.
+        path: Where the file is now.
+        **fields: See `MigrateError`.
+    """
+
+    default_outcome = Outcome.NOT_DONE
+
+    def __init__(self, message: str, *, path: str | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.path = path
 
 
 class CheckpointError(MigrateError):

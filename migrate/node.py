@@ -49,6 +49,7 @@ from migrate.shell.directories.base import (
 from migrate.shell.driver import NAME_KEY, SERVER_KEY, DirectoryRows
 from migrate.shell.gateway import Gateway
 from migrate.shell.host import Hosted, open_methods
+from migrate.shell.journals import NodeJournals
 from migrate.shell.load import INTERVAL_S, Meter
 from migrate.shell.membership import Membership, NodeRow, describe
 from migrate.shell.standby_verbs import StandbyVerbs, mode_name
@@ -94,9 +95,12 @@ class Node(Peer):
             listens beyond loopback, `tls` beside the cluster secret.
         advertise: host:port under which others reach it, where that is not the address it listens
             on; port 0 stands for the one it listens on.
+        data: Folder of this node's own for the journals of durable servers, made if it is not
+            there; what has a journal in it comes back when the node opens. None: it keeps none.
 
     Closing it stops the servers that it still owns (`on_stop` runs), but for those that have a
-    standby, which go on there; drain it first to keep them all. Leaving the context waits for
+    standby, which go on there, and those that have a journal, which come back with it; drain it
+    first to keep them all. Leaving the context waits for
     that.
     """
 
@@ -112,8 +116,10 @@ class Node(Peer):
         token_file: str | os.PathLike[str] | None = None,
         tls: str | os.PathLike[str] | None = None,
         advertise: str | None = None,
+        data: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__("node", name, options, secret_file, tls)
+        self._data = os.path.abspath(data) if data is not None else None
         self._gateway = Gateway(self, spawnable, token_file, self._secret_file)
         try:
             self._directory = open_directory(directory)
@@ -203,6 +209,7 @@ class Node(Peer):
             )
             await self._membership.join()
             await self._hear_clock()
+            await self._open_journals()
         except BaseException as error:
             await self._close()
             if self._own_directory:
@@ -215,6 +222,22 @@ class Node(Peer):
         self._driver.host.open()
         self._driver.task(self._measure(), "load")
         self._gateway.open()
+
+    async def _open_journals(self) -> None:
+        """Bring back the servers whose journals are in this node's folder."""
+        if self._data is None:
+            return
+        folder = self._data
+        try:
+            journals = await asyncio.to_thread(NodeJournals, self._driver, folder, self._secret)
+        except OSError as error:
+            raise UsageError(
+                f"the folder {folder} for journals cannot be had: {error.strerror or error}",
+                node=self._name,
+                cause=str(error),
+            ) from error
+        self._driver.streams.journals = journals
+        await journals.open_all()
 
     async def close(self) -> None:
         """Stop what is still here, leave the cluster, release everything. Repeatable."""
@@ -229,7 +252,11 @@ class Node(Peer):
         core.withdraw_moves(f"node {self._name} is closing", self._driver.now_ms())
         self._flush()
         await self._leave_to_standbys()
-        stops = [self._stop_here(server) for server in list(core.hosted)]
+        journals = self._driver.streams.journals
+        if journals is not None:
+            # What has a journal is not stopped: it comes back with the node.
+            await journals.close()
+        stops = [self._stop_here(inc.id) for inc in core.hosted.values() if not inc.row.journal]
         results = await asyncio.gather(*stops, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, MigrateError):
@@ -542,6 +569,7 @@ class Node(Peer):
             mailbox=len(inc.mailbox),
             standbys=tuple(sorted(map(node_name, row.standbys))),
             mode=mode_name(row.mode) if row.standbys else None,
+            durable=bool(row.journal),
             followers=self._standbys.infos(inc),
             moving=self._driver.progress(row.server),
         )
@@ -611,9 +639,17 @@ class Node(Peer):
         kwargs: dict[str, Any],
         name: str | None,
         standbys: tuple[tuple[str, ...], int, str] | None = None,
+        durable: bool = False,
     ) -> Any:
         self._check_admits()
         spec = spec_of(cls)
+        durable = durable or spec.durable
+        if durable and self._driver.streams.journals is None:
+            raise UsageError(
+                f"{spec.cls_name} is to be durable, and node {self._name} has no folder for "
+                "journals: give it one by Node(data=...) or --data DIR",
+                node=self._name,
+            )
         if name is not None:
             await self._check_name_free(name)
         server = f"{classes.slug(spec.cls.__name__)}-{secrets.token_hex(8)}"
@@ -650,9 +686,12 @@ class Node(Peer):
                 driver.core.background(inc, -1, driver.now_ms())
         driver.core.started(server, driver.now_ms())
         self._flush()
-        if standbys is not None:
+        if standbys is not None or durable:
             try:
-                await self._standbys.replicate(server, *standbys)
+                if durable:
+                    await self._standbys.make_durable(server)
+                if standbys is not None:
+                    await self._standbys.replicate(server, *standbys)
             except BaseException:
                 await self._stop_here(server)
                 raise

@@ -48,6 +48,8 @@ class SpawnOptions:
         standbys: Hot standbys: how many, or the names of their nodes; see `replicate`. The
             spawn returns when they are in sync, or fails.
         standby_mode: How they follow, see `replicate`.
+        durable: Keep a journal on the node's disk; so does `@server(durable=True)`. The spawn
+            returns when it is there, or fails.
 
     Raises:
         UsageError: Both `on` and `near` are given, or a name is empty, too long
@@ -59,6 +61,7 @@ class SpawnOptions:
     near: Ref[Any] | None = None
     standbys: int | Sequence[str] = ()
     standby_mode: Literal["sync", "async"] = "sync"
+    durable: bool = False
 
     def __post_init__(self) -> None:
         if self.on is not None and self.near is not None:
@@ -70,6 +73,8 @@ class SpawnOptions:
         if not isinstance(self.on, Placement):
             _check_name("on", self.on)
         checked_standbys(self.standbys, self.standby_mode)
+        if not isinstance(self.durable, bool):
+            raise UsageError(f"SpawnOptions(durable=...) takes True or False, not {self.durable!r}")
 
 
 # Names travel in every lookup and are keys of the directory, so they are bounded.

@@ -716,7 +716,10 @@ def _new_owner(row: Row, now: Row) -> Event:
 def _standbys_of(options: SpawnOptions) -> tuple[Any, ...]:
     """What a spawn says of standbys: nothing without any, as nodes of older releases know it."""
     names, count = checked_standbys(options.standbys, options.standby_mode)
-    return ((names, count, options.standby_mode),) if names or count else ()
+    told = (names, count, options.standby_mode)
+    if options.durable:
+        return told if names or count else None, True
+    return (told,) if names or count else ()
 
 
 def _later(verb: str) -> UsageError:

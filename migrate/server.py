@@ -410,6 +410,7 @@ def server(
     former_names: tuple[str, ...] = (),
     shared_references: bool = False,
     deterministic: bool = False,
+    durable: bool = False,
 ) -> _Server: ...
 def server(cls: Any = None, /, **options: Any) -> Any:
     """Declare a class to be a server; it stays an ordinary class.
@@ -431,7 +432,9 @@ def server(cls: Any = None, /, **options: Any) -> Any:
             False): its handlers, all of them plain `def`, depend on nothing but the state
             and their arguments (no clock, no randomness, no order of sets), so a standby
             can run them too, instead of being told what they changed; what it finds out to
-            differ is told loudly, and from then on it is told changes.
+            differ is told loudly, and from then on it is told changes. `durable` (bool,
+            False): a journal is kept on its node's disk (`Node(data=...)`): replies wait until
+            what they depend on is there, and it comes back after every process was killed.
 
     Returns:
         The class itself, or a decorator for it.
@@ -472,6 +475,7 @@ class _Options:
     former_names: tuple[str, ...] = ()
     shared_references: bool = False
     deterministic: bool = False
+    durable: bool = False
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> _Options:
@@ -570,6 +574,7 @@ class ServerSpec:
         movable: Whether it may leave its node.
         shared_references: Whether calls on one node pass what they pass uncopied.
         deterministic: Whether its standbys run what it runs.
+        durable: Whether it has a journal.
         methods: Every method that can be called remotely, by name.
         timers: Its timers, by name in order.
         hooks: Which of `HOOKS` it defines.
@@ -583,6 +588,7 @@ class ServerSpec:
     movable: bool
     shared_references: bool
     deterministic: bool
+    durable: bool
     methods: Mapping[str, MethodSpec]
     timers: tuple[TimerSpec, ...]
     hooks: frozenset[str]
@@ -700,6 +706,7 @@ def _read_class(cls: type, options: _Options, *, is_declared: bool) -> ServerSpe
         movable=options.movable,
         shared_references=options.shared_references,
         deterministic=options.deterministic,
+        durable=options.durable,
         methods=methods,
         timers=tuple(timers),
         hooks=frozenset(HOOKS & found.keys()),

@@ -97,7 +97,10 @@ class Row(Struct, frozen=True, array_like=True):
 
 
 def committed(row: Row, target: NodeId, transfer: TransferId, version: int) -> Row:
-    """The row after a move's commit: `target` owns, at the next epoch, and stands by no more."""
+    """The row after a move's commit: `target` owns, at the next epoch, and stands by no more.
+
+    The journal stays named: it has all that was let out, until the target's own takes its place.
+    """
     return structs.replace(
         row,
         epoch=row.epoch + 1,
@@ -106,7 +109,6 @@ def committed(row: Row, target: NodeId, transfer: TransferId, version: int) -> R
         transfer=transfer,
         version=version,
         standbys=tuple(standby for standby in row.standbys if standby != target),
-        journal="",
     )
 
 
@@ -142,6 +144,24 @@ def configured(
     )
 
 
+def reopened(row: Row, node: NodeId, transfer: TransferId, version: int) -> Row:
+    """The row after a node has opened the journal that the row names.
+
+    The journal stays the one that is named: the same file goes on, so that there is no moment at
+    which the row names nobody who has the server.
+    """
+    return structs.replace(
+        row,
+        epoch=row.epoch + 1,
+        owner=node,
+        state=RowState.ACTIVE,
+        transfer=transfer,
+        version=version,
+        standbys=tuple(standby for standby in row.standbys if standby != node),
+        previous="",
+    )
+
+
 def promoted(
     row: Row,
     node: NodeId,
@@ -171,12 +191,12 @@ def promoted(
         version=version,
         standbys=tuple(standby for standby in row.standbys if standby != node),
         previous="",
-        journal="",
     )
     if row.mode is not Mode.ASYNC:
         return after
     kept = _kept(row.rollbacks, Rollback(epoch, then_s, now_s))
-    return structs.replace(after, generation=epoch, rollbacks=kept)
+    # Its journal may be ahead of what the server has gone back to.
+    return structs.replace(after, generation=epoch, rollbacks=kept, journal="")
 
 
 def without_standby(row: Row, standby: NodeId, transfer: TransferId) -> Row:

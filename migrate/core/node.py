@@ -2692,12 +2692,18 @@ class Core:
             self._turn_away(target.server)
             self.port.perform(transfer, True, Finish(Result.FENCED, "it took the server over"))
 
-    def take_over(self, inc: Incarnation, now_ms: int) -> None:
-        """A standby has become the owner; `started` follows when its hook is over."""
+    def take_over(self, inc: Incarnation, now_ms: int, journal: TransferId = "") -> None:
+        """A standby has become the owner; `started` follows when its hook is over.
+
+        Args:
+            inc: Its copy.
+            now_ms: The time.
+            journal: Id of the journal that it was read from; empty: it stood by.
+        """
         inc.holding = False
         inc.sender.muted = False
         self._settle_in(inc)
-        self.standbys.take_on(inc, now_ms)
+        self.standbys.take_on(inc, now_ms, journal)
         # Whoever has asked the former owner asks again here, at once.
         for node in {session.reply_to: None for session in inc.sessions.values()}:
             if node != self.node and node not in self.dead:

@@ -244,6 +244,7 @@ class Follower:
 
     __slots__ = (
         "acked",
+        "anew",
         "bytes",
         "cause",
         "checks",
@@ -262,6 +263,7 @@ class Follower:
         "sent_ms",
         "stream",
         "unacked",
+        "unnamed",
     )
 
     def __init__(self, node: NodeId, stream: TransferId, configured: bool, now_ms: int) -> None:
@@ -279,6 +281,8 @@ class Follower:
         self.progress_ms = now_ms  # since when it owes an answer, or its last one
         self.checks = 0  # since then: whether it still has what it had
         self.leaving = False
+        self.anew = False  # a journal whose next cut is to be whole
+        self.unnamed = False  # a journal of a new owner: the row names the former owner's still
         self.cause = ""
         self.chunks = 0
         self.chunk = b""
@@ -393,6 +397,7 @@ class Backup:
         "heard_ms",
         "image",
         "installing",
+        "journal",
         "keeping",
         "kept_s",
         "number",
@@ -416,6 +421,7 @@ class Backup:
         self.installing = False
         self.keeping: Cut | None = None
         self.number = 0
+        self.journal = False  # it was read from the journal whose id is the stream
         self.valid = False  # it has a whole cut
         self.image = Image()
         self.kept_s = 0.0
@@ -503,13 +509,23 @@ class Standbys:
             found.append((follower.node, standing, max(0, replica.number - follower.acked)))
         return found
 
-    def take_on(self, inc: Incarnation, now_ms: int) -> None:
-        """A new owner, after a move or a failover, asks the standbys in its row to follow anew."""
+    def take_on(self, inc: Incarnation, now_ms: int, opened: TransferId = "") -> None:
+        """A new owner, after a move or a failover, asks the standbys in its row to follow anew.
+
+        A journal that was `opened` goes on, under its id: nothing is let out before it holds a
+        whole cut of this owner. One of a former owner has all that was let out until then, so it
+        stays in the row, and nothing is let out before a journal of this owner's takes its place.
+        """
         row = inc.row
-        if not row.standbys:
+        if not row.standbys and not row.journal:
             return
         replica = inc.replica = Replica(row.mode)
         replica.wanted = row.standbys
+        if row.journal:
+            replica.wanted_journal = True
+            self._ask(inc, replica, JOURNAL, now_ms, configured=True, stream=opened)
+            for follower in replica.followers.values():
+                follower.unnamed = not opened
         for node in row.standbys:
             self._ask(inc, replica, node, now_ms, configured=True)
         if row.mode is Mode.SYNC:
@@ -568,10 +584,17 @@ class Standbys:
             self._resume(inc)
 
     def _ask(
-        self, inc: Incarnation, replica: Replica, node: NodeId, now_ms: int, *, configured: bool
+        self,
+        inc: Incarnation,
+        replica: Replica,
+        node: NodeId,
+        now_ms: int,
+        *,
+        configured: bool,
+        stream: TransferId = "",
     ) -> None:
         self._n += 1
-        stream = f"{inc.id}/{self.core.node}/{inc.row.epoch}/{self._n}"
+        stream = stream or f"{inc.id}/{self.core.node}/{inc.row.epoch}/{self._n}"
         follower = Follower(node, stream, configured, now_ms)
         replica.followers[stream] = follower
         self.streams[stream] = inc.id
@@ -632,9 +655,13 @@ class Standbys:
         named = list(row.standbys)
         journal = row.journal
         for follower in replica.followers.values():
-            joins = 0 < follower.gates <= follower.acked and not follower.leaving
+            gates = follower.first if follower.unnamed else follower.gates
+            joins = 0 < gates <= follower.acked and not follower.leaving
             if follower.node == JOURNAL:
-                journal = follower.stream if joins or (journal and not follower.leaving) else ""
+                if joins:
+                    journal = follower.stream
+                elif follower.leaving:
+                    journal = ""
             elif follower.leaving and follower.node in named:
                 named.remove(follower.node)
             elif joins and follower.node not in named:
@@ -707,6 +734,8 @@ class Standbys:
         self.core.row_changed(inc, now_ms)
         for follower in list(replica.followers.values()):
             named = self._is_named(inc, follower)
+            if named:
+                follower.unnamed = False
             if follower.leaving and not named:
                 self._forget(inc, replica, follower)
                 if not follower.cause:
@@ -844,11 +873,13 @@ class Standbys:
         is_async = replica.mode is Mode.ASYNC
         delta = whole = None
         for follower, state in zip(fed, states, strict=True):
-            is_first = follower.phase is FollowerPhase.DUE
-            if is_first:
+            is_first = follower.phase is FollowerPhase.DUE or follower.anew
+            if is_first and not follower.anew:
                 follower.phase = FollowerPhase.FED
                 follower.first = number
                 self.core.pump_soon(inc)
+            elif follower.anew:
+                follower.anew = False
             elif follower.acked >= follower.first and not follower.gates:
                 follower.gates = number
             if is_async:
@@ -1003,6 +1034,18 @@ class Standbys:
                 else:
                     replica.outs.append((out.leaves, session, other))
 
+    def journal_anew(self, server: ServerId, now_ms: int) -> None:
+        """The journal has grown: its next cut is to be whole, and nothing before it is needed."""
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        if inc is None or replica is None:
+            return
+        for follower in replica.followers.values():
+            if follower.node == JOURNAL and follower.phase is FollowerPhase.FED:
+                follower.anew = True
+                self.cut_soon(inc, now_ms)
+        self.core.flush(now_ms)
+
     def journaled(self, server: ServerId, number: int, reason: str, now_ms: int) -> None:
         """All up to `number` is in the journal; or, with a reason, it failed and takes no more."""
         inc = self.core.hosted.get(server)
@@ -1047,6 +1090,9 @@ class Standbys:
             self._open(inc, replica, now_ms)
             if replica.due and not inc.running:
                 self.due[inc.id] = inc
+            return
+        if any(it.unnamed for it in gating):
+            self._configure(inc, replica, now_ms)
             return
         replica.acked = acked = min(it.acked for it in gating)
         cuts = replica.cuts
@@ -1196,6 +1242,8 @@ class Standbys:
         for follower in list(replica.followers.values()):
             if follower.leaving or follower.stream not in replica.followers:
                 continue
+            if follower.node == JOURNAL:
+                continue  # A disk says so when it fails; one that is slow is waited for.
             waits = follower.phase < FollowerPhase.DUE or follower.unacked
             if not waits:
                 continue
@@ -1217,7 +1265,7 @@ class Standbys:
         if inc.replica is replica and (
             replica.swap is not None
             or any(
-                it.phase < FollowerPhase.DUE or it.unacked or it.leaving
+                it.phase < FollowerPhase.DUE or (it.unacked and it.node != JOURNAL) or it.leaving
                 for it in replica.followers.values()
             )
         ):
@@ -1714,11 +1762,14 @@ class Standbys:
 
     def _claim(self, backup: Backup, claim: Claim, row: Row | None, rev: int, now_ms: int) -> None:
         core = self.core
+        if row is not None and claim.swap is not None and row == claim.swap:
+            self._live(backup, claim, row, rev, now_ms)
+            return
+        if backup.journal:
+            self._claim_journal(backup, claim, row, rev)
+            return
         if row is None or row.state is RowState.LOST or row.server != backup.server:
             self._drop(backup)
-            return
-        if claim.swap is not None and row == claim.swap:
-            self._live(backup, claim, row, rev, now_ms)
             return
         gone = self._is_gone(row.owner)
         if not gone and row.state is RowState.COMMITTED and self._is_gone(row.previous):
@@ -1749,6 +1800,60 @@ class Standbys:
             return
         self._swap(backup, claim)
 
+    def reopen(self, follow: Follow, logged: list[Logged], kept_s: float, now_ms: int) -> str:
+        """A journal was read whose writer is gone; it is to go on here, by a swap on its row.
+
+        Args:
+            follow: What it tells of the server; its stream is the journal's id.
+            logged: Its last whole cut, and what follows.
+            kept_s: The time, in seconds since 1970: nothing of what was let out is missing.
+            now_ms: The time.
+
+        Returns:
+            Why it cannot be; empty: `Port.load_backup` or `Port.standbys_changed` follows.
+        """
+        server = follow.server
+        if server in self.core.hosted or server in self.core.arriving or server in self.backups:
+            return "this node has the server, or a copy of it, already"
+        backup = Backup(follow, "", now_ms)
+        backup.journal = backup.checked = backup.valid = True
+        backup.kept_s = kept_s
+        for message in logged:
+            backup.number = message.number
+            if type(message) is Cut:
+                backup.image.take(message.record, message.whole, now_ms)
+            elif type(message) is Step:
+                backup.image.steps.append(message.step)
+            elif type(message) is Note:
+                backup.image.note(message.sessions)
+        self.backups[server] = backup
+        backup.claim = Claim()
+        self.port.read_standby_row(server)
+        return ""
+
+    def _claim_journal(self, backup: Backup, claim: Claim, row: Row | None, rev: int) -> None:
+        """Go on with opening a journal. That its writer is gone is known: nobody holds the file."""
+        why = ""
+        if row is None or row.state is RowState.LOST:
+            why = "the server is gone" if row is None else f"the server is lost: {row.cause}"
+        elif row.journal != backup.stream:
+            why = f"the row of the server names {row.journal or 'no journal'}, at epoch {row.epoch}"
+        elif claim.row is not None and rev != claim.rev:
+            # What was read since may be older than what somebody else made of it.
+            why = f"somebody else has changed the row meanwhile, to epoch {row.epoch}"
+        elif claim.unfit:
+            why = claim.unfit
+        if why or row is None:
+            self._drop(backup)
+            self.port.standbys_changed(backup.server, JOURNAL, Changed.UNFIT, why)
+            return
+        claim.row, claim.rev = row, rev
+        if claim.host is None:
+            claim.loading = True
+            self.port.load_backup(backup)
+            return
+        self._swap(backup, claim)
+
     def _stand_by(self, backup: Backup, claim: Claim, row: Row) -> None:
         """There is nothing to take over (any more)."""
         backup.claim = None
@@ -1768,6 +1873,11 @@ class Standbys:
             reason = contradiction(record, server, failover=True)
         if host is None or reason:
             claim.unfit = reason or "it cannot be loaded"
+            if backup.journal:
+                self._drop(backup)
+                self.port.standbys_changed(server, JOURNAL, Changed.UNFIT, claim.unfit)
+                self.core.flush(now_ms)
+                return
             me = self.core.node
             self.port.standbys_changed(server, me, Changed.UNFIT, claim.unfit)
             if claim.row is not None and claim.row.owner not in self.core.dead:
@@ -1785,7 +1895,10 @@ class Standbys:
         assert row is not None
         me = self.core.node
         transfer = f"{me}/{row.epoch}/{backup.stream}"
-        if claim.unfit:
+        if backup.journal:
+            version = max(backup.version, row.version)
+            claim.swap = directory.reopened(row, me, transfer, version)
+        elif claim.unfit:
             claim.swap = directory.without_standby(row, me, transfer)
         else:
             then_s, now_s = backup.kept_s, self.port.wall_s()
@@ -1837,10 +1950,12 @@ class Standbys:
         self.port.end_stream(backup.stream)
         former = claim.row.owner if claim.row is not None else backup.owner
         cause = f"its owner {node_name(former)} is gone"
-        if former not in core.dead:
+        if backup.journal:
+            cause = "its journal was opened"
+        elif former not in core.dead:
             self.ousted[backup.stream] = (former, row.epoch, 0)
             self.oust_timer(backup.stream, now_ms)
-        core.take_over(inc, now_ms)
+        core.take_over(inc, now_ms, backup.stream if backup.journal else "")
         self.port.begin(inc, "on_promote")
         self.port.standbys_changed(inc.id, core.node, Changed.PROMOTED, cause)
 

@@ -824,23 +824,24 @@ def sweep(folder: str | os.PathLike[str]) -> None:
         for name in os.listdir(folder):
             if name.startswith(".") and name.endswith(f"{_TEMPORARY}") and SUFFIX in name:
                 path = os.path.join(folder, name)
-                with contextlib.suppress(OSError, BadJournal), _held(path):
+                with contextlib.suppress(OSError, BadJournal), held(path):
                     os.unlink(path)
 
 
-def load(path: str, key: bytes, bytes_max: int) -> Found:
+def load(path: str, key: bytes, bytes_max: int, *, is_held: bool = False) -> Found:
     """Read and verify a journal; see `journal_format.read`.
 
     Args:
         path: Where it is.
         key: What it must be signed with.
         bytes_max: Nothing larger is read.
+        is_held: The caller holds it.
 
     Raises:
         BadJournal: It cannot be used.
     """
     try:
-        with _held(path) as handle:
+        with held(path, lock=not is_held) as handle:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise BadJournal("foreign", "it is no regular file")
@@ -880,21 +881,27 @@ def set_aside(path: str, disk: LogDisk | None = None) -> str:
 
 
 @contextlib.contextmanager
-def _held(path: str) -> Iterator[int]:
-    """A descriptor of a file that nobody writes to.
+def held(path: str, *, exclusive: bool = False, lock: bool = True) -> Iterator[int]:
+    """A descriptor of a file that nobody writes to, and nobody else opens if it is exclusive.
 
     Raises:
         BadJournal: Somebody does.
+        OSError: It cannot be opened.
     """
     # A named pipe in its place would wait for a writer for ever.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if lock:
+                kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BadJournal("in use", "a process writes to it") from error
         except OSError:
             pass  # a file system without locks
+        if lock and not os.path.samestat(os.fstat(handle), os.stat(path)):
+            # Between the two steps another process has put its own in its place.
+            raise BadJournal("in use", "a process has just begun to write to it")
         yield handle
     finally:
         os.close(handle)
@@ -908,6 +915,7 @@ __all__ = [
     "Phase",
     "file_name",
     "find",
+    "held",
     "load",
     "set_aside",
     "signing_key",

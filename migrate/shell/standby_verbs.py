@@ -15,6 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
+
 from migrate.core import placement
 from migrate.core.directory import Mode
 from migrate.core.ids import NodeId, ServerId, node_name
@@ -110,6 +112,16 @@ class StandbyVerbs:
     def changed(self, server: ServerId, node: NodeId, what: Changed, cause: str) -> None:
         """Something happened to the standbys of a server that is, or was, here."""
         name, me = node_name(node), self._node.name
+        journals = self._node._driver.streams.journals
+        if journals is not None:
+            journals.changed(server, node, what, cause)
+        if node == JOURNAL:
+            if what in (Changed.FAILED, Changed.LOST):
+                log.error("server %s has no journal: %s", server, cause)
+            if what in (Changed.JOINED, Changed.UNFIT):
+                if what is Changed.JOINED:
+                    self._watch(server).changed.set()
+                return
         match what:
             case Changed.JOINED | Changed.LEFT:
                 log.info("standby of server %s on node %s: %s", server, name, what.value)
@@ -249,6 +261,40 @@ class StandbyVerbs:
             node._flush()
             self.complete_soon(server)
 
+    async def make_durable(self, server: ServerId) -> None:
+        """Give a server hosted here a journal, and wait until its row names it.
+
+        Raises:
+            StandbyError: It cannot have one.
+        """
+        node = self._node
+        inc = node._owned(server)
+        if node._driver.streams.journals is None:
+            raise StandbyError(
+                f"server {server} cannot have a journal: node {node.name} has no folder for them; "
+                "give it one by Node(data=...) or `migrate node --data DIR`",
+                server=server,
+                node=node.name,
+                outcome=Outcome.NOT_DONE,
+            )
+        watch = self._watch(server)
+        watch.fresh.clear()
+        self._wish(inc, msgspec.structs.replace(inc.wanted, durable=True))
+        if not self._want(inc, list(self._present(inc)), inc.wanted.mode):
+            raise self._elsewhere(f"server {server} has only just arrived", server=server)
+        while not inc.row.journal:
+            watch.changed.clear()
+            for other, what, cause in watch.fresh:
+                if what is Changed.UNCAPTURED or (other == JOURNAL and what is not Changed.LEFT):
+                    raise StandbyError(
+                        f"server {server} has no journal: {cause}",
+                        server=server,
+                        node=node.name,
+                        cause=cause,
+                        outcome=Outcome.NOT_DONE,
+                    )
+            await watch.changed.wait()
+
     async def _ready(self, server: ServerId) -> Incarnation:
         """A server hosted here, when it neither moves nor has only just come."""
         node = self._node
@@ -312,7 +358,11 @@ class StandbyVerbs:
     def _want(self, inc: Incarnation, nodes: list[NodeId], mode: Mode) -> bool:
         driver = self._node._driver
         done = driver.core.standbys.replicate(
-            inc.id, tuple(nodes), mode, driver.now_ms(), journal=inc.wanted.durable
+            inc.id,
+            tuple(nodes),
+            mode,
+            driver.now_ms(),
+            journal=inc.wanted.durable and driver.streams.journals is not None,
         )
         driver.flush()
         return done
@@ -397,7 +447,9 @@ class StandbyVerbs:
         if inc is None:
             self._forget(server)
             return
-        if not (inc.wanted.count or inc.wanted.names) or self._node._draining:
+        wanted = inc.wanted
+        durable = wanted.durable and self._node._driver.streams.journals is not None
+        if not (wanted.count or wanted.names or durable) or self._node._draining:
             return
         watch = self._watch(server)
         if watch.later is not None:
@@ -492,6 +544,9 @@ class StandbyVerbs:
         chosen = self._choose(inc, wanted, settled=True)
         if set(inc.row.standbys) != set(chosen) or set(self._present(inc)) != set(chosen):
             await self._reach(inc, chosen, wanted.mode)
+        if wanted.durable and self._node._driver.streams.journals is not None:
+            if not inc.row.journal:
+                await self.make_durable(server)
         return len(chosen) >= (wanted.count or len(wanted.names)) and not self._is_one_away(
             wanted, chosen
         )

@@ -54,6 +54,7 @@ from serializers.stream import Piece, StreamReader, StreamWriter, is_small
 
 if TYPE_CHECKING:
     from migrate.shell.driver import Driver
+    from migrate.shell.journals import NodeJournals
 
 T = TypeVar("T")
 
@@ -99,6 +100,7 @@ class StandbyStreams:
         self._cut_number = 0
         self._cut = b""
         self._kept: dict[TransferId, Kept] = {}
+        self.journals: NodeJournals | None = None  # of a node that was given a folder for them
 
     @property
     def limit_bytes(self) -> int:
@@ -190,7 +192,10 @@ class StandbyStreams:
         return time.time()
 
     def journal(self, inc: Incarnation, message: Cut | Step | Note) -> None:
-        """See `Port.journal`: this node keeps none."""
+        """See `Port.journal`."""
+        if self.journals is not None:
+            self.journals.append(inc, message)
+            return
         self._driver._soon(
             lambda: self._driver.core.standbys.journaled(
                 inc.id, message.number, "this node keeps no journals", self._driver.now_ms()
@@ -307,8 +312,17 @@ class StandbyStreams:
         host: Any = inc.host if inc is not None else None
         return host is not None and "on_depart" not in host.spec.hooks
 
+    def begin_anew(self, stream: TransferId) -> None:
+        """A stream's next cut is whole; what was told by it so far is not needed."""
+        self._close(stream)
+        followed = self._followed(stream)
+        if followed is not None:
+            followed[0].end(stream)
+
     def end_stream(self, stream: TransferId) -> None:
         """See `Port.end_stream`."""
+        if self.journals is not None:
+            self.journals.end(stream)
         task = self._tasks.pop(stream, None)
         if task is not None:
             task.cancel()
@@ -443,6 +457,32 @@ class StandbyStreams:
             log.debug("a cut of %s cannot be kept", kept.follow.server, exc_info=error)
             return f"{wire.exception_name(error)}: {error}"
         return ""
+
+    async def keep_journal(self, follow: Follow, states: list[bytes]) -> str:
+        """Install the cuts of a journal, for `load_backup`; why that failed, or ""."""
+        kept = Kept(follow)
+
+        def keep() -> str:
+            for number, state in enumerate(states):
+                if state[0] == FIRST_BYTE:
+                    if kept.twin is None:
+                        return "messages came without a state to run them on"
+                    reason = kept.twin.run(state)
+                else:
+                    reason = self._keep(kept, number == 0, state)
+                if reason:
+                    return reason
+            return ""
+
+        try:
+            if not follow.by_value:
+                await asyncio.to_thread(classes.find, follow.cls)
+            reason = await asyncio.to_thread(keep)
+        except Exception as error:
+            return f"{wire.exception_name(error)}: {error}"
+        if not reason:
+            self._kept[follow.stream] = kept
+        return reason
 
     def _twin(self, kept: Kept, obj: Any) -> Twin | None:
         """What was loaded, if it is of a deterministic class and may run what its owner runs."""

@@ -340,6 +340,11 @@ def demo(
     metavar="URL",
     help="Who owns what: sqlite:///PATH. By default one that goes with the cluster.",
 )
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    help="Keep durable servers, and who owns what, here; what is here comes back.",
+)
 @_tunables
 @_allow
 @click.option("--secret-file", metavar="FILE", help="The cluster secret; by default the user's.")
@@ -349,6 +354,7 @@ def up(
     nodes: int | None,
     name: str,
     directory: str | None,
+    data: str | None,
     options: NodeOptions | None,
     allow: tuple[str, ...],
     secret_file: str | None,
@@ -370,6 +376,7 @@ def up(
                 name=name,
                 nodes=nodes or os.cpu_count() or 1,
                 directory=directory,
+                data=data,
                 options=options,
                 secret_file=secret,
                 spawnable=allow,
@@ -400,6 +407,11 @@ def up(
     help="Where others reach it, if that is not where it listens; port 0: the one it listens on.",
 )
 @click.option(
+    "--data",
+    metavar="FOLDER",
+    help="Where this node alone keeps durable servers; what is there comes back.",
+)
+@click.option(
     "--tls",
     metavar="FOLDER",
     help="Certificates as `migrate certs init` makes them; by default those beside the cluster "
@@ -421,6 +433,7 @@ def node(
     listen: str,
     directory: str | None,
     advertise: str | None,
+    data: str | None,
     tls: str | None,
     options: NodeOptions | None,
     announce: bool,
@@ -454,6 +467,7 @@ def node(
                 token_file=token_file,
                 tls=tls,
                 advertise=advertise,
+                data=data,
                 announce=announce,
                 with_parent=with_parent,
             )

@@ -30,6 +30,7 @@ async def serve(
     token_file: str | None,
     tls: str | None,
     advertise: str | None,
+    data: str | None,
     announce: bool,
     with_parent: bool,
 ) -> None:
@@ -48,6 +49,7 @@ async def serve(
         token_file: See `Node`.
         tls: See `Node`.
         advertise: See `Node`.
+        data: See `Node`.
         announce: Print one line of JSON with name, address and pid once the node is up, instead
             of a sentence; afterwards whatever the process prints goes to stderr, since nobody
             may be reading stdout any more.
@@ -71,6 +73,7 @@ async def serve(
             token_file=token_file,
             tls=tls,
             advertise=advertise,
+            data=data,
         )
         async with node:
             if with_parent:

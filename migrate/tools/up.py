@@ -26,6 +26,7 @@ async def run(
     name: str,
     nodes: int,
     directory: str | None,
+    data: str | None,
     options: NodeOptions | None,
     secret_file: str,
     spawnable: tuple[str, ...],
@@ -37,7 +38,8 @@ async def run(
     Args:
         name: The other verbs find the cluster by it.
         nodes: How many.
-        directory: URL of their directory; None: one that goes with the cluster.
+        directory: URL of their directory; None: one that goes with the cluster, or is in `data`.
+        data: Folder for the journals of durable servers; None: none.
         options: Tunables of every node; None: the defaults.
         secret_file: Path of the cluster secret, absolute; made if it is not there.
         spawnable: Classes, as "module:Class", that the public gRPC API of a node may spawn.
@@ -52,6 +54,7 @@ async def run(
     cluster = LocalCluster(
         nodes,
         directory=directory,
+        data=data,
         options=options,
         env={
             "LIVEMIGRATE_SECRET_FILE": secret_file,

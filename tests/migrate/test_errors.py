@@ -114,6 +114,7 @@ def test_the_hierarchy_is_the_written_one():
         "MoveRolledBack": "MoveError",
         "MoveInDoubt": "MoveError",
         "StandbyError": "MigrateError",
+        "StaleJournal": "StandbyError",
         "CheckpointError": "MigrateError",
         "Fenced": "MigrateError",
         "AuthError": "MigrateError",

@@ -23,7 +23,8 @@ CheckReport CheckpointInfo Current Event LinkInfo MoveProgress MoveReport NodeIn
 StandbyInfo
 AuthError CallCycle CallError CallTimeout CheckpointError Fenced HandlerFailed InternalError
 MailboxFull MigrateError MoveError MoveInDoubt MoveRolledBack NameTaken NodeNotFound NotPicklable
-Outcome PeerError ReplayDiverged ResultForgotten RolledBack ServerLost ServerNotFound StandbyError
+Outcome PeerError ReplayDiverged ResultForgotten RolledBack ServerLost ServerNotFound StaleJournal
+StandbyError
 TargetRefused UsageError WorkerLost
 """.split()
 
