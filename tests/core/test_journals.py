@@ -1,0 +1,266 @@
+"""Journals in the core: one more follower, which a node can open when all others are gone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from migrate.core.actions import CopyAhead, DecodeState, SwapRow
+from migrate.core.directory import Mode
+from migrate.core.events import Copied, Decoded, Encoded
+from migrate.core.ids import NodeId
+from migrate.core.messages import Cut, Follow, Note, Step
+from migrate.core.standby import JOURNAL, Changed
+from tests.core.fakes import SERVER, A, B, Port, env
+from tests.core.test_standby import World, begin_move
+
+
+class Disks(World):
+    """A world with disks: what is logged is there, by the journal's id."""
+
+    def __init__(self, *names: NodeId) -> None:
+        super().__init__(*names)
+        self.files: dict[str, list[Cut | Step | Note]] = {}
+        self.broken: set[NodeId] = set()
+        self.slow: set[NodeId] = set()
+
+    def _asked(self, name: NodeId, at: Any, port: Port) -> bool:
+        did = super()._asked(name, at, port)
+        if name in self.slow:
+            return did
+        for message in list(port.journaled):
+            did = True
+            port.journaled.remove(message)
+            reason = "the disk is full" if name in self.broken else ""
+            if not reason:
+                if type(message) is Cut and message.whole:
+                    self.files[message.stream] = []
+                self.files[message.stream].append(copy.deepcopy(message))
+            at.standbys.journaled(message.server, message.number, reason, self.now_ms)
+        return did
+
+    def durable(self, at: NodeId = A, *nodes: NodeId) -> None:
+        assert self.cores[at].standbys.replicate(
+            SERVER, nodes, Mode.SYNC, self.now_ms, journal=True
+        )
+        self.run()
+
+    def later_world(self, *names: NodeId) -> Disks:
+        """Other processes, after all of these were killed."""
+        world = Disks(*names)
+        world.rows, world.rev, world.now_ms = dict(self.rows), self.rev, self.now_ms
+        world.files = copy.deepcopy(self.files)
+        return world
+
+    def open(self, at: NodeId, stream: str) -> str:
+        follow = Follow(stream, SERVER, 1, "cls", 1, False, "")
+        why = self.cores[at].standbys.reopen(follow, self.files[stream], 0.0, self.now_ms)
+        self.run()
+        return why
+
+
+D, E = "d@4", "e@5"
+
+
+def test_replies_wait_for_the_journal_and_the_row_names_it() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    stream = world.row().journal
+    assert list(world.files) == [stream] and world.row().epoch == 2
+    world.slow.add(A)
+    world.send(A, env(1, "m"))
+    assert not world.replies()
+    world.later(10_000)  # a slow disk is waited for
+    assert not world.replies() and world.row().journal == stream
+    world.slow.clear()
+    world.run()
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_what_was_acknowledged_is_there_after_everybody_was_killed_and_not_run_again() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    world.send(A, env(1, "m"), env(2, "n"))
+    assert [reply.seq for reply in world.replies()] == [1, 2]
+    stream = world.row().journal
+
+    world = world.later_world(D)
+    assert world.open(D, stream) == ""
+    assert world.row().owner == D and world.row().journal == stream and world.row().epoch == 3
+    world.send(D, env(1, "m"), env(2, "n"), env(3, "o"))
+    assert [reply.payload for reply in world.replies()] == [b"m", b"n", b"o"]
+    assert world.ports[D].ran == ["o"]
+    # And again, from the file that goes on under the same id.
+    world = world.later_world(E)
+    assert world.open(E, stream) == ""
+    world.send(E, env(3, "o"), env(4, "p"))
+    assert [reply.payload for reply in world.replies()] == [b"o", b"p"]
+    assert world.ports[E].ran == ["p"]
+
+
+def test_who_opens_a_journal_lets_nothing_out_before_it_has_a_whole_cut_of_its_own() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    stream = world.row().journal
+    world = world.later_world(D)
+    world.slow.add(D)
+    world.open(D, stream)
+    world.send(D, env(1, "m"))
+    assert world.ports[D].ran == ["m"] and not world.replies()
+    # Killed now, nothing of that was ever seen.
+    again = world.later_world(E)
+    again.open(E, stream)
+    again.send(E, env(1, "m"))
+    assert [reply.seq for reply in again.replies()] == [1]
+    world.slow.clear()
+    world.run()
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_a_journal_that_the_row_does_not_name_is_not_opened() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    stream = world.row().journal
+    world.files["another"] = world.files[stream]
+    world = world.later_world(D)
+    world.open(D, "another")
+    assert world.row().owner == A
+    assert (JOURNAL, Changed.UNFIT) in world.ports[D].changed
+    assert SERVER not in world.cores[D].standbys.backups
+
+
+def test_of_two_who_open_it_one_has_it_and_the_other_does_not_try_again() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    stream = world.row().journal
+    world = world.later_world(D, E)
+    for node in (D, E):
+        follow = Follow(stream, SERVER, 1, "cls", 1, False, "")
+        files = copy.deepcopy(world.files[stream])
+        assert world.cores[node].standbys.reopen(follow, files, 0.0, world.now_ms) == ""
+    world.run()
+    world.later(1_000)
+    owners = [node for node in (D, E) if SERVER in world.cores[node].hosted]
+    assert owners == [world.row().owner] and world.row().epoch == 3
+    (other,) = {D, E} - set(owners)
+    assert (JOURNAL, Changed.UNFIT) in world.ports[other].changed
+
+
+def moved(world: Disks, to: NodeId) -> None:
+    """A move to a node that has nothing of the server."""
+    begin_move(world, to)
+    source, target = world.cores[A], world.cores[to]
+    assert world.ports[A].did(CopyAhead)
+    source.move_event("t", False, Copied(b"", True), world.now_ms)
+    world.run()
+    inc = source.freeze("t", world.now_ms)
+    assert inc is not None
+    record = source.export(inc, world.now_ms)
+    source.move_event("t", False, Encoded(b"last"), world.now_ms)
+    world.run()
+    assert world.ports[to].did(DecodeState)
+    assert target.install("t", record, object(), world.now_ms) is not None
+    target.move_event("t", True, Decoded(), world.now_ms)
+    world.run()
+    (swap,) = world.ports[A].did(SwapRow)
+    source.move_event("t", False, world._swap(swap.row, swap.rev), world.now_ms)
+    world.run()
+    target.started(SERVER, world.now_ms)
+    world.run()
+
+
+def test_a_move_leaves_the_journal_in_the_row_until_another_takes_its_place() -> None:
+    world = Disks(A, B)
+    world.own(A)
+    world.durable()
+    world.send(A, env(1, "m"))
+    world.replies()
+    stream = world.row().journal
+    world.slow.add(B)
+    moved(world, B)
+    world.send(B, env(1, "m"), env(2, "n"))
+    assert world.row().owner == B and world.row().journal == stream
+    assert world.ports[B].ran == ["n"] and not world.replies()
+    # Killed now, the journal of the former owner has all that was ever seen.
+    again = world.later_world(D)
+    assert again.open(D, stream) == ""
+    again.send(D, env(1, "m"), env(2, "n"))
+    assert [reply.seq for reply in again.replies()] == [1, 2] and again.ports[D].ran == ["n"]
+    # If not, the new one takes its place, and only then anything gets out.
+    world.deaf.add(B)
+    world.slow.clear()
+    world.run()
+    assert len(world.files) == 2 and not world.replies()
+    world.deaf.clear()
+    world.later(500)
+    assert world.row().journal not in (stream, "")
+    assert [reply.seq for reply in world.replies()] == [1, 2]
+
+
+def test_a_failover_leaves_the_journal_in_the_row_until_another_takes_its_place() -> None:
+    world = Disks(A, B)
+    world.own(A)
+    world.durable(A, B)
+    world.send(A, env(1, "m"))
+    world.replies()
+    stream = world.row().journal
+    assert world.row().standbys == (B,) and stream
+    world.slow.add(B)
+    world.kill(A)
+    world.send(B, env(1, "m"), env(2, "n"))
+    assert world.row().owner == B and world.row().journal == stream
+    assert not world.replies()
+    world.slow.clear()
+    world.later(100)
+    assert world.row().journal not in (stream, "")
+    assert [reply.seq for reply in world.replies()] == [1, 2]
+
+
+def test_a_disk_that_fails_costs_the_journal_by_a_swap_and_not_the_server() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    world.broken.add(A)
+    world.deaf.add(A)
+    world.send(A, env(1, "m"))
+    world.later(500)
+    assert not world.replies()
+    world.deaf.clear()
+    world.later(500)
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert world.row().journal == "" and (JOURNAL, Changed.LOST) in world.ports[A].changed
+
+
+def test_a_new_owner_without_a_disk_goes_on_alone_when_the_row_says_so() -> None:
+    world = Disks(A, B)
+    world.own(A)
+    world.durable()
+    world.broken.add(B)
+    moved(world, B)
+    world.send(B, env(1, "m"))
+    world.later(500)
+    assert world.row().journal == "" and [reply.seq for reply in world.replies()] == [1]
+
+
+def test_a_journal_that_has_grown_gets_a_whole_cut() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    stream = world.row().journal
+    for seq in range(1, 6):
+        world.send(A, env(seq, "m", acked_below=seq))
+    many = len(world.files[stream])
+    world.cores[A].standbys.journal_anew(SERVER, world.now_ms)
+    world.run()
+    assert len(world.files[stream]) == 1 < many
+    world.send(A, env(6, "n", acked_below=6))
+    assert [reply.seq for reply in world.replies()] == [1, 2, 3, 4, 5, 6]
+    world = world.later_world(D)
+    world.open(D, stream)
+    world.send(D, env(6, "n", acked_below=6))
+    assert world.ports[D].ran == [] and [reply.seq for reply in world.replies()] == [6]
