@@ -645,7 +645,11 @@ class Standbys:
 
     @staticmethod
     def _is_named(inc: Incarnation, follower: Follower) -> bool:
-        return follower.node in inc.row.standbys or follower.stream == inc.row.journal
+        row = inc.row
+        if follower.node == JOURNAL:
+            # In the place of a former owner's, while the row still names that one.
+            return follower.stream == row.journal or (follower.unnamed and row.journal != "")
+        return follower.node in row.standbys
 
     def _configure(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
         """Ask for the swap that makes the row say who stands by, if it does not."""
@@ -733,9 +737,9 @@ class Standbys:
         replica.swap = None
         self.core.row_changed(inc, now_ms)
         for follower in list(replica.followers.values()):
-            named = self._is_named(inc, follower)
-            if named:
+            if follower.stream == row.journal:
                 follower.unnamed = False
+            named = self._is_named(inc, follower)
             if follower.leaving and not named:
                 self._forget(inc, replica, follower)
                 if not follower.cause:
