@@ -392,7 +392,8 @@ class Core:
                     servers[sender] = None
                     # Its last word may have been lost; a sender that has closed the session
                     # says it again when it hears of it.
-                    self._tell(inc, session.reply_to, self._receipt(inc, session))
+                    where = self._present_place(sender, session.reply_to)
+                    self._tell(inc, where, self._receipt(inc, session))
         if servers:
             # A server's session ends with its row, not with its silence.
             self.port.look_up_senders(list(servers))
@@ -405,6 +406,15 @@ class Core:
                 self.settled(sending, now_ms)
             if now_ms - sending.last_used_ms > self.options.session_expiry_ms // 4:
                 self._close_session(sending)
+
+    def _present_place(self, sender: ServerId, last: NodeId) -> NodeId:
+        """Where a server that sent from a node is now, if that node is dead and this is known."""
+        if sender in self.hosted:
+            return self.node
+        route = self.routes.get(sender)
+        if last in self.dead and route is not None and route.node is not None:
+            return route.node
+        return last
 
     def _silent_sessions(self, inc: Incarnation, now_ms: int) -> list[ReceiveSession]:
         if inc.phase is Phase.FROZEN:
@@ -1534,8 +1544,11 @@ class Core:
         """
         if not inc.early:
             return False
-        if any(entry.kept for entry in session.early.values()):
-            return True  # What it waits for takes the room that there is not.
+        options = self.options
+        full = inc.records >= options.records_max or inc.record_bytes >= options.record_bytes_max
+        if any(entry.kept for entry in session.early.values()) and not full:
+            if len(inc.mailbox) < inc.limit:
+                return True  # They do not take the room of what they wait for.
         if len(inc.mailbox) + inc.early > inc.limit:
             return False
         for other in (session, *inc.sessions.values()):
@@ -2037,6 +2050,9 @@ class Core:
         if inc is None:
             return
         self.standbys.end(inc, now_ms, stays=False)
+        delayed = self.delayed.pop(server, None)
+        if delayed is not None:
+            self._finish_source(delayed, Finish(Result.ROLLED_BACK, "the server has stopped"))
         self._drop_timers(inc)
         while inc.mailbox:
             entry = inc.mailbox.popleft()

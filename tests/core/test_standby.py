@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from migrate.core import directory
-from migrate.core.actions import CheckClass, DecodeState, EncodeState, SwapRow
+from migrate.core.actions import CheckClass, DecodeState, EncodeState, Finish, SwapRow
 from migrate.core.delivery import Outgoing
 from migrate.core.directory import Mode, Row
 from migrate.core.events import (
@@ -23,10 +23,11 @@ from migrate.core.events import (
     SwapResult,
     Withdraw,
 )
-from migrate.core.ids import NodeId
+from migrate.core.ids import NodeId, session_id
 from migrate.core.incarnation import (
     Incarnation,
     Phase,
+    Removal,
     cut,
     restore,
 )
@@ -1361,3 +1362,38 @@ def test_an_asynchronous_server_that_is_frozen_lets_nothing_out() -> None:
     world.cores[A].standbys._catch_up(inc, replica, world.now_ms)
     world.run()
     assert not world.replies()
+
+
+def test_results_that_a_closed_session_left_behind_are_freed_though_its_node_died() -> None:
+    world = World(A, B)
+    world.own(B, OTHER)
+    inc = world.own(A)
+    at = world.cores[A]
+    sid = session_id(OTHER, NOW, 1)
+    # Its owner had closed it, which was not heard, and died; OTHER goes on at B.
+    world.send(A, env(1, "m", session=sid, reply_to=C))
+    at.node_dead(C, world.now_ms)
+    at.route_hint(OTHER, B, 1)
+    at.open_session(inc.sender, OTHER, world.now_ms)
+    session = inc.sessions[sid]
+    assert list(session.records) == [1]
+    session.heard_ms -= 2 * at.options.session_expiry_ms
+    at._sweep(world.now_ms)
+    world.run()
+    assert session.ended and not session.records
+
+
+def test_a_move_that_waits_for_a_swap_ends_with_its_server() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B)
+    world.deaf.add(A)
+    world.replicate()
+    at = world.cores[A]
+    assert at.stop(SERVER, world.now_ms)
+    at.move(SERVER, B, "t", False, "", world.now_ms)
+    assert SERVER in at.delayed
+    inc.removal = Removal.ASKED
+    at.removal_ended(SERVER, SwapOutcome.DONE, world.now_ms)
+    assert not at.delayed and SERVER not in at.leaving
+    assert world.ports[A].did(Finish)

@@ -70,7 +70,7 @@ GUARANTEES = {
         "statuses",
     ),
     2: ("order",),
-    3: ("one owner", "epochs rise", "held back", "stale senders"),
+    3: ("caught up", "one owner", "epochs rise", "held back", "stale senders"),
     4: ("source serves", "moves end", "lost", "pre-copy"),
     5: ("timers",),
     6: ("bounded", "storm", "look-ups"),
@@ -333,7 +333,11 @@ class Invariants:
             if len(inc.late) > options.late_max:
                 world.fail("bounded", f"{inc.id} at {node.id} keeps {len(inc.late)} late envelopes")
             wishes = sum(1 for entry in inc.mailbox if entry.kind == QUIESCE)
-            if len(inc.mailbox) + early > inc.limit + len(inc.timers) + wishes:
+            # What was acknowledged before a failover is here, whether there is room or not.
+            kept = sum(entry.kept for entry in inc.mailbox) + sum(
+                entry.kept for session in inc.sessions.values() for entry in session.early.values()
+            )
+            if len(inc.mailbox) + early > inc.limit + len(inc.timers) + wishes + kept:
                 world.fail("bounded", f"{inc.id} holds {len(inc.mailbox)} and {early} early")
             # Each message admitted below the limit may still leave a record.
             if records > options.records_max + inc.limit + 8:

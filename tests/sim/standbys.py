@@ -121,6 +121,7 @@ class StandbyNode(KeepingNode):
         self.sent_parts: dict[TransferId, Sent] = {}
         self.kept: dict[TransferId, Copy] = {}
         self.unfit: dict[ServerId, None] = {}  # servers it could not load
+        self.whole: dict[tuple[ServerId, NodeId], None] = {}  # what it had all of, from an owner
         super().__init__(world, name, incarnation, hosts=hosts)
         if hosts:
             drift = self.world.settings.drift
@@ -237,6 +238,8 @@ class StandbyNode(KeepingNode):
         decoder = _logged.get(type(message))  # type: ignore[arg-type]
         if decoder is not None:
             message = decoder.decode(msgpack.encode(message))
+            if isinstance(message, Step | Note):
+                self._point(type(message).__name__.lower(), message.server)
         super().send(node, message)
 
     def _point(self, name: str, server: ServerId) -> None:
@@ -413,6 +416,8 @@ class StandbyNode(KeepingNode):
         copy.told += part.told
         copy.numbers, copy.ticks, copy.born_us = part.numbers, part.ticks, part.born_us
         copy.alias = part.alias
+        if first:
+            self.whole[server, self.core.standbys.coming[stream].owner] = None
         if not first or world.chance(0.5):
             return True
         reason = "cannot be loaded" if self._happens(world.settings.refuses) else ""
@@ -621,6 +626,12 @@ class StandbyInvariants(RollbackInvariants):
             for node in before.standbys:
                 if self._could_take_over(node, row.server):
                     world.fail("lost", f"{row.server} was buried; {node} stands by: {before}")
+        for node in row.standbys:
+            joined = world.by_id.get(node)
+            assert joined is None or isinstance(joined, StandbyNode)
+            new = node not in before.standbys and joined is not None
+            if new and (row.server, row.owner) not in joined.whole:
+                world.fail("caught up", f"{node} is named and never had all: {row}")
         if row.owner != before.owner and row.state is RowState.ACTIVE:
             what = "taken over" if before.mode is Mode.SYNC else "taken over, going back"
             world.counts[what if row.owner in before.standbys else "owner changed"] += 1
@@ -770,8 +781,8 @@ class StandbyWorld(RollbackWorld):
     invariants: StandbyInvariants
     invariants_class = StandbyInvariants
 
-    def __init__(self, seed: int, **more: Any) -> None:
-        self.settings = Settings.draw(Random(f"standbys {seed}"))
+    def __init__(self, seed: int, *, settings: Settings | None = None, **more: Any) -> None:
+        self.settings = settings or Settings.draw(Random(f"standbys {seed}"))
         self.beats: dict[NodeId, int] = {}
         self.fickle: dict[tuple[ServerId, str], None] = {}
         self.fickle_n = 0
@@ -784,6 +795,9 @@ class StandbyWorld(RollbackWorld):
         if self.rng.random() < 0.7:
             plan.kinds["crash"] = None
             plan.crashes_max = max(plan.crashes_max, self.rng.randint(1, 8))
+        # What waits for a sweep does not wait long; and what ticks is told to standbys for as long.
+        plan.session_expiry_ms = min(plan.session_expiry_ms, 60_000)
+        plan.timer_share = min(plan.timer_share, 0.15)
         World._build(self)
         self._again(self._change, self.settings.changes)
         self._again(self._slander, self.settings.slander)
