@@ -303,7 +303,7 @@ class Entry:
         self.trace = trace
         self.run = 0  # the number of its run, once it has begun
         self.diverged = False  # after a failover it did not make the requests that it had made
-        self.kept = False  # acknowledged by an owner before a failover, though it came early
+        self.kept = False  # taken in before a failover: here whether there is room or not
         self.waits = False  # its handler may make requests and wait for them; of a gated server
 
     def key(self) -> tuple[SessionId, int]:

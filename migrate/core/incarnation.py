@@ -517,6 +517,8 @@ class Image:
             )
             for item in early.values():
                 item.kept = True
+        for item in mailbox:
+            item.kept = True
         timers = [
             TimerRecord(
                 t.method, t.period_ms, 0 if t.queued else max(0, t.left_ms - gone_ms), False
