@@ -199,6 +199,18 @@ def promoted(
     return structs.replace(after, generation=epoch, rollbacks=kept, journal="")
 
 
+def given_back(row: Row, transfer: TransferId) -> Row:
+    """The row of a move whose target has nothing of the server, and whose source is dead."""
+    return structs.replace(
+        row,
+        epoch=row.epoch + 1,
+        owner=row.previous,
+        previous="",
+        state=RowState.ACTIVE,
+        transfer=transfer,
+    )
+
+
 def without_standby(row: Row, standby: NodeId, transfer: TransferId) -> Row:
     """The row of a dead owner after a standby said that it cannot take over."""
     left = tuple(node for node in row.standbys if node != standby)

@@ -2284,19 +2284,24 @@ class Core:
         if any(standby not in self.dead for standby in row.standbys):
             return False  # one of them takes over, or says that it cannot
         if row.owner == self.node:
-            # The commit came through after its source had died and after the copy here had
-            # been given up: nobody has anything of the server any more.
-            return (
-                row.state is RowState.COMMITTED
-                and row.previous in self.dead
-                and row.server not in self.hosted
-                and row.server not in self.arriving
-            )
+            return self._has_nothing(row)
         if row.owner not in self.dead or row.journal:
             return False
         if row.state is RowState.ACTIVE or row.previous in self.dead or not row.previous:
             return True
         return row.previous == self.node and row.server not in self.leaving
+
+    def _has_nothing(self, row: Row) -> bool:
+        """Whether the commit of a move to here came through after its source had died and after
+        the copy here had been given up: neither has anything of the server any more.
+        """
+        return (
+            row.state is RowState.COMMITTED
+            and row.owner == self.node
+            and row.previous in self.dead
+            and row.server not in self.hosted
+            and row.server not in self.arriving
+        )
 
     def burials(
         self, node: NodeId, rows: Iterable[tuple[Row, int]], now_ms: int
@@ -2329,6 +2334,9 @@ class Core:
         ]
         for row in mine:
             self.standbys.consider(row.server, now_ms)
+        for row, rev in concerned:
+            if self._has_nothing(row) and not self.may_bury(row):
+                self.standbys.give_back(row, rev)
         doomed = [item for item in concerned if self.may_bury(item[0])]
         kept = any(
             row.state is RowState.COMMITTED and self.node in (row.owner, row.previous)

@@ -101,11 +101,6 @@ JOURNAL: NodeId = "journal"
 """The follower that is a journal on this node; no node has such an id."""
 
 
-COMMITTED_TRIES = 8
-"""How often, every `repeat_ms`, a standby looks whether the target of a move whose source is gone
-has confirmed it, before it takes over."""
-
-
 @dataclass(frozen=True, slots=True)
 class StandbyTimes:
     """Waits and bounds of standbys; milliseconds where the name says so.
@@ -369,7 +364,7 @@ class Replica:
 class Claim:
     """An attempt of a standby to take over."""
 
-    __slots__ = ("asked", "doubtful", "host", "loading", "rev", "row", "swap", "tries", "unfit")
+    __slots__ = ("asked", "doubtful", "host", "loading", "rev", "row", "swap", "unfit")
 
     def __init__(self) -> None:
         self.row: Row | None = None
@@ -380,7 +375,6 @@ class Claim:
         self.asked = False
         self.doubtful = False
         self.unfit = ""
-        self.tries = 0  # with a row that nobody has confirmed
 
 
 class Backup:
@@ -559,7 +553,8 @@ class Standbys:
             asked = swap is not None and (
                 follower.node in swap.standbys or follower.stream == swap.journal
             )
-            if follower.leaving and not asked and not self._is_named(inc, follower):
+            named = follower.unnamed or self._is_named(inc, follower)
+            if follower.leaving and not asked and not named:
                 self._forget(inc, replica, follower)
         if other_mode and not replica.followers:
             replica.mode = replica.wanted_mode
@@ -721,7 +716,7 @@ class Standbys:
                 inc.row, inc.rev = row, event.rev
                 replica.swap = None
                 for follower in replica.followers.values():
-                    follower.configured = self._is_named(inc, follower)
+                    follower.configured = follower.unnamed or self._is_named(inc, follower)
                 self._arrange(inc, replica, now_ms)
             else:
                 self.depose(inc, f"the row is now {row}", now_ms)
@@ -1717,6 +1712,15 @@ class Standbys:
     def _is_gone(self, node: NodeId) -> bool:
         return node in self.core.dead or node in self.suspected
 
+    def give_back(self, row: Row, rev: int) -> None:
+        """A move named this node owner; it has nothing of the server, and the source is dead.
+
+        It is for the standbys to take over from the source. If this swap fails it is tried again,
+        as long as the row is like this.
+        """
+        transfer = f"{self.core.node}/{row.epoch}/back"
+        self.port.promote(row.server, directory.given_back(row, transfer), rev)
+
     def consider(self, server: ServerId, now_ms: int) -> None:
         """The owner of a server that this node has a copy of may be gone."""
         backup = self.backups.get(server)
@@ -1775,15 +1779,7 @@ class Standbys:
         if row is None or row.state is RowState.LOST or row.server != backup.server:
             self._drop(backup)
             return
-        gone = self._is_gone(row.owner)
-        if not gone and row.state is RowState.COMMITTED and self._is_gone(row.previous):
-            # A move whose source is gone. If its target has got it, it soon says so in the row.
-            claim.tries += 1
-            gone = claim.tries > COMMITTED_TRIES
-            if not gone:
-                self._claim_later(backup.server, now_ms)
-                return
-        if not gone or core.node not in row.standbys:
+        if not self._is_gone(row.owner) or core.node not in row.standbys:
             self._stand_by(backup, claim, row)
             return
         if claim.unfit and row.owner not in core.dead:
