@@ -26,15 +26,20 @@ CUT_ITEMS_MIN: Final = 1024
 PART_BYTES: Final = 48 * 1024
 """What a part's pickle should take: some hundred records, hence 1 to 3 ms to look at and write."""
 PART_ITEMS_FIRST: Final = 256
-PART_ITEMS_MAX: Final = 8192
+PART_ITEMS_MAX: Final = 1024
+"""A part that loses an item is written anew, and that of a queue does so all the time."""
+SEARCH_BYTES_MAX: Final = 32 << 20
+SEARCHES_MAX: Final = 8
+"""So much, and all the places so many times, are looked through for parts that have moved, at about
+3 GB/s; what is not found by then is new."""
 LATE_SHARE: Final = 4
 """Once one in so many records of a part was written later than the others, all are noted anew."""
 RIVALS_MAX: Final = 3
 """Times that two parts may claim one object before it is taken to be shared for good."""
 RUN_PARTS: Final = 16
 """Small parts in a row that are joined: those of less than so many items, then those of less than
-the square, ... So what is added item by item is written about three times in all. Source: to look
-at a part takes 3 us and at a record 0.4, so parts of a few hundred records are as good as any."""
+the square. So what is added item by item is written about three times in all. Source: to look at a
+part takes 3 us and at a record 0.4, so parts of some hundred records are as good as any."""
 HEAT_MAX: Final = 3
 """Deltas in a row that may find a container changed throughout before it is pickled whole. Once is
 no reason: afterwards it may be at rest again."""
@@ -201,19 +206,23 @@ class Cut:
 
     def align(self) -> None:
         """Find the parts again after items came or went; what lies between them is new parts."""
-        now = tuple(self.container)
-        if type(self.container) is list and len(now) == sum(part.count for part in self.parts):
-            return  # Whatever changed was replaced in its place.
-        row = addresses(now)
-        if self.parts and row == b"".join([part.anchors for part in self.parts]):
+        row = addresses(tuple(self.container))
+        before = b"".join([part.anchors for part in self.parts])
+        if self.parts and row == before:
             return
+        if type(self.container) is list and len(row) == len(before) and _are_alike(row, before):
+            return  # What changed was replaced in its place.
         parts: list[Part] = []
         end = 0
+        left = SEARCH_BYTES_MAX + SEARCHES_MAX * len(row)
         for part in self.parts:
             if not part.anchors:
                 continue  # Never written, so nothing is lost with it.
             size = len(part.anchors)
-            start = end if row[end : end + size] == part.anchors else _find(row, part.anchors, end)
+            start = end if row.startswith(part.anchors, end) else -1
+            if start < 0 < left:
+                start = _find(row, part.anchors, end)
+                left -= (len(row) if start < 0 else start) - end
             if start < 0:
                 self._disown(part)
                 continue
@@ -238,7 +247,7 @@ class Cut:
             The parts that were made of others, all of which are to be written.
         """
         before = set(self.parts)
-        for power in (1, 2, 3):
+        for power in (1, 2):
             self._join(RUN_PARTS**power)
         return set(self.parts) - before
 
@@ -601,6 +610,17 @@ def _of_keys(keys: tuple[Any, ...]) -> Fingerprint:
     if any(True for _ in made.owned()):
         raise NotPlain("keys that can change")
     return made
+
+
+def _are_alike(row: bytes, other: bytes) -> bool:
+    """Whether most places of two rows of one length are the same, by a sample."""
+    step = max(_WORD, len(row) // _SAMPLES // _WORD * _WORD)
+    places = range(0, len(row), step)
+    same = sum(row[at : at + _WORD] == other[at : at + _WORD] for at in places)
+    return 2 * same >= len(places)
+
+
+_SAMPLES: Final = 256
 
 
 def _find(row: bytes, anchors: bytes, start: int) -> int:

@@ -23,7 +23,7 @@ import pytest
 
 import serializers
 from rpc import shared_memory
-from serializers import LoadFailed, auto, dirty, resources, stream
+from serializers import LoadFailed, auto, dirty, parts, resources, stream
 from serializers.base import BufferKind, pack_head
 from serializers.stream import _OP, StreamReader, StreamWriter
 from tests.serializers import stream_classes as classes
@@ -470,6 +470,63 @@ def test_a_container_that_grows_bit_by_bit_has_few_parts_and_small_deltas() -> N
     made.built()
 
 
+def test_containers_used_as_queues_have_small_deltas(monkeypatch: pytest.MonkeyPatch) -> None:
+    # However many there are: one part is searched for in vain, and then all others are near.
+    monkeypatch.setattr(parts, "SEARCH_BYTES_MAX", 0)
+    root = server(rows=rows(8000), log=[{"id": n} for n in range(8000)])
+    made = Followed(root).delta()
+    for n in range(200):
+        root.rows[f"new {n}"] = {"id": n}
+        del root.rows[next(iter(root.rows))]
+        root.log.append({"id": n})
+        root.log.pop(0)
+        made.delta()
+
+    assert len(made.writer._cuts) == 2
+    assert sum(made.sizes[1:]) / 200 < made.sizes[0] / 5
+    made.built()
+
+
+def test_a_container_that_is_put_in_another_order_is_not_looked_through_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched = 0
+    find = parts._find
+
+    def counted(row: bytes, anchors: bytes, start: int) -> int:
+        nonlocal searched
+        searched += 1
+        return find(row, anchors, start)
+
+    monkeypatch.setattr(parts, "_find", counted)
+    monkeypatch.setattr(parts, "SEARCH_BYTES_MAX", 0)
+    root = server(log=[[n] for n in range(60_000)], rows={n: [n] for n in range(60_000)})
+    made = Followed(root).delta()
+    random.Random(1).shuffle(root.log)
+    root.rows = dict(sorted(root.rows.items(), key=lambda item: -item[0]))
+    container = root.rows
+    made.delta()
+    for key in sorted(container):
+        container[key] = container.pop(key)
+    made.delta()
+
+    assert 1 < searched < 40  # There are 59 parts in each, which are sought in vain three times.
+    made.built()
+
+
+def test_a_container_is_not_cut_where_that_makes_the_rest_more_dear() -> None:
+    root = server(rows=rows(), many=[list(range(30)) for _ in range(900)])
+    made = Followed(root).delta()
+    assert not made.writer._cuts
+    root.many = []
+    made.delta()
+    for _ in range(2 * stream.TRIAL_DELTAS_MIN):
+        made.delta()
+
+    assert len(made.writer._cuts) == 1
+    made.built()
+
+
 def test_a_container_that_changed_throughout_for_a_while_is_cut_again() -> None:
     root = server(rows=rows())
     made = Followed(root).delta()
@@ -543,7 +600,7 @@ def test_numbers_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
         made.delta()
 
     assert made.writer._next_region > 40
-    assert max(cut.next_part for cut in made.writer._cuts.values()) < 45
+    assert all(cut.next_part < 45 for cut in made.writer._cuts.values())
     assert all(entry.number < 40 for entry in made.writer._regions)
     made.built()
 
