@@ -288,12 +288,14 @@ class StreamWriter:
         self._is_surveyed = False
         self._rest_bytes = 0
         self._surveyed_bytes = -1  # of the rest, with all cut that could be; -1: not known yet
+        self._small_bytes_max = -1  # as long as its body is no larger, a snapshot will do
         self._round: Generator[list[Piece], None, None] | None = None
         self._generation = look_again()
 
     def close(self) -> None:
         """Release what the stream holds; idempotent."""
         self.is_open = False
+        self._small_bytes_max = -1
         self._round = None
         self._tracker.close()
         self._regions.clear()
@@ -694,19 +696,28 @@ class StreamWriter:
                 have brought, the next one will.
             ValueError: The stream was closed.
         """
+        whole = None
+        if self._small_bytes_max >= 0:
+            whole = self._encode()
+            if len(whole.body) <= self._small_bytes_max and not whole.buffers:
+                self._deltas += 1
+                return _whole_chunk(whole)
+            self._small_bytes_max = -1
         if not self.is_open:
             raise ValueError("this stream was closed")
         self._round = None
         if self._is_survey_due():
             self._survey()
-        whole = None
-        if not (self._cuts or self._regions or self._dropped):
-            whole = self._encode()
+        if self._cuts or self._regions or self._dropped:
+            whole = None
+        else:
+            whole = whole or self._encode()
             if not whole.buffers:
                 self._deltas += 1
                 self._note_rest(len(whole.body))
-                head, body = whole.head, whole.body
-                return [_OP.pack(_REST, 0, len(head), len(head) + len(body)), head, body]
+                if self._next_trial == _NEVER:
+                    self._small_bytes_max = self._grown_bytes()
+                return _whole_chunk(whole)
             if any(map(_is_large, whole.buffers)):
                 whole = None  # From here on they are regions.
         with plain.collector_off():
@@ -732,8 +743,11 @@ class StreamWriter:
             return True
         if self._surveyed_bytes < 0:
             return not self._is_surveyed and not is_small(self._obj)
-        grown = self._rest_bytes - self._surveyed_bytes
-        return grown > GROWN_BYTES_MIN + self._surveyed_bytes // 4
+        return self._rest_bytes > self._grown_bytes()
+
+    def _grown_bytes(self) -> int:
+        """From which size on the rest may have something in it that can be cut."""
+        return self._surveyed_bytes + self._surveyed_bytes // 4 + GROWN_BYTES_MIN
 
     def _commit(self, gathered: _Gathered | None, whole: Snapshot | None) -> list[Piece]:
         """From here on all of it counts as written."""
@@ -880,6 +894,12 @@ class StreamWriter:
 
 
 _NEVER: Final = 1 << 62
+
+
+def _whole_chunk(snapshot: Snapshot) -> list[Piece]:
+    """The chunk of a snapshot without buffers, where nothing else is held."""
+    head, body = snapshot.head, snapshot.body
+    return [_OP.pack(_REST, 0, len(head), len(head) + len(body)), head, body]
 
 
 def _begin(entry: _Tracked) -> int:
