@@ -82,6 +82,39 @@ class Caller:
         return int(await self.other.incr())
 
 
+class Fickle:
+    """Asks one or the other of two servers, differently each time it is run."""
+
+    runs = 0  # of all copies: they are in one process here
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.others = [first, second]
+
+    async def ask(self) -> int:
+        asked = self.others[Fickle.runs % 2]
+        Fickle.runs += 1
+        return int(await asked.wait())
+
+    def get(self) -> int:
+        return 7
+
+
+class Waits:
+    """Answers when it is told to."""
+
+    events: dict[str, asyncio.Event] = {}  # noqa: RUF012 - shared by the test and the server
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.asked = 0
+
+    async def wait(self) -> int:
+        self.asked += 1
+        self.events[f"{self.key} asked"].set()
+        await self.events[f"{self.key} go on"].wait()
+        return self.asked
+
+
 def server_of(ref: Any) -> str:
     return ref_object(ref)._server_id
 
@@ -363,6 +396,51 @@ def test_calls_that_a_replicated_server_makes_are_made_once() -> None:
             assert got == list(range(1, len(got) + 1))
             counts = c._ref(await c._read(server_of(counter)))
             assert await counts.get() == len(got)
+
+    run(body())
+
+
+def test_a_handler_that_asks_for_other_things_when_it_is_run_again_ends_in_an_error() -> None:
+    async def body() -> None:
+        Fickle.runs = 0
+        Waits.events = {
+            f"{key} {what}": asyncio.Event() for key in "xy" for what in ("asked", "go on")
+        }
+        async with nodes("a", "b", "c", options=OPTIONS) as (a, b, c):
+            there = migrate.SpawnOptions(on="c")
+            x, y = [await a.spawn(Waits, key, options=there) for key in "xy"]
+            ref = await a.spawn(Fickle, x, y)
+            await a.replicate(ref, ["b"])
+            mine = c._ref(await c._read(server_of(ref)))
+            asking = asyncio.ensure_future(mine.ask())
+            await Waits.events["x asked"].wait()
+            await look_dead(a)  # In the middle of its run.
+            error = await failure_of(asking, migrate.ReplayDiverged)
+            assert error.outcome is Outcome.UNKNOWN
+            assert server_of(ref) in b._driver.core.hosted
+            assert Fickle.runs == 2 and not Waits.events["y asked"].is_set()
+            Waits.events["x go on"].set()
+            assert await mine.get() == 7  # It serves on.
+
+    run(body())
+
+
+def test_the_same_question_asked_again_gets_the_same_answer() -> None:
+    async def body() -> None:
+        Waits.events = {f"x {what}": asyncio.Event() for what in ("asked", "go on")}
+        Fickle.runs = 0
+        async with nodes("a", "b", "c", options=OPTIONS) as (a, b, c):
+            x = await a.spawn(Waits, "x", options=migrate.SpawnOptions(on="c"))
+            ref = await a.spawn(Fickle, x, x)
+            await a.replicate(ref, ["b"])
+            mine = c._ref(await c._read(server_of(ref)))
+            asking = asyncio.ensure_future(mine.ask())
+            await Waits.events["x asked"].wait()
+            await look_dead(a)
+            await until(lambda: Fickle.runs == 2)
+            assert server_of(ref) in b._driver.core.hosted
+            Waits.events["x go on"].set()
+            assert await asking == 1  # Asked twice, and once it was.
 
     run(body())
 
