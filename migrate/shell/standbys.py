@@ -48,6 +48,7 @@ from migrate.shell.precopy import (
     when_quiet,
 )
 from rpc.frames import Gathered
+from serializers import attributes
 from serializers.base import MAGIC
 from serializers.errors import LoadFailed
 from serializers.stream import Piece, StreamReader, StreamWriter, is_small
@@ -444,7 +445,9 @@ class StandbyStreams:
                 # What cannot be loaded here is no standby; better now than when it is needed. And
                 # one that is told messages is about to be told more.
                 told = kept.twin is not None and kept.snapshot is None and kept.reader is None
-                kept.twin = self._twin(kept, self._load_snapshot(state)) if first or told else None
+                kept.twin = (
+                    self._twin(kept, self._loaded_from(kept, state)) if first or told else None
+                )
                 kept.snapshot, kept.reader = state, None
                 return ""
             reader = kept.reader
@@ -452,7 +455,7 @@ class StandbyStreams:
                 reader = kept.reader = StreamReader(self._driver.options.state_bytes_max)
             reader.keep(parts_of(state))
             kept.snapshot = None
-            kept.twin = self._twin(kept, bound(self._driver, reader.rehearse)) if first else None
+            kept.twin = self._twin(kept, self._rehearsed(kept, reader)) if first else None
         except Exception as error:
             log.debug("a cut of %s cannot be kept", kept.follow.server, exc_info=error)
             return f"{wire.exception_name(error)}: {error}"
@@ -487,21 +490,36 @@ class StandbyStreams:
     def _twin(self, kept: Kept, obj: Any) -> Twin | None:
         """What was loaded, if it is of a deterministic class and may run what its owner runs."""
         spec = spec_of(type(obj))
-        if not spec.deterministic:
+        if not spec.deterministic or spec.version != kept.follow.version:
             return None
         driver = self._driver
         host = Hosted(obj, spec, RefObject(kept.follow.server, spec.class_info, driver), driver)
         host.by_value = kept.follow.by_value
         return Twin(host)
 
-    def _load_snapshot(self, state: bytes | Gathered) -> Any:
+    def _rehearsed(self, kept: Kept, reader: StreamReader) -> Any:
+        return self._as_here(kept, bound(self._driver, reader.rehearse))
+
+    def _as_here(self, kept: Kept, obj: Any) -> Any:
+        """What was loaded, upgraded if this node has a newer version of its class.
+
+        Raises:
+            Exception: Whatever the class's `upgrade` raises.
+        """
+        from_version = kept.follow.version
+        if spec_of(type(obj)).version == from_version:
+            return obj
+        apart = classes.Apart(attributes.encode(obj)[0].to_bytes())
+        return classes.put_together(apart, from_version, self._driver)
+
+    def _loaded_from(self, kept: Kept, state: bytes | Gathered) -> Any:
         data: Any = state
         if isinstance(state, Gathered):
             data = state.parts[0] if len(state.parts) == 1 else state.joined()
         if isinstance(data, memoryview) and not data.readonly:
             # An object in it would use its memory in place, and change what is kept.
             data = bytes(data)
-        return bound(self._driver, lambda: serializers.loads(data))
+        return self._as_here(kept, bound(self._driver, lambda: serializers.loads(data)))
 
     def load_backup(self, backup: Backup) -> None:
         """See `Port.load_backup`."""
@@ -527,10 +545,10 @@ class StandbyStreams:
         """The object, and why there is none or "". May run in a thread."""
         try:
             if kept.snapshot is not None:
-                return self._load_snapshot(kept.snapshot), ""
+                return self._loaded_from(kept, kept.snapshot), ""
             if kept.reader is None:
                 return None, "nothing of it is kept here"
-            return bound(self._driver, kept.reader.build), ""
+            return self._as_here(kept, bound(self._driver, kept.reader.build)), ""
         except Exception as error:
             log.warning("the standby of %s cannot be loaded", kept.follow.server, exc_info=error)
             return None, f"{wire.exception_name(error)}: {error}"
@@ -629,7 +647,7 @@ class _Last:
             limit = self._streams.limit_bytes
             return (kept.reader or StreamReader(limit)).last(chunk)
         if kept.snapshot is not None:
-            return self._streams._load_snapshot(kept.snapshot)
+            return self._streams._loaded_from(kept, kept.snapshot)
         if kept.reader is None:
             raise LoadFailed("nothing of it is kept here")
         return kept.reader.build()

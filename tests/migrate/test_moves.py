@@ -435,6 +435,46 @@ def test_a_target_with_a_newer_version_upgrades_the_state(releases: dict[str, st
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("target", ["v2", "v2bad", "v1"])
+def test_a_standby_with_a_newer_version_upgrades_the_state_when_it_takes_over(
+    releases: dict[str, str], target: str
+):
+    async def body() -> None:
+        async with migrate.LocalCluster(nodes=["by"]) as cluster:
+            client = cluster.client
+            sys.path.insert(0, releases["v1"])
+            try:
+                import rolling_release
+
+                await cluster.add_node("source")
+                sys.path[0] = releases[target]
+                await cluster.add_node("target")
+                account = await client.spawn(
+                    rolling_release.Account, options=migrate.SpawnOptions(on="source")
+                )
+                await account.deposit(300)
+                replicating = client.replicate(account, ["target"])
+                if target == "v2bad":
+                    error = await failure_of(replicating, migrate.StandbyError)
+                    assert "unknown schema" in str(error)
+                    assert await account.deposit(200) == 5
+                    return
+                assert (await replicating).standbys == ("target",)
+                await account.deposit(100)
+                cluster.node("source").kill()
+                balance = await account.deposit(200)
+                info = await client.info(account)
+                version = 2 if target == "v2" else 1
+                assert (info.node, info.version) == ("target", version)
+                assert balance == (600 if version == 2 else 6)
+            finally:
+                del sys.path[0]
+                sys.modules.pop("rolling_release", None)
+
+    run(body())
+
+
+@pytest.mark.cluster
 def test_an_upgrade_that_fails_leaves_the_server_at_the_older_version(releases: dict[str, str]):
     error, balance, info = run(moved_between(releases, "v1", "v2bad"))
 
