@@ -9,7 +9,7 @@ from msgspec import structs
 from migrate.core.delivery import NEVER, Outgoing, Sender, SendSession
 from migrate.core.directory import Row
 from migrate.core.events import SwapResult
-from migrate.core.ids import NodeId, ServerId
+from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import Message, Receipt, Reply
 from migrate.core.node import Core
@@ -139,8 +139,8 @@ class AnyoneTakesOver(Standbys):
 class NotRewound(Standbys):
     """A new owner does not wait for the other standbys to have what it has."""
 
-    def take_on(self, inc: Incarnation, now_ms: int) -> None:
-        super().take_on(inc, now_ms)
+    def take_on(self, inc: Incarnation, now_ms: int, opened: TransferId = "") -> None:
+        super().take_on(inc, now_ms, opened)
         if inc.replica is not None:
             for follower in inc.replica.followers.values():
                 follower.configured = False

@@ -567,6 +567,7 @@ class StandbyInvariants(RollbackInvariants):
     """
 
     world: StandbyWorld
+    windows = 2  # what was outstanding at the last cut, and what was asked for in mid-run since
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
