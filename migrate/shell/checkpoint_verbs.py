@@ -63,6 +63,9 @@ SMALL_CAPTURE_BYTES: Final = 64 << 10
 """States known to be smaller are captured on the loop: that takes less than handing them to a
 thread and back costs. Source: pickling runs at about 67 MiB/s here."""
 
+LONG_STEP_S: Final = 0.02
+"""How long a step may hold the loop at most, of a server that takes as long to come to rest."""
+
 ROUNDS: Final = 2
 """Times that a large state is gone through before the last piece of its capture."""
 
@@ -172,10 +175,14 @@ class CheckpointVerbs:
             if inc.phase is Phase.RUNNING and inc.quiet() and inc.host is host:
                 pieces, _ = writer.step(STEP_S, chunk_bytes)
             else:
+                since = driver.loop.time()
                 async with self._quiet(server) as (inc, _):
                     if inc.host is not host:
                         raise self._elsewhere(f"server {server} has been replaced", server=server)
-                    pieces, _ = writer.step(STEP_S, chunk_bytes)
+                    # Where handlers take long there are few such points, so each is used for more.
+                    waited_s = driver.loop.time() - since
+                    step_s = min(max(STEP_S, waited_s), LONG_STEP_S)
+                    pieces, _ = writer.step(step_s, chunk_bytes)
             if sum(map(len, chunks[-1])) > chunk_bytes:
                 chunks.append([])
             chunks[-1] += pieces

@@ -135,8 +135,8 @@ class Large:
             row["tags"].append(self.n)
         return self.n
 
-    def hold(self, what: Any) -> None:
-        self.other = what
+    async def linger(self) -> None:
+        await asyncio.sleep(0.05)
 
     def is_whole(self) -> bool:
         """Whether it is what so many calls make of it, and nothing in between."""

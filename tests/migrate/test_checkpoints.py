@@ -14,7 +14,7 @@ import pytest
 
 import migrate
 from migrate.errors import CheckpointError, Outcome, RolledBack
-from migrate.shell import checkpoints
+from migrate.shell import checkpoint_verbs, checkpoints
 from serializers import archive, dirty
 from serializers.stream import StreamWriter
 from tests.migrate.checkpoint_servers import PICKLING, Arrays, Bank, Gate, Large, Slow, Tick
@@ -230,11 +230,12 @@ def test_arrays_that_change_after_it_are_in_it_as_they_were(
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Large states are written in many steps; set `hook` to have it called before each."""
-    seen: dict[str, Any] = {"hook": None, "steps": 0}
+    seen: dict[str, Any] = {"hook": None, "steps": 0, "seconds": []}
     step = StreamWriter.step
 
-    def stepped(self: StreamWriter, *args: Any) -> Any:
+    def stepped(self: StreamWriter, seconds: float, size_bytes: int) -> Any:
         seen["steps"] += 1
+        seen["seconds"].append(seconds)
         if seen["hook"] is not None:
             seen["hook"](seen["steps"])
         return step(self, 0.0, 1)
@@ -309,6 +310,29 @@ def test_a_large_state_with_something_that_cannot_travel_is_named_and_served_on(
             host.obj.other = None
             at_step["hook"] = None
             await a.checkpoint(ref, place)
+            assert await (await a.restore(place, fork=True)).is_whole()
+
+    run(body())
+
+
+def test_a_server_whose_handlers_take_long_is_written_in_larger_steps(
+    place: str, at_step: dict[str, Any]
+) -> None:
+    async def body() -> None:
+        async with nodes("a") as (a,):
+            ref = await a.spawn(Large)
+            calls: list[asyncio.Future[None]] = []
+
+            def call(step: int) -> None:
+                if step == 2:
+                    calls.append(asyncio.ensure_future(ref.linger()))
+
+            at_step["hook"] = call
+            await a.checkpoint(ref, place)
+            await calls[0]
+            seconds = at_step["seconds"]
+            assert min(seconds) == checkpoint_verbs.STEP_S
+            assert max(seconds) == checkpoint_verbs.LONG_STEP_S
             assert await (await a.restore(place, fork=True)).is_whole()
 
     run(body())
