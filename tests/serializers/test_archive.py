@@ -208,14 +208,17 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_ten_thousand_mutated_files_give_ten_thousand_errors_and_unpickle_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from migrate.errors import CheckpointError
     from migrate.shell import checkpoints
     from tests.serializers.checkpoint_of import checkpoint_of
 
-    data = checkpoint_of(Tripwire(), KEY)
+    monkeypatch.setattr(Tripwire, "fired", 0)
+    held = {"rows": {n: n for n in range(1500)}, "wire": Tripwire()} if ahead else Tripwire()
+    data = checkpoint_of(held, KEY, ahead=ahead)
     loaded: list[object] = []
     for name in ("loads", "load", "Unpickler"):
         real = getattr(pickle, name)
