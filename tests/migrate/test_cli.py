@@ -38,7 +38,6 @@ WAIT_S = 60.0
 
 SERVERS = """
 import pathlib
-import re
 import migrate
 
 @migrate.server
@@ -659,7 +658,7 @@ def test_people_get_tables_and_the_bare_reply(verb: Callable[..., Any]):
     )
     assert run("call", "hits", "incr", "--cast").stdout == ""
     assert "n1 -> n2" in run("mv", "hits", "n2").stdout
-    assert "epoch     2\n" in run("info", "hits").stdout
+    assert re.search(r"epoch +2\n", run("info", "hits").stdout)
     assert run("cordon", "n1").stdout == "node n1 takes in no servers\n"
     assert run("uncordon", "n1").stdout == "node n1 takes in servers\n"
     assert run("drain", "n2").stdout == "node n2 is empty: 1 server was moved\n"
