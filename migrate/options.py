@@ -73,6 +73,11 @@ class SpawnOptions:
         if not isinstance(self.on, Placement):
             _check_name("on", self.on)
         checked_standbys(self.standbys, self.standby_mode)
+        if self.durable is True and self.standbys and self.standby_mode == "async":
+            raise UsageError(
+                "a durable server cannot have async standbys: one of them would take it back "
+                "behind its journal; use sync ones"
+            )
         if not isinstance(self.durable, bool):
             raise UsageError(f"SpawnOptions(durable=...) takes True or False, not {self.durable!r}")
 

@@ -245,6 +245,10 @@ class StandbyVerbs:
                 await asyncio.wait([watch.working])
             former = inc.wanted
             wanted = Wanted(count, names, MODES[mode], former.durable)
+            if wanted.durable and (names or count) and wanted.mode is Mode.ASYNC:
+                raise self._error(
+                    inc, "it is durable, and an async standby would take it back behind its journal"
+                )
             targets = await self._targets(inc, wanted)
             before = self._present(inc)
             # First, so that whoever takes over from here on knows of it.
@@ -545,6 +549,9 @@ class StandbyVerbs:
         if set(inc.row.standbys) != set(chosen) or set(self._present(inc)) != set(chosen):
             await self._reach(inc, chosen, wanted.mode)
         if wanted.durable and self._node._driver.streams.journals is not None:
+            found = {n: standing for n, standing, _ in core.standbys.standbys_of(server)}
+            if found.get(JOURNAL) is Standing.LEAVING:
+                return False  # When it is out of the row, another one can come.
             if not inc.row.journal:
                 await self.make_durable(server)
         return len(chosen) >= (wanted.count or len(wanted.names)) and not self._is_one_away(

@@ -719,6 +719,7 @@ def _check_method(ref: Any, method: str) -> None:
     metavar="N",
     help="So many hot standbys; see `migrate replicate`.",
 )
+@click.option("--durable", is_flag=True, help="Keep a journal on its node's disk (`up --data`).")
 @_of_cluster
 def spawn(
     cls: str,
@@ -728,6 +729,7 @@ def spawn(
     on: str | None,
     near: str | None,
     standbys: int,
+    durable: bool,
     cluster: str | None,
     secret_file: str | None,
     as_json: bool,
@@ -751,6 +753,7 @@ def spawn(
             on=on or (None if near is not None else LEAST_LOADED),
             near=neighbour,
             standbys=standbys,
+            durable=durable,
         )
         with _handlers_error():
             ref = await client.spawn(found, *args, options=options, **kwargs)

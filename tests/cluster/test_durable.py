@@ -6,9 +6,13 @@ import asyncio
 import collections
 import contextlib
 import inspect
+import json
 import os
 import pathlib
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,6 +24,7 @@ from tests.cluster.durable_servers import Ledger, Teller
 
 pytestmark = pytest.mark.cluster
 
+ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = migrate.NodeOptions(call_timeout_s=20.0)
 CALLERS = 8
 
@@ -132,6 +137,58 @@ def test_a_node_without_a_folder_refuses_durable_servers() -> None:
             assert caught.value.outcome is Outcome.NOT_DONE
 
     asyncio.run(main())
+
+
+def test_migrate_up_with_data_brings_them_back_after_everything_was_killed(
+    tmp_path: pathlib.Path,
+) -> None:
+    data = tmp_path / "data"
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path),
+        "LIVEMIGRATE_SECRET_FILE": str(tmp_path / "secret"),
+    }
+
+    def started() -> tuple[subprocess.Popen[str], list[int]]:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "migrate", "up", "-n", "2", "--data", str(data), "--json"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=ROOT,
+        )
+        assert up.stdout is not None
+        told = json.loads(up.stdout.readline())
+        return up, [up.pid, *(node["pid"] for node in told["nodes"])]
+
+    def verb(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "migrate", *words],
+            capture_output=True,
+            text=True,
+            env=env,
+            cwd=ROOT,
+            check=True,
+        )
+        return done.stdout
+
+    up, pids = started()
+    with up:
+        verb("spawn", "collections:Counter", "--name", "words", "--durable")
+        verb("call", "words", "update", '["a", "b", "a"]')
+        # The nodes first: they end in order when their parent is gone.
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGKILL)
+    up, pids = started()
+    with up:
+        try:
+            told = verb("call", "words", "most_common", "1", "--json")
+            assert [["a", 2]] in json.loads(told).values()
+            assert json.loads(verb("info", "words", "--json"))["durable"]
+        finally:
+            up.send_signal(signal.SIGINT)
 
 
 @pytest.mark.slow

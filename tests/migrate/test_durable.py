@@ -1,0 +1,187 @@
+"""Durable servers of a node in this process: disks that fail, journals that grow, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import migrate
+from migrate.shell import journal as journal_module
+from tests.migrate.journal_disks import Failing
+
+
+@migrate.server
+class Words:
+    """Keeps words; its state grows."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def add(self, word: str) -> int:
+        """Keep one; how many there are."""
+        self.words.append(word)
+        return len(self.words)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.words.clear()
+
+    async def count(self) -> int:
+        """How many there are."""
+        return len(self.words)
+
+
+DURABLE = migrate.SpawnOptions(name="words", durable=True)
+
+
+async def until(look: Callable[[], Any], good: Callable[[Any], bool]) -> None:
+    """Look again and again, until what is seen is good."""
+    async with asyncio.timeout(30):
+        while True:
+            seen = look()
+            if good(await seen if inspect.isawaitable(seen) else seen):
+                return
+            await asyncio.sleep(0.01)
+
+
+def node(folder: pathlib.Path) -> migrate.Node:
+    return migrate.Node("n", directory=f"sqlite:///{folder / 'cluster.db'}", data=folder / "data")
+
+
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((folder / "data").iterdir())
+
+
+def test_a_disk_that_fails_costs_the_journal_and_a_new_one_is_begun(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            journals = here._driver.streams.journals
+            assert journals is not None
+            (first,) = files(tmp_path)
+            disk = journals._log.disk = Failing("sync_data", 1, errno.ENOSPC)
+            # The file that is open keeps the disk that it was made on.
+            for written in journals._written.values():
+                written._file._disk = disk
+            assert await ref.add("a") == 1
+            assert disk.failed and "No space left" in caplog.text
+            await until(lambda: here.info(ref), lambda info: info.durable)
+            assert await ref.add("b") == 2
+            await until(lambda: files(tmp_path), lambda left: len(left) == 1)
+            assert files(tmp_path) != [first]
+        async with node(tmp_path) as here:
+            again = await here.whereis("words")
+            assert again is not None and await again.count() == 2
+
+    with caplog.at_level(logging.ERROR, "migrate"):
+        asyncio.run(main())
+
+
+def test_a_journal_that_has_grown_begins_anew_while_calls_go_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "LOG_BYTES_MIN", 20_000)
+
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            for n in range(400):
+                assert await ref.add(f"word {n}") == n + 1
+            (path,) = files(tmp_path)
+            # Each cut is a snapshot of all words, so the log would have several times this.
+            assert path.stat().st_size < 400_000
+        async with node(tmp_path) as here:
+            again = await here.whereis("words")
+            assert again is not None and await again.count() == 400
+
+    asyncio.run(main())
+
+
+def test_a_large_state_is_logged_by_what_changes_and_comes_back(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            await ref.add("x" * 3_000_000)
+            for n in range(30):
+                await ref.add(f"word {n}")
+        async with node(tmp_path) as here:
+            again = await here.whereis("words")
+            assert again is not None and await again.count() == 31
+            assert await again.add("more") == 32
+        async with node(tmp_path) as here:
+            again = await here.whereis("words")
+            assert again is not None and await again.count() == 32
+
+    asyncio.run(main())
+
+
+def test_a_class_that_cannot_be_had_leaves_the_journal_where_it_is(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            await ref.add("a")
+        kept = files(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.delattr(f"{__name__}.Words")
+            async with node(tmp_path) as here:
+                assert "cannot be opened" in caplog.text
+        assert files(tmp_path) == kept
+        async with node(tmp_path) as here:
+            again = await here.whereis("words")
+            assert again is not None and await again.count() == 1
+
+    with caplog.at_level(logging.ERROR, "migrate"):
+        asyncio.run(main())
+
+
+def test_a_damaged_journal_is_refused_and_stays(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            await ref.add("a")
+        (path,) = files(tmp_path)
+        data = bytearray(path.read_bytes())
+        data[1500] ^= 1
+        path.write_bytes(data)
+        async with node(tmp_path):
+            assert "cannot be opened" in caplog.text
+        assert files(tmp_path) == [path] and path.read_bytes() == data
+
+    with caplog.at_level(logging.ERROR, "migrate"):
+        asyncio.run(main())
+
+
+def test_async_standbys_of_a_durable_server_are_refused(tmp_path: pathlib.Path) -> None:
+    """It would go back in time, behind what its journal has."""
+    with pytest.raises(migrate.UsageError, match="async"):
+        migrate.SpawnOptions(durable=True, standbys=1, standby_mode="async")
+
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            with pytest.raises(migrate.StandbyError, match="behind its journal") as caught:
+                await here.replicate(ref, ["n2"], mode="async")
+            assert caught.value.outcome is migrate.Outcome.NOT_DONE
+            assert await ref.add("a") == 1 and (await here.info(ref)).durable
+
+    asyncio.run(main())
+
+
+def test_a_wish_that_is_no_wish_is_refused() -> None:
+    with pytest.raises(migrate.UsageError, match="True or False"):
+        migrate.SpawnOptions(durable=1)  # type: ignore[arg-type]
