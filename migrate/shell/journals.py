@@ -38,6 +38,10 @@ log: Final = logging.getLogger("migrate")
 OPENED_AT_ONCE: Final = 2
 """Journals that are read at the same time when a node opens."""
 
+IN_USE_S: Final = 5.0
+"""How long a journal is waited for whose writer was killed and has not quite ended."""
+IN_USE_LOOK_S: Final = 0.1
+
 AGAIN_FIRST_S: Final = 0.2
 AGAIN_MAX_S: Final = 30.0
 """Waits before it is looked again whether a journal is of use to anybody."""
@@ -186,10 +190,16 @@ class NodeJournals:
 
         async def opened(path: str) -> None:
             async with limit:
-                try:
-                    await self._open(path)
-                except BadJournal as error:
-                    log.error("the journal %s cannot be opened: %s", path, error.reason)
+                until_s = self._driver.loop.time() + IN_USE_S
+                while True:
+                    try:
+                        await self._open(path)
+                    except BadJournal as error:
+                        if error.flaw == "in use" and self._driver.loop.time() < until_s:
+                            await asyncio.sleep(IN_USE_LOOK_S)
+                            continue
+                        log.error("the journal %s cannot be opened: %s", path, error.reason)
+                    return
 
         await asyncio.gather(*map(opened, paths))
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import inspect
 import logging
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import pytest
 
 import migrate
 from migrate.shell import journal as journal_module
+from migrate.shell import journals as journals_module
 from tests.migrate.journal_disks import Failing
 
 
@@ -53,6 +56,14 @@ async def until(look: Callable[[], Any], good: Callable[[Any], bool]) -> None:
 
 def node(folder: pathlib.Path) -> migrate.Node:
     return migrate.Node("n", directory=f"sqlite:///{folder / 'cluster.db'}", data=folder / "data")
+
+
+@contextlib.contextmanager
+def written(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """A file as it is while a process writes to it."""
+    with open(path, "rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        yield writer
 
 
 def files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -145,6 +156,42 @@ def test_a_class_that_cannot_be_had_leaves_the_journal_where_it_is(
 
     with caplog.at_level(logging.ERROR, "migrate"):
         asyncio.run(main())
+
+
+def test_a_journal_whose_writer_has_not_quite_ended_is_waited_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            await ref.add("a")
+        (path,) = files(tmp_path)
+        looked = []
+        real = journals_module.NodeJournals._load
+
+        with written(path) as writer:
+
+            def load(self: Any, stack: Any, of: str) -> Any:
+                looked.append(of)
+                if len(looked) == 3:
+                    fcntl.flock(writer, fcntl.LOCK_UN)
+                return real(self, stack, of)
+
+            monkeypatch.setattr(journals_module.NodeJournals, "_load", load)
+            async with node(tmp_path) as here:
+                again = await here.whereis("words")
+                assert again is not None and await again.count() == 1
+        assert len(looked) == 3
+
+        # One that goes on writing is another matter.
+        monkeypatch.setattr(journals_module, "IN_USE_S", 0.2)
+        (path,) = files(tmp_path)
+        with written(path) as writer:
+            async with node(tmp_path) as here:
+                assert "a process writes to it" in caplog.text
+        assert files(tmp_path) == [path]
+
+    asyncio.run(main())
 
 
 def test_a_damaged_journal_is_refused_and_stays(
