@@ -129,6 +129,30 @@ def test_the_journal_that_a_move_leaves_behind_is_of_no_use(tmp_path: pathlib.Pa
     asyncio.run(main())
 
 
+def test_a_standby_that_took_over_has_a_journal_of_its_own(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with cluster(tmp_path) as made:
+            options = migrate.SpawnOptions(name="book", on="n1", standbys=["n2"], durable=True)
+            ref = await made.client.spawn(Ledger, options=options)
+            info = await made.client.info(ref)
+            assert info.durable and info.standbys == ("n2",)
+            assert await ref.add(1) == 1
+            made.node("n1").kill()
+            async with migrate.connect(
+                made.node("n2").address, options=OPTIONS, secret_file=made.secret_file
+            ) as client:
+                again = await client.whereis("book")
+                assert again is not None and await again.add(2) == 2
+                info = await client.info(again)
+                assert info.durable and info.node == "n2"
+            await killed(made)
+        async with cluster(tmp_path) as made:
+            again = await made.client.whereis("book")
+            assert again is not None and await again.all() == [1, 2]
+
+    asyncio.run(main())
+
+
 def test_a_node_without_a_folder_refuses_durable_servers() -> None:
     async def main() -> None:
         async with migrate.Node() as node:
