@@ -400,6 +400,10 @@ class Run:
             subject = rng.choice(there)
             to = rng.choice(list(self.alive))
             try:
+                # Not to a standby: until it has another one, one death would be too many.
+                if self.plan.standbys and to in (await self.client.info(subject.ref)).standbys:
+                    await asyncio.sleep(0.001)
+                    continue
                 await self.client.migrate(subject.ref, to=to)
             except migrate.MigrateError as error:
                 self.counts[f"moves: {type(error).__name__}"] += 1
