@@ -54,6 +54,7 @@ CODES: Final[Mapping[type[MigrateError], grpc.StatusCode]] = {
     errors.TargetRefused: Code.FAILED_PRECONDITION,
     errors.MoveRolledBack: Code.ABORTED,
     errors.MoveInDoubt: Code.UNKNOWN,
+    errors.StaleJournal: Code.FAILED_PRECONDITION,
     errors.StandbyError: Code.FAILED_PRECONDITION,
     errors.CheckpointError: Code.FAILED_PRECONDITION,
     errors.Fenced: Code.ABORTED,
