@@ -588,6 +588,8 @@ class Core:
             self._resolve(out, DIVERGED, b"", None)
             return True
         steps.popleft()
+        # It may have been withdrawn, when its time was over, before the failover.
+        out.withdrawn = EXPIRED
         session = self._repeated_number(step, out)
         if session is None:
             return False

@@ -870,6 +870,12 @@ class Standbys:
         replica.due = False
         changes, replica.changes = replica.changes, Changes()
         is_async = replica.mode is Mode.ASYNC
+        for follower in fed:
+            due = follower.phase is FollowerPhase.DUE or follower.anew
+            if not due and follower.acked >= follower.first and not follower.gates:
+                follower.gates = number
+        # What its requests to others were until now is known from now on only.
+        begins = replica.mode is Mode.SYNC and not inc.gated and bool(replica.gating())
         delta = whole = None
         for follower, state in zip(fed, states, strict=True):
             is_first = follower.phase is FollowerPhase.DUE or follower.anew
@@ -879,12 +885,11 @@ class Standbys:
                 self.core.pump_soon(inc)
             elif follower.anew:
                 follower.anew = False
-            elif follower.acked >= follower.first and not follower.gates:
-                follower.gates = number
             if is_async:
                 record = delta = delta or cut_for_rollback(inc, self.core.port.pack, now_ms)
-            elif is_first:
+            elif is_first or begins:
                 record = whole = whole or cut(inc, None, self.core.port.pack, now_ms)
+                record.replaces = True
             else:
                 record = delta = delta or cut(inc, changes, self.core.port.pack, now_ms)
             message = Cut(
@@ -898,7 +903,7 @@ class Standbys:
                 follower.chunks if is_first else 0,
             )
             self._feed(inc, follower, message, len(state), now_ms)
-        if replica.mode is Mode.SYNC and not inc.gated and replica.gating():
+        if replica.mode is Mode.SYNC and not inc.gated and replica.gating():  # also by a first one
             # All that was let out so far is in this cut.
             self._gate(inc, replica)
         replica.cuts.append(number)
@@ -1586,10 +1591,14 @@ class Standbys:
         if backup is None or message is None or message.number != number:
             return
         backup.keeping = None
+        former = self.backups.get(backup.server)
+        claim = former.claim if former is not None else None
+        if claim is not None and (claim.loading or claim.swap is not None):
+            # What it had may be what the server goes on with: that has to be known first.
+            reason = "it is about to take over"
         if reason:
             self._refuse(backup, reason)
         else:
-            former = self.backups.get(backup.server)
             if former is not None:
                 self._drop(former)
             del self.coming[stream]

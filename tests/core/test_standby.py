@@ -37,7 +37,9 @@ from migrate.core.messages import (
     DIVERGED,
     EMPTY,
     ERROR,
+    EXPIRED,
     OK,
+    WITHDRAWN,
     Cut,
     Dropped,
     Envelope,
@@ -1401,3 +1403,71 @@ def test_a_move_that_waits_for_a_swap_ends_with_its_server() -> None:
     at.removal_ended(SERVER, SwapOutcome.DONE, world.now_ms)
     assert not at.delayed and SERVER not in at.leaving
     assert world.ports[A].did(Finish)
+
+
+def test_what_was_asked_for_while_a_standby_was_joining_is_known_to_it_when_it_has_joined() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    for name in (A, B):
+        world.cores[name].route_hint(OTHER, C, 1)
+    world.dropped = [Kept]
+    world.replicate(B)  # it has the whole, and is not waited for yet
+    inc = world.cores[A].hosted[SERVER]
+    assert not inc.gated
+    out = Outgoing(CALL, "first", b"", None, (), 0, "first", "")
+    world.cores[A].request(inc.sender, OTHER, out, world.now_ms)
+    world.run()
+    assert world.ports[C].ran == ["first"]
+    world.dropped = []
+    world.later(500)
+    assert world.row().standbys == (B,)
+    (sending,) = world.cores[B].standbys.backups[SERVER].image.sending.values()
+    assert sending.next_seq == 2
+    world.kill(A)
+    out = Outgoing(CALL, "second", b"", None, (), 0, "second", "")
+    inc = world.cores[B].hosted[SERVER]
+    world.cores[B].request(inc.sender, OTHER, out, world.now_ms)
+    world.run()
+    assert world.ports[C].ran == ["first", "second"]
+
+
+def test_a_standby_that_is_about_to_take_over_is_not_fed_anew_meanwhile() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    at, port = world.cores[B], world.ports[B]
+    world.silent.add(A)
+    world.cores[C].standbys.node_suspected(A, world.now_ms)
+    port.keeps = None  # what is kept first is loaded for a trial, which takes a while
+    world.run()
+    assert world.row().owner == C
+    ((stream, coming),) = at.standbys.coming.items()
+    assert coming.keeping is not None
+    # It takes C for gone too, and asks for the swap, before that trial has ended.
+    world.deaf.add(B)
+    at.standbys.suspected[C] = None
+    at.standbys.consider(SERVER, world.now_ms)
+    port.reads.clear()
+    at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+    world.run()
+    ((row, rev),) = _taken(port.swaps)
+    at.standbys.delta_kept(stream, coming.keeping.number, "", world.now_ms)
+    at.standbys.promoted(SERVER, world._swap(row, rev), world.now_ms)
+    assert SERVER in at.hosted
+
+
+def test_a_request_that_was_withdrawn_before_a_failover_ends_as_not_done_after_it() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    for name in (A, B):
+        world.cores[name].route_hint(OTHER, C, 1)
+    busy(world)
+    world.send(A, env(1, "m"))
+    asks(world, A, "fetch", f"{SERVER}/1")
+    world.kill(A)
+    out = asks(world, B, "fetch", f"{SERVER}/1")
+    (session,) = world.cores[B].hosted[SERVER].sender.sessions.values()
+    world.cores[B].receive(C, [Reply(session.id, out.seq, WITHDRAWN, b"")], world.now_ms)
+    assert ("fetch", EXPIRED, b"") in world.ports[B].resolved

@@ -713,6 +713,10 @@ class StandbyInvariants(RollbackInvariants):
                     return f"{inc.id} has {follower.node} in {follower.phase.name}"
                 if follower.leaving:
                     return f"{inc.id} has {follower.node} leaving"
+                other = world.by_id[follower.node]
+                backup = other.core.standbys.backups.get(inc.id)
+                if backup is None or backup.stream != follower.stream:
+                    return f"{inc.id} has {follower.node}, which has nothing"
                 if follower.unacked and now_ms - follower.progress_ms > 200:
                     return f"{inc.id} has {follower.node} behind"
         return ""
