@@ -476,10 +476,18 @@ class Core:
 
     def _close_session(self, session: SendSession) -> None:
         """Forget an idle session, and tell the owner that it may too."""
-        if session.next_seq > 1 and session.route.node is not None:
-            final = Acked(session.id, session.server, session.next_seq, True)
-            self.send(session.route.node, final)
+        node = self._told_at(session)
+        if session.next_seq > 1 and node is not None:
+            self.send(node, Acked(session.id, session.server, session.next_seq, True))
         self._drop_sending(session)
+
+    def _told_at(self, session: SendSession) -> NodeId | None:
+        """Where the owner of a session's records is told that they are not awaited any more."""
+        here = self.hosted.get(session.server)
+        if here is None:
+            return session.route.node
+        # NB: what is answered here is not recorded, unless somebody may ask for it again.
+        return self.node if here.replica is not None or session.sender.gate is not None else None
 
     def _drop_sending(self, session: SendSession) -> None:
         if session.sender.gate is not None:
@@ -860,10 +868,9 @@ class Core:
 
     def _tell_acks(self) -> None:
         for session in self._idle.values():
-            node = session.route.node
+            node = self._told_at(session)
             low = session.told_low()
-            gated = session.sender.gate is not None
-            if low != session.acked_told and node is not None and (node != self.node or gated):
+            if low != session.acked_told and node is not None:
                 session.acked_told = low
                 self.send(node, Acked(session.id, session.server, low))
         self._idle.clear()

@@ -341,8 +341,16 @@ class Replica:
         self.lag_since_ms = 0  # ASYNC: since when something let out is not at the standbys
 
     def gating(self) -> list[Follower]:
-        """Those whose acknowledgement is waited for."""
-        return [it for it in self.followers.values() if it.configured or it.gates]
+        """Those whose acknowledgement is waited for; of an asynchronous server, for its bounds: one
+        that has to have its whole cut first may have to wait for a handler, and the server does not
+        wait for that.
+        """
+        return [
+            it
+            for it in self.followers.values()
+            if (it.configured or it.gates)
+            and (self.mode is Mode.SYNC or it.phase is FollowerPhase.FED)
+        ]
 
     def is_awaited(self) -> bool:
         """Somebody has to have a whole cut before anything is acknowledged by all."""

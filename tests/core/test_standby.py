@@ -1471,3 +1471,39 @@ def test_a_request_that_was_withdrawn_before_a_failover_ends_as_not_done_after_i
     (session,) = world.cores[B].hosted[SERVER].sender.sessions.values()
     world.cores[B].receive(C, [Reply(session.id, out.seq, WITHDRAWN, b"")], world.now_ms)
     assert ("fetch", EXPIRED, b"") in world.ports[B].resolved
+
+
+def test_an_asynchronous_server_does_not_wait_for_a_standby_that_waits_for_its_whole_cut() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.replicate(B, C, mode=Mode.ASYNC)
+    world.later(200)
+    replica = inc.replica
+    assert replica is not None and set(inc.row.standbys) == {B, C}
+    next(iter(replica.followers.values())).phase = FollowerPhase.DUE
+    inc.gated = True  # they lag too far behind
+    at = world.cores[A]
+    at.background(inc, 1, world.now_ms)  # so there is no cut
+    world.send(A, env(1, "m"))
+    world.later(300)
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_a_gated_server_hears_from_senders_here_what_they_do_not_await_any_more() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    other = world.own(A, OTHER)
+    world.replicate(B)
+    at = world.cores[A]
+    out = Outgoing(CALL, "m", b"", None, (), 0, "token", "")
+    at.request(other.sender, SERVER, out, world.now_ms)
+    world.run()
+    (session,) = inc.sessions.values()
+    assert list(session.records) == [1]
+    world.later(1_000)
+    assert not session.records
+    (sending,) = other.sender.sessions.values()
+    at._close_session(sending)
+    world.run()
+    at.flush(world.now_ms)
+    assert session.ended
