@@ -152,7 +152,8 @@ class CheckpointVerbs:
                 host.state_bytes = captured.state_bytes
                 return captured
         finally:
-            writer.close()
+            # In a thread: what it has noted of a large state takes a while to be let go of.
+            await _to_its_end(asyncio.to_thread(writer.close))
 
     async def _write_ahead(
         self, server: ServerId, host: Hosted, writer: StreamWriter
