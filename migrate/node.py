@@ -52,7 +52,7 @@ from migrate.shell.host import Hosted, open_methods
 from migrate.shell.journals import NodeJournals
 from migrate.shell.load import INTERVAL_S, Meter
 from migrate.shell.membership import Membership, NodeRow, describe
-from migrate.shell.standby_verbs import StandbyVerbs, mode_name
+from migrate.shell.standby_verbs import REENTRANT, StandbyVerbs, mode_name
 from rpc.errors import RpcError
 from rpc.grpc_channel import split_address
 from rpc.handshake import PeerInfo
@@ -650,6 +650,9 @@ class Node(Peer):
                 "journals: give it one by Node(data=...) or --data DIR",
                 node=self._name,
             )
+        waits = durable or (standbys is not None and any(standbys[:2]) and standbys[2] == "sync")
+        if waits and spec.reentrant:
+            raise UsageError(f"{spec.cls_name} {REENTRANT}", node=self._name)
         if name is not None:
             await self._check_name_free(name)
         server = f"{classes.slug(spec.cls.__name__)}-{secrets.token_hex(8)}"

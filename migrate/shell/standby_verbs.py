@@ -57,6 +57,12 @@ LOOK_LONG_S: Final = 0.25
 WATCHES_MIN: Final = 1000
 """Servers of which something is remembered before those that are gone are looked for."""
 
+REENTRANT: Final = (
+    "is declared reentrant, and can have neither sync standbys nor a journal: what a nested call "
+    "returns would wait for the state after the call around it, which waits for what it returns; "
+    "use async standbys, or leave the option out"
+)
+
 MODES: Final[dict[str, Mode]] = {"sync": Mode.SYNC, "async": Mode.ASYNC}
 
 
@@ -249,6 +255,8 @@ class StandbyVerbs:
                 raise self._error(
                     inc, "it is durable, and an async standby would take it back behind its journal"
                 )
+            if inc.reentrant and (names or count) and wanted.mode is Mode.SYNC:
+                raise self._error(inc, f"its class {REENTRANT}")
             targets = await self._targets(inc, wanted)
             before = self._present(inc)
             # First, so that whoever takes over from here on knows of it.

@@ -155,6 +155,38 @@ def test_replicate_returns_when_the_standbys_are_in_sync_and_info_tells_of_them(
     run(body())
 
 
+@migrate.server(reentrant=True)
+class Nested:
+    async def go(self, other: Any) -> int:
+        return int(await other.back(migrate.current().ref))
+
+    async def inner(self) -> int:
+        return 1
+
+
+class Back:
+    async def back(self, nested: Any) -> int:
+        return int(await nested.inner())
+
+
+def test_reentrant_servers_have_async_standbys_alone() -> None:
+    async def body() -> None:
+        async with nodes("a", "b", options=OPTIONS) as (a, _):
+            other = await a.spawn(Back)
+            ref = await a.spawn(Nested)
+            error = await failure_of(a.replicate(ref, ["b"]))
+            assert isinstance(error, migrate.StandbyError) and "reentrant" in str(error)
+            assert error.outcome is Outcome.NOT_DONE
+            with_one = migrate.SpawnOptions(standbys=1)
+            error = await failure_of(a.spawn(Nested, options=with_one))
+            assert isinstance(error, migrate.UsageError) and "reentrant" in str(error)
+            assert len(await a.servers()) == 2
+            await a.replicate(ref, ["b"], mode="async")
+            assert await ref.go(other) == 1
+
+    run(body())
+
+
 def test_standbys_are_changed_while_calls_run() -> None:
     async def body() -> None:
         async with nodes("a", "b", "c", options=OPTIONS) as (a, b, c):
