@@ -1653,6 +1653,8 @@ class Core:
         elif kind == CAST:
             self._receipts[session.id] = (inc, session)
             if inc.replica is not None and inc.replica.tracks:
+                # NB: a cut may have come between, before the message ahead of this one.
+                inc.replica.changes.sessions[session.id] = session
                 inc.replica.changes.casts.append(entry)
         elif kind == EMPTY:
             session.pending += 1

@@ -1507,3 +1507,22 @@ def test_a_gated_server_hears_from_senders_here_what_they_do_not_await_any_more(
     world.run()
     at.flush(world.now_ms)
     assert session.ended
+
+
+def test_a_cast_that_follows_a_call_in_one_frame_is_in_the_log_before_it_is_acknowledged() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.replicate(B, C)
+    busy(world)
+    replica = inc.replica
+    assert replica is not None
+    waited = next(it for it in replica.followers.values() if it.node == C)
+    waited.phase = FollowerPhase.ASKED  # so that no handler begins that may wait
+    world.dropped = [Follow]
+    world.send(A, env(2, "a cast", CAST))
+    # There is a cut for the handler of the call that comes now; then the cast's turn is there.
+    replica.due = True
+    world.send(A, env(1, "a call"))
+    assert not world.ports[A].began
+    (session,) = world.cores[B].standbys.backups[SERVER].image.sessions.values()
+    assert [item.seq for item in session.early] == [2]

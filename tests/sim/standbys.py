@@ -803,6 +803,8 @@ class StandbyWorld(RollbackWorld):
         # What waits for a sweep does not wait long; and what ticks is told to standbys for as long.
         plan.session_expiry_ms = min(plan.session_expiry_ms, 60_000)
         plan.timer_share = min(plan.timer_share, 0.15)
+        # What handlers in mid-run have had answers to is kept for a failover: that needs room.
+        plan.records_max = max(plan.records_max, 150)
         World._build(self)
         self._again(self._change, self.settings.changes)
         self._again(self._slander, self.settings.slander)
