@@ -606,9 +606,8 @@ def _entry(inc: Incarnation, item: EntryRecord, now_ms: int) -> Entry:
     return entry
 
 
-def contradiction(record: StateRecord, server: ServerId, *, failover: bool = False) -> str:
-    """What in a record no node writes; "" if it could be one that `export` made, or (`failover`) an
-    `Image`.
+def contradiction(record: StateRecord, server: ServerId) -> str:
+    """What in a record no node writes; "" if it could be one that `export` made, or an `Image`.
 
     A copy keeps counters of what the record holds, and adds to its numbers. This is what they
     rest on; whatever else a peer makes up concerns only the server that it gives away.
@@ -620,9 +619,9 @@ def contradiction(record: StateRecord, server: ServerId, *, failover: bool = Fal
         early = [item.seq for item in s.early]
         if s.id in sessions or not 1 <= s.acked_below <= s.expected < _NUMBER_MAX:
             return f"session {s.id!r} is there twice, or its numbers cannot be"
-        limit = _NUMBER_MAX if failover else s.expected
-        if not all(s.acked_below <= seq < limit for seq in s.records):
-            return f"session {s.id!r} has results of requests that it has not taken, or has freed"
+        # NB: after a failover also of requests that come after one that no handler has taken.
+        if not all(s.acked_below <= seq < _NUMBER_MAX for seq in s.records):
+            return f"session {s.id!r} has results of requests that it has freed"
         if len(set(early)) != len(early) or not all(
             s.expected < item.seq < _NUMBER_MAX and item.session == s.id for item in s.early
         ):
@@ -673,8 +672,6 @@ def restore(
     route_of: Callable[[str, NodeId, int], Route],
     window: int,
     now_ms: int,
-    *,
-    failover: bool = False,
 ) -> Incarnation:
     """Build the copy that `record` describes; it is FROZEN and holds back what it would send.
 
@@ -687,13 +684,11 @@ def restore(
         route_of: Gives the core's shared route to a server, created with the hint.
         window: This node's sending window.
         now_ms: Remaining times count from here.
-        failover: The record is an `Image`'s: results may be there of requests that come after one
-            that no handler has taken.
 
     Raises:
         PeerError: The record contradicts itself.
     """
-    wrong = contradiction(record, row.server, failover=failover)
+    wrong = contradiction(record, row.server)
     if wrong:
         raise PeerError(f"the state contradicts itself: {wrong}", server=row.server)
     inc = Incarnation(row, rev, record.limit, record.reentrant, host)

@@ -1887,7 +1887,7 @@ class Standbys:
         claim.loading = False
         if host is not None:
             record, _ = backup.image.state(server, now_ms)
-            reason = contradiction(record, server, failover=True)
+            reason = contradiction(record, server)
         if host is None or reason:
             claim.unfit = reason or "it cannot be loaded"
             if backup.journal:
@@ -1989,7 +1989,6 @@ class Standbys:
             core.route_hint,
             core.options.window,
             now_ms,
-            failover=True,
         )
         inc.sender.replays = replays or None
         return inc

@@ -1526,3 +1526,19 @@ def test_a_cast_that_follows_a_call_in_one_frame_is_in_the_log_before_it_is_ackn
     assert not world.ports[A].began
     (session,) = world.cores[B].standbys.backups[SERVER].image.sessions.values()
     assert [item.seq for item in session.early] == [2]
+
+
+def test_a_server_that_has_answered_out_of_turn_before_a_failover_may_move() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    busy(world)
+    world.send(A, env(1, "m"), env(2, "", EMPTY))  # the second is answered while the first runs
+    world.kill(A)
+    at = world.cores[B]
+    inc = at.hosted[SERVER]
+    (session,) = inc.sessions.values()
+    assert session.expected == 1 and list(session.records) == [2]
+    record = at.export(inc, world.now_ms)
+    copy = restore(record, inc.row, 99, object(), world.cores[A].route_hint, 10, world.now_ms)
+    assert list(copy.sessions[session.id].records) == [2]
