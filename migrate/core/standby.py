@@ -490,6 +490,8 @@ class Standbys:
         replica.wanted_journal = journal
         replica.failed.clear()
         self._arrange(inc, replica, now_ms)
+        if inc.replica is replica:
+            self._acknowledged(inc, replica, now_ms)  # by whoever is left to be waited for
         self.core.flush(now_ms)
         return True
 
@@ -1274,6 +1276,8 @@ class Standbys:
             if replica.mode is Mode.ASYNC:
                 self._catch_up(inc, replica, now_ms)
             self._arrange(inc, replica, now_ms)
+        if inc.replica is replica:
+            self._acknowledged(inc, replica, now_ms)
         if inc.replica is replica and (
             replica.swap is not None
             or any(

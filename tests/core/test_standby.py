@@ -1542,3 +1542,21 @@ def test_a_server_that_has_answered_out_of_turn_before_a_failover_may_move() -> 
     record = at.export(inc, world.now_ms)
     copy = restore(record, inc.row, 99, object(), world.cores[A].route_hint, 10, world.now_ms)
     assert list(copy.sessions[session.id].records) == [2]
+
+
+def test_what_waited_for_a_standby_that_is_not_wanted_any_more_leaves() -> None:
+    world = World(A, B, C)
+    inc = world.own(A)
+    world.deaf.add(A)  # so that it is waited for, and not in the row
+    world.replicate(B)
+    world.ports[A].swaps.clear()
+    replica = inc.replica
+    assert replica is not None and inc.gated
+    (follower,) = replica.followers.values()
+    follower.configured, replica.swap, replica.asked = False, None, False
+    world.dropped = [Cut, Kept]
+    world.send(A, env(1, "m"))
+    assert not world.replies()
+    world.dropped = [Follow]
+    world.replicate(C)
+    assert [reply.seq for reply in world.replies()] == [1]
