@@ -409,6 +409,7 @@ class Backup:
         "used_by",
         "valid",
         "version",
+        "waits_ms",
     )
 
     def __init__(self, follow: Follow, owner: NodeId, now_ms: int) -> None:
@@ -432,6 +433,8 @@ class Backup:
         # is what takes over if the move comes to nothing.
         self.used_by: TransferId = ""
         self.copy: Incarnation | None = None
+        # Since when its first cut waits for the end of the claim of what was there before it.
+        self.waits_ms = -1
         self.heard_ms = now_ms
         self.checks = 0  # since then: whether it is wanted still
 
@@ -1089,6 +1092,9 @@ class Standbys:
             return
         follower.progress_ms = now_ms
         follower.checks = 0
+        if follower.acked < follower.first and unacked and follower.node != JOURNAL:
+            # What came while it was taking in the whole was of no use to it.
+            self._repeat(inc, follower, now_ms)
         follower.acked = number
         if not follower.configured and not follower.gates:
             # It has loaded the whole: the next cut is the one that it joins with.
@@ -1509,6 +1515,10 @@ class Standbys:
         if refusal:
             core.send(node, FollowRefused(follow.stream, refusal))
             return
+        valid = self.backups.get(server)
+        if valid is not None and valid.epoch > follow.epoch:
+            core.send(node, FollowRefused(follow.stream, "it follows a newer owner"))
+            return
         for other in [it for it in self.coming.values() if it.server == server]:
             if other.epoch > follow.epoch:
                 core.send(node, FollowRefused(follow.stream, "it follows a newer owner"))
@@ -1605,9 +1615,13 @@ class Standbys:
         backup.keeping = None
         former = self.backups.get(backup.server)
         claim = former.claim if former is not None else None
-        if claim is not None and (claim.loading or claim.swap is not None):
+        if former is not None and former.epoch > backup.epoch:
+            # Whoever sends this was replaced, and does not know yet.
+            reason = reason or "it follows a newer owner"
+        if not reason and claim is not None and (claim.loading or claim.swap is not None):
             # What it had may be what the server goes on with: that has to be known first.
-            reason = "it is about to take over"
+            backup.keeping, backup.waits_ms = message, now_ms
+            return
         if reason:
             self._refuse(backup, reason)
         else:
@@ -1649,10 +1663,11 @@ class Standbys:
     def _drop(self, backup: Backup) -> None:
         self.coming.pop(backup.stream, None)
         self._kept.pop(backup.stream, None)
-        if self.backups.get(backup.server) is backup:
-            del self.backups[backup.server]
         self.core.cancel_timer(("claim", backup.server))
         self.port.end_stream(backup.stream)
+        if self.backups.get(backup.server) is backup:
+            del self.backups[backup.server]
+            self._claim_over(backup.server)
 
     def _on_unfollow(self, message: Unfollow, node: NodeId) -> None:
         self._stepped_down(message.stream, node)
@@ -1881,6 +1896,15 @@ class Standbys:
         if claim.host is not None or self.core.node not in row.standbys or not backup.valid:
             # Used up, or not one of this configuration; a living owner feeds it anew.
             self._refuse(backup, "what it had is used up")
+        else:
+            self._claim_over(backup.server)
+
+    def _claim_over(self, server: ServerId) -> None:
+        """What a new owner has sent meanwhile takes the place of what was there."""
+        for other in [it for it in self.coming.values() if it.server == server]:
+            if other.waits_ms >= 0 and other.keeping is not None:
+                waited_ms, other.waits_ms = other.waits_ms, -1
+                self.delta_kept(other.stream, other.keeping.number, "", waited_ms)
 
     def backup_loaded(self, server: ServerId, host: object, reason: str, now_ms: int) -> None:
         """The answer to `Port.load_backup`: a host, or why there is none."""
@@ -1969,6 +1993,8 @@ class Standbys:
         self._kept.pop(backup.stream, None)
         self.core.cancel_timer(("claim", backup.server))
         self.port.end_stream(backup.stream)
+        for other in [it for it in self.coming.values() if it.server == backup.server]:
+            self._refuse(other, "it has taken over")
         former = claim.row.owner if claim.row is not None else backup.owner
         cause = f"its owner {node_name(former)} is gone"
         if backup.journal:
@@ -2043,11 +2069,11 @@ class Standbys:
 
     def forget_server(self, server: ServerId) -> None:
         """The server has come here by a move: what this node had of it as a standby is over."""
+        for other in [it for it in self.coming.values() if it.server == server]:
+            self._drop(other)
         backup = self.backups.get(server)
         if backup is not None:
             self._drop(backup)
-        for other in [it for it in self.coming.values() if it.server == server]:
-            self._drop(other)
 
 
 def server_of(stream: TransferId) -> ServerId:

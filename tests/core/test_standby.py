@@ -410,6 +410,61 @@ def test_several_standbys_one_takes_over_and_the_other_follows_it() -> None:
     assert world.ports[other].ran == ["o"]
 
 
+def test_a_standby_that_came_second_follows_the_first_without_leaving_the_row() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    world.send(A, env(1, "m"))
+    world.deaf.add(C)
+    at, port = world.cores[C], world.ports[C]
+    world.silent.add(A)
+    at.node_dead(A, world.now_ms)
+    port.reads.clear()
+    at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+    world.run()
+    assert port.swaps  # It has asked, and the other one is quicker.
+    world.cores[B].node_dead(A, world.now_ms)
+    world.run()
+    assert world.row().owner == B and world.row().standbys == (C,)
+    epoch = world.row().epoch
+    world.send(B, env(2, "n"))
+    assert [reply.seq for reply in world.replies() if reply.seq == 2] == []
+    world.deaf.clear()
+    world.run()
+    assert [reply.seq for reply in world.replies() if reply.seq == 2] == [2]
+    assert (world.row().epoch, world.row().standbys) == (epoch, (C,))
+    assert (C, Changed.LOST) not in world.ports[B].changed
+    world.kill(B)
+    assert world.row().owner == C
+    world.send(C, env(2, "n"), env(3, "o"))
+    assert world.ports[C].ran == ["o"]
+
+
+def test_an_owner_that_was_replaced_cannot_feed_a_standby_of_the_next_one() -> None:
+    # Seed 68 of the simulator: what it sent took the place of what the next owner had sent.
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    world.silent.add(A)
+    world.cores[B].standbys.node_suspected(A, world.now_ms)
+    world.run()
+    assert world.cores[B].standbys.replicate(SERVER, (C,), Mode.SYNC, world.now_ms)
+    world.run()
+    world.send(B, env(2, "n"))
+    assert world.row().owner == B and world.row().standbys == (C,)
+    world.silent.clear()
+    world.deaf.add(A)
+    world.ports[A].take()
+    assert world.cores[A].standbys.replicate(SERVER, (B, C), Mode.SYNC, world.now_ms)
+    world.later(1_000)
+    world.silent.add(A)
+    world.kill(B)
+    assert world.row().owner == C
+    world.send(C, env(2, "n"), env(3, "o"))
+    assert world.ports[C].ran == ["o"]
+
+
 def asks(world: World, at: NodeId, what: str, run: str, to: str = OTHER, kind: int = CALL) -> Any:
     inc = world.cores[at].hosted[SERVER]
     out = Outgoing(kind, what, what.encode(), None, (), 0, what, run)

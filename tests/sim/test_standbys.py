@@ -89,7 +89,7 @@ def test_standbys_join_are_lost_and_take_over_in_every_way() -> None:
             "slander": 20,
             "standby joined": 200,
             "standby lost": 100,
-            "standby left": 30,
+            "standby left": 5,
             "standby unfit": 1,
             "standby uncaptured": 1,
             "standby step": 100,
