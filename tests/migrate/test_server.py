@@ -249,7 +249,8 @@ def test_server_on_something_else_than_a_class_is_refused():
     [
         ({"versoin": 2}, "no option versoin; did you mean version?"),
         ({"zzz": 2}, "It has: version, mailbox, reentrant, movable"),
-        ({"deterministic": True}, "no option deterministic"),
+        ({"deterministic": 1}, "True or False"),
+        ({"durable": "yes"}, "True or False"),
         ({"version": 0}, "from 1 to"),
         ({"version": "2"}, "from 1 to"),
         ({"version": True}, "from 1 to"),
