@@ -622,6 +622,8 @@ def contradiction(record: StateRecord, server: ServerId) -> str:
         # NB: after a failover also of requests that come after one that no handler has taken.
         if not all(s.acked_below <= seq < _NUMBER_MAX for seq in s.records):
             return f"session {s.id!r} has results of requests that it has freed"
+        if s.expected in s.records or not s.records.keys().isdisjoint(early):
+            return f"session {s.id!r} has results of requests that are still to come"
         if len(set(early)) != len(early) or not all(
             s.expected < item.seq < _NUMBER_MAX and item.session == s.id for item in s.early
         ):

@@ -1426,7 +1426,8 @@ class Core:
             self._acknowledge(inc, session, env.acked_below)
         expected = session.expected
         if seq != expected:
-            if seq < expected:
+            # (After a failover, a result may be there of one that comes after what is missing.)
+            if seq < expected or seq in session.records:
                 self._repeated(inc, session, seq, env.kind, env.method)
                 return
             if seq in session.early or env.kind == PROBE:
@@ -1501,7 +1502,7 @@ class Core:
             self._acknowledge(inc, session, low)
         sending.acked_told = low
         expected = session.expected
-        if seq < expected:
+        if seq < expected or seq in session.records:
             self._repeated(inc, session, seq, out.kind, out.method)
             return
         if self._no_room(inc) and (

@@ -34,6 +34,7 @@ from migrate.core.incarnation import (
 from migrate.core.messages import (
     CALL,
     CAST,
+    CYCLE,
     DIVERGED,
     EMPTY,
     ERROR,
@@ -463,6 +464,23 @@ def test_an_owner_that_was_replaced_cannot_feed_a_standby_of_the_next_one() -> N
     assert world.row().owner == C
     world.send(C, env(2, "n"), env(3, "o"))
     assert world.ports[C].ran == ["o"]
+
+
+def test_a_request_that_was_answered_out_of_turn_is_not_run_when_it_is_repeated() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.ports[A].busy = True
+    world.send(A, env(1, "m"))
+    # What comes back to the server along its own chain is refused at once.
+    world.send(A, env(2, "n", chain=(f"{SERVER}/1",)))
+    assert [(reply.seq, reply.status) for reply in world.replies()] == [(2, CYCLE)]
+    world.kill(A)
+    # Its sender has not got that, and asks again, the later one first.
+    world.send(B, env(2, "n", chain=(f"{SERVER}/1",)))
+    assert [(reply.seq, reply.status) for reply in world.replies()] == [(2, CYCLE)]
+    world.send(B, env(1, "m"), env(3, "o"))
+    assert world.ports[B].ran == ["m", "o"]
 
 
 def asks(world: World, at: NodeId, what: str, run: str, to: str = OTHER, kind: int = CALL) -> Any:
