@@ -1247,4 +1247,7 @@ def main() -> None:
     """Run the command line; the entry point of the console script."""
     # gRPC tells on stderr of every connection that ends; set before it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # asyncio says so if a pipe to a child is closed just as the child ends: both look for that.
+    said = "Unknown child process pid"
+    logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith(said))
     cli(prog_name="migrate")
