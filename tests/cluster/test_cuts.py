@@ -21,7 +21,7 @@ from tests.migrate.servers import Large
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster_secret")]
 
 BOTH = pytest.mark.parametrize("kind", ["unix", "grpc"])
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def options(kind: str) -> migrate.NodeOptions:

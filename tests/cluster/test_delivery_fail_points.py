@@ -60,7 +60,8 @@ POINTS = {
     Point.REQUEST_KNOCKED: ("target", KNOCK),
     Point.NOT_HERE_SENT: ("target", WRONG_PLACE),
 }
-REACHED_S = 20.0
+REACHED_S = 120.0
+"""How long a step is waited for that takes milliseconds: a machine may stand still for a while."""
 
 
 class Stage:
@@ -107,6 +108,14 @@ class Stage:
         await asyncio.wait(begun)
         # Long enough for the acknowledgement of an idle sender, now and then.
         await asyncio.sleep(0.12 if self.calls % 4 == 0 else 0.002)
+
+    def waiting(self, subject: Subject) -> str:
+        """What has no answer yet, and what the client believes of where its server is."""
+        open_ = [made for made in subject.made if made.end is None]
+        route = self.client._driver.core.routes.get(subject.ref._server_id)
+        believed = {name: getattr(route, name, None) for name in getattr(route, "__slots__", ())}
+        alive = {role: (node.name, node.alive) for role, node in self.nodes.items()}
+        return f"no answer to {open_}; {believed}; {alive}"
 
     async def move_about(self, subject: Subject, ended: asyncio.Event) -> None:
         """Moves without end, to the target and back to the source."""
@@ -162,7 +171,7 @@ async def at(s: Stage, point: Point, action: str, victim: str) -> None:
             subject.ref = RefObject(direct._server_id, direct._info, None, wrong, 1)
         else:
             relayed.set()
-        assert await came_to(lambda: len(subject.made) > 12, REACHED_S)
+        assert await came_to(lambda: len(subject.made) > 12, REACHED_S), s.waiting(subject)
         if how == KNOCK:
             # The source sleeps when its server is ready at the target; whoever asks there knocks.
             await arm(s.client, s.nodes["source"].name, f"{Point.READY_RECEIVED.value}=stop")
@@ -189,7 +198,10 @@ async def at(s: Stage, point: Point, action: str, victim: str) -> None:
         if how == KNOCK and not (action == "kill" and victim == "source"):
             s.nodes["source"].wake()
         before = len(subject.made)
-        assert await came_to(lambda: subject.lost_ns or len(subject.made) > before + 12, REACHED_S)
+        goes_on = await came_to(
+            lambda: subject.lost_ns or len(subject.made) > before + 12, REACHED_S
+        )
+        assert goes_on, s.waiting(subject)
     finally:
         ended.set()
         relayed.set()
@@ -264,4 +276,4 @@ def test_a_process_dies_or_sleeps_at_each_step_of_delivery(
             for point, action, victim in todo:
                 await at(s, point, action, victim)
 
-    run(body(), bound_s=600.0)
+    run(body(), bound_s=1800.0)

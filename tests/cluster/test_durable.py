@@ -25,7 +25,7 @@ from tests.cluster.durable_servers import Ledger, Teller
 pytestmark = pytest.mark.cluster
 
 ROOT = pathlib.Path(__file__).parents[2]
-OPTIONS = migrate.NodeOptions(call_timeout_s=20.0)
+OPTIONS = migrate.NodeOptions(call_timeout_s=60.0)
 CALLERS = 8
 
 

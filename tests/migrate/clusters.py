@@ -13,7 +13,7 @@ import migrate
 T = TypeVar("T")
 
 QUICK = migrate.NodeOptions(
-    call_timeout_s=20.0,
+    call_timeout_s=60.0,
     repeat_first_s=0.2,
     repeat_max_s=1.0,
     quiesce_timeout_s=10.0,
@@ -22,7 +22,7 @@ QUICK = migrate.NodeOptions(
 )
 """Waits that are shorter than the defaults, and long enough for a machine that is busy."""
 
-BOUND_S = 90.0
+BOUND_S = 300.0
 """A test that takes longer hangs."""
 
 
@@ -70,7 +70,7 @@ async def linked(node: migrate.Node, others: list[migrate.Node]) -> None:
     await until(lambda: node._links is not None and all(map(node._links.is_up, wanted)))
 
 
-async def until(holds: Callable[[], bool], bound_s: float = 20.0) -> None:
+async def until(holds: Callable[[], bool], bound_s: float = 60.0) -> None:
     """Wait until something holds that gives no event of its own.
 
     Raises:
@@ -81,7 +81,7 @@ async def until(holds: Callable[[], bool], bound_s: float = 20.0) -> None:
             await asyncio.sleep(0.005)
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], bound_s: float = 20.0) -> None:
+async def eventually(holds: Callable[[], Awaitable[bool]], bound_s: float = 60.0) -> None:
     """Ask until the answer is yes, where nobody tells.
 
     Raises:
