@@ -91,8 +91,9 @@ class Node(Peer):
         token_file: The token of the public gRPC API; None: beside the cluster secret, made if
             it is not there.
         tls: Folder with certificates, as `migrate certs init` makes it; all connections over TCP
-            then use them, in both directions. None: what LIVEMIGRATE_TLS_DIR names; or, when it
-            listens beyond loopback, `tls` beside the cluster secret.
+            then use them, in both directions, and new files there from the next handshake on.
+            None: what LIVEMIGRATE_TLS_DIR names; or, when it listens beyond loopback, `tls`
+            beside the cluster secret.
         advertise: host:port under which others reach it, where that is not the address it listens
             on; port 0 stands for the one it listens on.
         data: Folder of this node's own for the journals of durable servers, made if it is not

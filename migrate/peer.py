@@ -58,7 +58,7 @@ from rpc.frames import Gathered
 from rpc.grpc_channel import is_loopback, split_address
 from rpc.handshake import PeerInfo
 from rpc.links import LinkOptions, Links
-from rpc.tls import FOLDER_VARIABLE, Tls, default_tls_folder, load_tls
+from rpc.tls import FOLDER_VARIABLE, TlsFolder, default_tls_folder
 from serializers.errors import SerializerError
 
 T = TypeVar("T")
@@ -181,7 +181,7 @@ class Peer(abc.ABC):
         runtime_opened(self._driver)
         return links
 
-    def _tls_for(self, address: str) -> Tls | None:
+    def _tls_for(self, address: str) -> TlsFolder | None:
         """The certificates to use: those that were asked for, or else, where an address leads
         beyond this machine, those in the usual place, if they are there.
         """
@@ -195,7 +195,7 @@ class Peer(abc.ABC):
             if is_loopback(host) or not usual.exists():
                 return None
             folder = usual
-        return load_tls(folder, self._kind)
+        return TlsFolder(folder, self._kind)
 
     def _flush(self) -> None:
         self._peers.flush()

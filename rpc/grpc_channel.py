@@ -21,7 +21,7 @@ import grpc.aio
 
 from rpc.channel import Accept, Buffer, Channel, Listener, Transport
 from rpc.errors import ChannelBroken, FrameError, ListenFailed, PeerRefused, Unreachable
-from rpc.tls import ROLE_NAMES, Tls
+from rpc.tls import ROLE_NAMES, Credentials
 
 # The stubs in common use miss or mistake parts of grpc.aio, so what is used of
 # it here is declared in this module's own words.
@@ -364,7 +364,7 @@ class GrpcTransport(Transport):
         frame_bytes_max: int,
         silence_max_s: float,
         services: Sequence[Callable[[grpc.aio.Server], None]] = (),
-        tls: Tls | None = None,
+        tls: Credentials | None = None,
     ) -> None:
         """Set what all its connections have in common.
 

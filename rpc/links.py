@@ -41,7 +41,7 @@ from rpc.grpc_channel import GrpcTransport, split_address
 from rpc.handshake import PeerInfo
 from rpc.link import CLOSING, HANG_UP, Link, LinkCost, LinkHandler, LinkOptions, drain
 from rpc.memory_channel import MemoryTransport
-from rpc.tls import ROLE_NAMES, Tls
+from rpc.tls import ROLE_NAMES, Credentials
 from rpc.unix_channel import UnixTransport
 
 __all__ = [
@@ -180,7 +180,7 @@ class Links:
         handler: LinkHandler,
         options: LinkOptions = _DEFAULTS,
         *,
-        tls: Tls | None = None,
+        tls: Credentials | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         """Prepare; nothing is opened yet.

@@ -10,7 +10,7 @@ import pytest
 from migrate.tools import certs
 from rpc.errors import AuthFailed, LinkTimeout, ListenFailed, PeerRefused, SecretFileError
 from rpc.links import Links, PeerInfo
-from rpc.tls import Tls, default_tls_folder, load_tls
+from rpc.tls import Credentials, Tls, TlsFolder, default_tls_folder, load_tls
 from tests.rpc.harness import PATIENCE_S, SECRET, Recorder, peer, run
 
 pytest.importorskip("cryptography", reason="certificates are made with cryptography")
@@ -26,7 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def ends(peer_id: str, tls: Tls | None, secret: bytes = SECRET, kind: str = "node") -> Links:
+def ends(
+    peer_id: str, tls: Credentials | None, secret: bytes = SECRET, kind: str = "node"
+) -> Links:
     return Links(peer(peer_id, kind=kind), secret, Recorder(), tls=tls)
 
 
@@ -194,3 +196,84 @@ def test_certificates_that_are_none_fail_to_listen(folder: Path) -> None:
         await links.close()
 
     run(main())
+
+
+def replaced(folder: Path, source: Path, *names: str) -> None:
+    """Put copies of files in a folder, each at once, as who renews certificates does."""
+    for name in names:
+        fresh = folder / f"{name}.new"
+        fresh.write_bytes((source / name).read_bytes())
+        fresh.chmod(0o600)
+        fresh.rename(folder / name)
+
+
+FILES = ("ca.pem", "node.pem", "node.key")
+
+
+@pytest.fixture
+def old_and_new(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("old", "new"):
+        certs.init(tmp_path / name, [], 30, renew=False)
+    return tmp_path / "old", tmp_path / "new"
+
+
+def test_certificates_that_are_replaced_serve_from_the_next_handshake_on(
+    old_and_new: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The authority itself is another one; nobody is started anew."""
+    old, new = old_and_new
+
+    async def main() -> None:
+        ours = tmp_path / "ours"
+        certs.init(ours, [], 30, renew=False)
+        replaced(ours, old, *FILES)
+        acceptor, mine = ends("b", TlsFolder(ours, "node")), TlsFolder(ours, "node")
+        former, newer = load_tls(old, "node"), load_tls(new, "node")
+        try:
+            where = await acceptor.listen("127.0.0.1:0")
+            acceptor._listeners[1:], rest = [], acceptor._listeners[1:]
+            for listener in rest:
+                await listener.close(0)
+
+            async def gets_in(name: str, tls: Credentials) -> bool:
+                dialler = ends(name, tls)
+                try:
+                    await dialler.connect(where, PATIENCE_S if name[0] == "y" else REFUSED_S)
+                except LinkTimeout:
+                    return False
+                finally:
+                    await dialler.close()
+                return True
+
+            assert await gets_in("y1", former) and await gets_in("y2", mine)
+            assert not await gets_in("n1", newer)
+            replaced(ours, new, *FILES)
+            assert await gets_in("y3", newer) and await gets_in("y4", mine)
+            assert not await gets_in("n2", former)
+        finally:
+            await acceptor.close()
+
+    run(main())
+
+
+def test_certificates_that_are_half_replaced_are_not_used(
+    old_and_new: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = old_and_new
+    folder = TlsFolder(old, "node")
+    first = folder.current()
+    assert folder.current() is first
+    for name in ("ca.pem", "node.pem"):
+        replaced(old, new, name)
+        # The key is still that of the former certificate; an authority alone is whole.
+        now = folder.current()
+        assert now.cert == first.cert and now is folder.current()
+    assert caplog.text.count("the former ones go on serving") == 1
+    (old / "node.key").unlink()
+    assert folder.current().key == first.key
+    (old / "node.key").write_bytes(b"nonsense")
+    (old / "node.key").chmod(0o600)
+    assert folder.current().key == first.key
+    assert caplog.text.count("the former ones go on serving") == 3
+    replaced(old, new, "node.key")
+    assert folder.current() == load_tls(new, "node")
