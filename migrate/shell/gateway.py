@@ -504,6 +504,7 @@ class Gateway:
             near=cast(Any, near),
             standbys=_standbys("standby_nodes", request.standby_nodes, request.standbys),
             standby_mode=_mode(request.standby_mode),
+            durable=request.durable,
         )
 
         async def spawn() -> RefObject:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rpc.v1 import types_pb2 as rpc_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10rpc/v1/api.proto\x12\x0elivemigrate.v1\x1a\x12rpc/v1/types.proto\"\x93\x02\n\x0cSpawnRequest\x12\x0b\n\x03\x63ls\x18\x01 \x01(\t\x12\x11\n\targs_json\x18\x02 \x01(\t\x12\x13\n\x0bkwargs_json\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07on_node\x18\x05 \x01(\t\x12\x14\n\x0cleast_loaded\x18\x06 \x01(\x08\x12\x16\n\x0enear_server_id\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x15\n\rstandby_nodes\x18\n \x03(\t\x12\x10\n\x08standbys\x18\x0b \x01(\r\x12\x31\n\x0cstandby_mode\x18\x0c \x01(\x0e\x32\x1b.livemigrate.v1.StandbyMode\":\n\rSpawnResponse\x12)\n\x06server\x18\x01 \x01(\x0b\x32\x19.livemigrate.v1.ServerRef\"\x80\x01\n\x0b\x43\x61llRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x11\n\targs_json\x18\x04 \x01(\t\x12\x13\n\x0bkwargs_json\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\"\n\x0c\x43\x61llResponse\x12\x12\n\nreply_json\x18\x01 \x01(\t\"\x80\x01\n\x0b\x43\x61stRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x11\n\targs_json\x18\x04 \x01(\t\x12\x13\n\x0bkwargs_json\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\x0e\n\x0c\x43\x61stResponse\"\x1e\n\x0eWhereIsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x0fWhereIsResponse\x12)\n\x06server\x18\x01 \x01(\x0b\x32\x19.livemigrate.v1.ServerRef\"O\n\x0bListRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03\x63ls\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"}\n\x0cListResponse\x12+\n\x07servers\x18\x01 \x03(\x0b\x32\x1a.livemigrate.v1.ServerInfo\x12\'\n\x05nodes\x18\x02 \x03(\x0b\x32\x18.livemigrate.v1.NodeInfo\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"5\n\x0bInfoRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\":\n\x0cInfoResponse\x12*\n\x06server\x18\x01 \x01(\x0b\x32\x1a.livemigrate.v1.ServerInfo\"\\\n\x0eMigrateRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0f\n\x07to_node\x18\x03 \x01(\t\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\"=\n\x0fMigrateResponse\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x1a.livemigrate.v1.MoveReport\"\x96\x01\n\x10ReplicateRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x03(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.livemigrate.v1.StandbyMode\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"?\n\x11ReplicateResponse\x12*\n\x06server\x18\x01 \x01(\x0b\x32\x1a.livemigrate.v1.ServerInfo2\xc1\x04\n\x03\x41pi\x12\x44\n\x05Spawn\x12\x1c.livemigrate.v1.SpawnRequest\x1a\x1d.livemigrate.v1.SpawnResponse\x12\x41\n\x04\x43\x61ll\x12\x1b.livemigrate.v1.CallRequest\x1a\x1c.livemigrate.v1.CallResponse\x12\x41\n\x04\x43\x61st\x12\x1b.livemigrate.v1.CastRequest\x1a\x1c.livemigrate.v1.CastResponse\x12J\n\x07WhereIs\x12\x1e.livemigrate.v1.WhereIsRequest\x1a\x1f.livemigrate.v1.WhereIsResponse\x12\x41\n\x04List\x12\x1b.livemigrate.v1.ListRequest\x1a\x1c.livemigrate.v1.ListResponse\x12\x41\n\x04Info\x12\x1b.livemigrate.v1.InfoRequest\x1a\x1c.livemigrate.v1.InfoResponse\x12J\n\x07Migrate\x12\x1e.livemigrate.v1.MigrateRequest\x1a\x1f.livemigrate.v1.MigrateResponse\x12P\n\tReplicate\x12 .livemigrate.v1.ReplicateRequest\x1a!.livemigrate.v1.ReplicateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10rpc/v1/api.proto\x12\x0elivemigrate.v1\x1a\x12rpc/v1/types.proto\"\xa4\x02\n\x0cSpawnRequest\x12\x0b\n\x03\x63ls\x18\x01 \x01(\t\x12\x11\n\targs_json\x18\x02 \x01(\t\x12\x13\n\x0bkwargs_json\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07on_node\x18\x05 \x01(\t\x12\x14\n\x0cleast_loaded\x18\x06 \x01(\x08\x12\x16\n\x0enear_server_id\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x15\n\rstandby_nodes\x18\n \x03(\t\x12\x10\n\x08standbys\x18\x0b \x01(\r\x12\x31\n\x0cstandby_mode\x18\x0c \x01(\x0e\x32\x1b.livemigrate.v1.StandbyMode\x12\x0f\n\x07\x64urable\x18\r \x01(\x08\":\n\rSpawnResponse\x12)\n\x06server\x18\x01 \x01(\x0b\x32\x19.livemigrate.v1.ServerRef\"\x80\x01\n\x0b\x43\x61llRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x11\n\targs_json\x18\x04 \x01(\t\x12\x13\n\x0bkwargs_json\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\"\n\x0c\x43\x61llResponse\x12\x12\n\nreply_json\x18\x01 \x01(\t\"\x80\x01\n\x0b\x43\x61stRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x11\n\targs_json\x18\x04 \x01(\t\x12\x13\n\x0bkwargs_json\x18\x05 \x01(\t\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\x0e\n\x0c\x43\x61stResponse\"\x1e\n\x0eWhereIsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x0fWhereIsResponse\x12)\n\x06server\x18\x01 \x01(\x0b\x32\x19.livemigrate.v1.ServerRef\"O\n\x0bListRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03\x63ls\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"}\n\x0cListResponse\x12+\n\x07servers\x18\x01 \x03(\x0b\x32\x1a.livemigrate.v1.ServerInfo\x12\'\n\x05nodes\x18\x02 \x03(\x0b\x32\x18.livemigrate.v1.NodeInfo\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"5\n\x0bInfoRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\":\n\x0cInfoResponse\x12*\n\x06server\x18\x01 \x01(\x0b\x32\x1a.livemigrate.v1.ServerInfo\"\\\n\x0eMigrateRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0f\n\x07to_node\x18\x03 \x01(\t\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\"=\n\x0fMigrateResponse\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x1a.livemigrate.v1.MoveReport\"\x96\x01\n\x10ReplicateRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x03(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.livemigrate.v1.StandbyMode\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"?\n\x11ReplicateResponse\x12*\n\x06server\x18\x01 \x01(\x0b\x32\x1a.livemigrate.v1.ServerInfo2\xc1\x04\n\x03\x41pi\x12\x44\n\x05Spawn\x12\x1c.livemigrate.v1.SpawnRequest\x1a\x1d.livemigrate.v1.SpawnResponse\x12\x41\n\x04\x43\x61ll\x12\x1b.livemigrate.v1.CallRequest\x1a\x1c.livemigrate.v1.CallResponse\x12\x41\n\x04\x43\x61st\x12\x1b.livemigrate.v1.CastRequest\x1a\x1c.livemigrate.v1.CastResponse\x12J\n\x07WhereIs\x12\x1e.livemigrate.v1.WhereIsRequest\x1a\x1f.livemigrate.v1.WhereIsResponse\x12\x41\n\x04List\x12\x1b.livemigrate.v1.ListRequest\x1a\x1c.livemigrate.v1.ListResponse\x12\x41\n\x04Info\x12\x1b.livemigrate.v1.InfoRequest\x1a\x1c.livemigrate.v1.InfoResponse\x12J\n\x07Migrate\x12\x1e.livemigrate.v1.MigrateRequest\x1a\x1f.livemigrate.v1.MigrateResponse\x12P\n\tReplicate\x12 .livemigrate.v1.ReplicateRequest\x1a!.livemigrate.v1.ReplicateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,37 +33,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rpc.v1.api_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SPAWNREQUEST']._serialized_start=57
-  _globals['_SPAWNREQUEST']._serialized_end=332
-  _globals['_SPAWNRESPONSE']._serialized_start=334
-  _globals['_SPAWNRESPONSE']._serialized_end=392
-  _globals['_CALLREQUEST']._serialized_start=395
-  _globals['_CALLREQUEST']._serialized_end=523
-  _globals['_CALLRESPONSE']._serialized_start=525
-  _globals['_CALLRESPONSE']._serialized_end=559
-  _globals['_CASTREQUEST']._serialized_start=562
-  _globals['_CASTREQUEST']._serialized_end=690
-  _globals['_CASTRESPONSE']._serialized_start=692
-  _globals['_CASTRESPONSE']._serialized_end=706
-  _globals['_WHEREISREQUEST']._serialized_start=708
-  _globals['_WHEREISREQUEST']._serialized_end=738
-  _globals['_WHEREISRESPONSE']._serialized_start=740
-  _globals['_WHEREISRESPONSE']._serialized_end=800
-  _globals['_LISTREQUEST']._serialized_start=802
-  _globals['_LISTREQUEST']._serialized_end=881
-  _globals['_LISTRESPONSE']._serialized_start=883
-  _globals['_LISTRESPONSE']._serialized_end=1008
-  _globals['_INFOREQUEST']._serialized_start=1010
-  _globals['_INFOREQUEST']._serialized_end=1063
-  _globals['_INFORESPONSE']._serialized_start=1065
-  _globals['_INFORESPONSE']._serialized_end=1123
-  _globals['_MIGRATEREQUEST']._serialized_start=1125
-  _globals['_MIGRATEREQUEST']._serialized_end=1217
-  _globals['_MIGRATERESPONSE']._serialized_start=1219
-  _globals['_MIGRATERESPONSE']._serialized_end=1280
-  _globals['_REPLICATEREQUEST']._serialized_start=1283
-  _globals['_REPLICATEREQUEST']._serialized_end=1433
-  _globals['_REPLICATERESPONSE']._serialized_start=1435
-  _globals['_REPLICATERESPONSE']._serialized_end=1498
-  _globals['_API']._serialized_start=1501
-  _globals['_API']._serialized_end=2078
+  _globals['_SPAWNREQUEST']._serialized_end=349
+  _globals['_SPAWNRESPONSE']._serialized_start=351
+  _globals['_SPAWNRESPONSE']._serialized_end=409
+  _globals['_CALLREQUEST']._serialized_start=412
+  _globals['_CALLREQUEST']._serialized_end=540
+  _globals['_CALLRESPONSE']._serialized_start=542
+  _globals['_CALLRESPONSE']._serialized_end=576
+  _globals['_CASTREQUEST']._serialized_start=579
+  _globals['_CASTREQUEST']._serialized_end=707
+  _globals['_CASTRESPONSE']._serialized_start=709
+  _globals['_CASTRESPONSE']._serialized_end=723
+  _globals['_WHEREISREQUEST']._serialized_start=725
+  _globals['_WHEREISREQUEST']._serialized_end=755
+  _globals['_WHEREISRESPONSE']._serialized_start=757
+  _globals['_WHEREISRESPONSE']._serialized_end=817
+  _globals['_LISTREQUEST']._serialized_start=819
+  _globals['_LISTREQUEST']._serialized_end=898
+  _globals['_LISTRESPONSE']._serialized_start=900
+  _globals['_LISTRESPONSE']._serialized_end=1025
+  _globals['_INFOREQUEST']._serialized_start=1027
+  _globals['_INFOREQUEST']._serialized_end=1080
+  _globals['_INFORESPONSE']._serialized_start=1082
+  _globals['_INFORESPONSE']._serialized_end=1140
+  _globals['_MIGRATEREQUEST']._serialized_start=1142
+  _globals['_MIGRATEREQUEST']._serialized_end=1234
+  _globals['_MIGRATERESPONSE']._serialized_start=1236
+  _globals['_MIGRATERESPONSE']._serialized_end=1297
+  _globals['_REPLICATEREQUEST']._serialized_start=1300
+  _globals['_REPLICATEREQUEST']._serialized_end=1450
+  _globals['_REPLICATERESPONSE']._serialized_start=1452
+  _globals['_REPLICATERESPONSE']._serialized_end=1515
+  _globals['_API']._serialized_start=1518
+  _globals['_API']._serialized_end=2095
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SpawnRequest(_message.Message):
-    __slots__ = ("cls", "args_json", "kwargs_json", "name", "on_node", "least_loaded", "near_server_id", "request_id", "timeout_s", "standby_nodes", "standbys", "standby_mode")
+    __slots__ = ("cls", "args_json", "kwargs_json", "name", "on_node", "least_loaded", "near_server_id", "request_id", "timeout_s", "standby_nodes", "standbys", "standby_mode", "durable")
     CLS_FIELD_NUMBER: _ClassVar[int]
     ARGS_JSON_FIELD_NUMBER: _ClassVar[int]
     KWARGS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class SpawnRequest(_message.Message):
     STANDBY_NODES_FIELD_NUMBER: _ClassVar[int]
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
     STANDBY_MODE_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
     cls: str
     args_json: str
     kwargs_json: str
@@ -32,7 +33,8 @@ class SpawnRequest(_message.Message):
     standby_nodes: _containers.RepeatedScalarFieldContainer[str]
     standbys: int
     standby_mode: _types_pb2.StandbyMode
-    def __init__(self, cls: _Optional[str] = ..., args_json: _Optional[str] = ..., kwargs_json: _Optional[str] = ..., name: _Optional[str] = ..., on_node: _Optional[str] = ..., least_loaded: bool = ..., near_server_id: _Optional[str] = ..., request_id: _Optional[str] = ..., timeout_s: _Optional[float] = ..., standby_nodes: _Optional[_Iterable[str]] = ..., standbys: _Optional[int] = ..., standby_mode: _Optional[_Union[_types_pb2.StandbyMode, str]] = ...) -> None: ...
+    durable: bool
+    def __init__(self, cls: _Optional[str] = ..., args_json: _Optional[str] = ..., kwargs_json: _Optional[str] = ..., name: _Optional[str] = ..., on_node: _Optional[str] = ..., least_loaded: bool = ..., near_server_id: _Optional[str] = ..., request_id: _Optional[str] = ..., timeout_s: _Optional[float] = ..., standby_nodes: _Optional[_Iterable[str]] = ..., standbys: _Optional[int] = ..., standby_mode: _Optional[_Union[_types_pb2.StandbyMode, str]] = ..., durable: bool = ...) -> None: ...
 
 class SpawnResponse(_message.Message):
     __slots__ = ("server",)

@@ -250,6 +250,7 @@ async def cluster(tmp_path: pathlib.Path, **options: Any) -> AsyncIterator[Clust
                     secret_file=secret,
                     spawnable=ALL,
                     options=migrate.NodeOptions(**options),
+                    data=tmp_path / "journals" if name == "a" else None,
                 )
             )
             for name in ("a", "b")
@@ -1335,6 +1336,31 @@ def test_a_move_reports_what_it_did(tmp_path: pathlib.Path):
                 assert error.outcome == types_pb2.OUTCOME_NOT_DONE
             info = await c.outside.ask("Info", api_pb2.InfoRequest(server_id=server))
             assert info.server.node == "b"
+
+    run(main())
+
+
+def test_a_durable_server_is_asked_for_from_outside(tmp_path: pathlib.Path):
+    async def main() -> None:
+        async with cluster(tmp_path) as c:
+            server = await c.outside.spawn(Counter, name="hits", durable=True)
+            info = (await c.outside.ask("Info", api_pb2.InfoRequest(server_id=server))).server
+            assert info.durable
+            assert len(list((tmp_path / "journals").iterdir())) == 1
+            plain = await c.outside.spawn(Counter)
+            info = (await c.outside.ask("Info", api_pb2.InfoRequest(server_id=plain))).server
+            assert not info.durable
+            cases: list[tuple[dict[str, Any], Code]] = [
+                ({"on_node": "b"}, Code.INVALID_ARGUMENT),  # no place for journals there
+                (
+                    {"standbys": 1, "standby_mode": types_pb2.STANDBY_MODE_ASYNC},
+                    Code.INVALID_ARGUMENT,
+                ),
+            ]
+            for fields, code in cases:
+                error = await refused(c.outside.spawn(Counter, durable=True, **fields))
+                assert error.code is code, fields
+                assert error.outcome == types_pb2.OUTCOME_NOT_DONE
 
     run(main())
 
