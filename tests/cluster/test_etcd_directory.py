@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import grpc
 import pytest
 
 from migrate.shell.directories import (
@@ -318,6 +319,8 @@ def test_a_swap_is_not_done_when_etcd_is_gone_or_silent_before_it_was_asked(
                     await directory.txn([Compare("k", rev)], [Put("k", b"no")], [])
 
             server.kill()
+            # While the connection seems to stand a request may have got through.
+            await ended(directory._members[0])
             await refused()
             await refused()
             server.start()
@@ -333,6 +336,12 @@ def test_a_swap_is_not_done_when_etcd_is_gone_or_silent_before_it_was_asked(
 
     with etcd_server(tmp_path) as server:
         run(lambda: main(server))
+
+
+async def ended(member: Any) -> None:
+    """Wait until the end of a member's process has come to its channel."""
+    while (state := member.channel.get_state()) is grpc.ChannelConnectivity.READY:
+        await member.channel.wait_for_state_change(state)
 
 
 async def come_back(directory: Directory) -> None:
@@ -504,12 +513,16 @@ def test_a_user_logs_in_and_again_when_the_token_is_forgotten(tmp_path: Path) ->
             assert await put(directory, "k", b"1") >= 1
             assert [it.value for it in await anext(watch)] == [b"1"]
             first = directory._token  # type: ignore[attr-defined]
-            # Tokens live in memory.
-            server.kill()
-            server.start()
-            await swap(directory, "k", b"2")
-            assert directory._token not in ("", first)  # type: ignore[attr-defined]
-            assert [it.value for it in await anext(watch)] == [b"2"]
+            # Tokens live in memory. (But a login is in the log: one that is not yet in the store
+            # when the server dies is done again, with the same token.)
+            for n in itertools.count(2):
+                server.kill()
+                server.start()
+                await swap(directory, "k", b"%d" % n)
+                assert [it.value for it in await anext(watch)] == [b"%d" % n]
+                if directory._token != first:  # type: ignore[attr-defined]
+                    break
+            assert directory._token  # type: ignore[attr-defined]
             lease = await directory.lease(60)
             assert await directory.keepalive(lease)
             await directory.revoke(lease)
