@@ -809,8 +809,9 @@ class Standbys:
         """
         replica = inc.replica
         if replica is None:
-            # About to be released: then its standbys have to be fed first.
-            free = inc.row.mode is not Mode.SYNC or not inc.row.standbys
+            # About to be released: then its standbys and its journal have to be fed first.
+            row = inc.row
+            free = row.mode is not Mode.SYNC or not (row.standbys or row.journal)
         else:
             free = replica.mode is not Mode.SYNC or not inc.gated
         if free or not self.port.may_wait(inc, entry):

@@ -9,7 +9,7 @@ from migrate.core.actions import CopyAhead, DecodeState, SwapRow
 from migrate.core.directory import Mode
 from migrate.core.events import Copied, Decoded, Encoded
 from migrate.core.ids import NodeId
-from migrate.core.messages import Cut, Follow, Note, Step
+from migrate.core.messages import Cut, Dropped, Follow, Note, Step
 from migrate.core.standby import JOURNAL, Changed
 from tests.core.fakes import SERVER, A, B, Port, env
 from tests.core.test_standby import World, begin_move
@@ -200,6 +200,24 @@ def test_a_move_leaves_the_journal_in_the_row_until_another_takes_its_place() ->
     world.later(500)
     assert world.row().journal not in (stream, "")
     assert [reply.seq for reply in world.replies()] == [1, 2]
+
+
+def test_a_handler_that_may_wait_is_not_begun_before_a_new_owner_has_begun_its_journal() -> None:
+    """Seed 14 of the journals' schedules: what it asked for waited for the cut, which waited for
+    its end; and the row never named another journal than that of the source.
+    """
+    world = Disks(A, B)
+    world.own(A)
+    world.durable()
+    world.ports[B].busy = True
+    world.dropped = [Dropped]
+    moved(world, B)
+    assert world.cores[B].hosted[SERVER].holding
+    world.send(B, env(1, "m"))
+    assert world.ports[B].ran == []
+    world.dropped = []
+    world.later(1_000)
+    assert world.ports[B].ran == ["m"] and world.row().journal.startswith(f"{SERVER}/{B}/")
 
 
 def test_a_failover_leaves_the_journal_in_the_row_until_another_takes_its_place() -> None:
