@@ -155,6 +155,14 @@ class Standing(enum.Enum):
     LEAVING = "leaving"
 
 
+class Leftover(enum.Enum):
+    """What is to be done with a journal that nobody writes to."""
+
+    OPEN = "open"
+    WAIT = "wait"  # read the row again later
+    USELESS = "useless"  # no row can ever name it again
+
+
 class StandbyPort(Protocol):
     """What standbys need of the shell. Every method returns at once; none calls the core back."""
 
@@ -1661,7 +1669,7 @@ class Standbys:
             self.core.send(backup.owner, KeepRefused(backup.stream, 0, reason))
         self._drop(backup)
 
-    def _drop(self, backup: Backup) -> None:
+    def _drop(self, backup: Backup, why: str = "this node has got it otherwise") -> None:
         self.coming.pop(backup.stream, None)
         self._kept.pop(backup.stream, None)
         self.core.cancel_timer(("claim", backup.server))
@@ -1669,6 +1677,9 @@ class Standbys:
         if self.backups.get(backup.server) is backup:
             del self.backups[backup.server]
             self._claim_over(backup.server)
+            if backup.journal:
+                # Whoever has read it holds it until this is known.
+                self.port.standbys_changed(backup.server, JOURNAL, Changed.UNFIT, why)
 
     def _on_unfollow(self, message: Unfollow, node: NodeId) -> None:
         self._stepped_down(message.stream, node)
@@ -1868,6 +1879,28 @@ class Standbys:
         self.port.read_standby_row(server)
         return ""
 
+    def leftover(
+        self, row: Row | None, journal: TransferId, writer: NodeId, *, first: bool
+    ) -> Leftover:
+        """What to do with a journal here that nobody writes to.
+
+        Args:
+            row: Of its server, as just read.
+            journal: Its id.
+            writer: The node that began its file.
+            first: It was found when this node began. Else this node ended it, or could not open it.
+        """
+        if row is None or row.state is RowState.LOST:
+            return Leftover.USELESS
+        if row.journal == journal:
+            # An owner that lives puts another one in its place. When it dies before that, nobody
+            # but this node has the server.
+            return Leftover.OPEN if first or self._is_gone(row.owner) else Leftover.WAIT
+        if row.owner == writer != self.core.node:
+            # A last swap of a dead writer's, which names it, may yet come through.
+            return Leftover.WAIT
+        return Leftover.USELESS
+
     def _claim_journal(self, backup: Backup, claim: Claim, row: Row | None, rev: int) -> None:
         """Go on with opening a journal. That its writer is gone is known: nobody holds the file."""
         why = ""
@@ -1881,8 +1914,7 @@ class Standbys:
         elif claim.unfit:
             why = claim.unfit
         if why or row is None:
-            self._drop(backup)
-            self.port.standbys_changed(backup.server, JOURNAL, Changed.UNFIT, why)
+            self._drop(backup, why)
             return
         claim.row, claim.rev = row, rev
         if claim.host is None:
@@ -1920,8 +1952,7 @@ class Standbys:
         if host is None or reason:
             claim.unfit = reason or "it cannot be loaded"
             if backup.journal:
-                self._drop(backup)
-                self.port.standbys_changed(server, JOURNAL, Changed.UNFIT, claim.unfit)
+                self._drop(backup, claim.unfit)
                 self.core.flush(now_ms)
                 return
             me = self.core.node
@@ -2111,6 +2142,7 @@ __all__ = [
     "Claim",
     "Follower",
     "FollowerPhase",
+    "Leftover",
     "Replica",
     "StandbyPort",
     "StandbyTimes",

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -21,7 +22,7 @@ from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import Cut, Follow, Note, Step
 from migrate.core.records import CutRecord, SessionRecord, StepRecord
-from migrate.core.standby import JOURNAL, Changed, Logged
+from migrate.core.standby import JOURNAL, Changed, Leftover, Logged, server_of
 from migrate.errors import MigrateError, StaleJournal
 from migrate.shell import journal, wire
 from migrate.shell.directories.base import DirectoryError
@@ -43,8 +44,9 @@ IN_USE_S: Final = 5.0
 IN_USE_LOOK_S: Final = 0.1
 
 AGAIN_FIRST_S: Final = 0.2
-AGAIN_MAX_S: Final = 30.0
-"""Waits before it is looked again whether a journal is of use to anybody."""
+AGAIN_MAX_S: Final = 5.0
+"""Waits before it is looked again whether a journal is of use to anybody. The server of one that
+its writer has to open again is away for as long."""
 
 _NOTE: Final = b"N"
 _STEP: Final = b"S"
@@ -52,6 +54,15 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _cut: Final = msgspec.msgpack.Decoder(CutRecord)
 _step: Final = msgspec.msgpack.Decoder(StepRecord)
 _note: Final = msgspec.msgpack.Decoder(list[SessionRecord])
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A journal that was read, and is held until there is a newer one under its name."""
+
+    stack: contextlib.ExitStack
+    path: str
+    facts: Facts
 
 
 class NodeJournals:
@@ -72,8 +83,8 @@ class NodeJournals:
         post = functools.partial(driver.loop.call_soon_threadsafe, context=driver.context)
         self._log = JournalLog(folder, self._key, post)
         self._written: dict[TransferId, Journal] = {}
-        # Of journals that are being opened: what holds their files, and who waits for that.
-        self._opening: dict[ServerId, contextlib.ExitStack] = {}
+        # Journals that are being opened, and who waits for that.
+        self._opening: dict[ServerId, _Opening] = {}
         self._opened: dict[ServerId, asyncio.Future[None]] = {}
         self._closing = False
 
@@ -150,29 +161,50 @@ class NodeJournals:
             self._driver.flush()
 
     def end(self, stream: TransferId) -> None:
-        """A server's journal is of no use any more: it ends, and its file goes."""
+        """A server's journal is of no use any more, or is soon to be: it ends."""
         written = self._written.pop(stream, None)
-        if written is None or self._closing:
+        if self._closing:
             return
+        opening = self._opening.get(server_of(stream))
+        if opening is None or opening.facts.server in self._opened:
+            opening = None  # or there is no decision yet
+        elif opening.facts.journal == stream:
+            # The server was taken away again before this holds a whole cut of this owner.
+            self._release(opening.facts.server)
+            if written is None:
+                self._look_later(opening.path, opening.facts)
+        if written is not None:
+            written.close(lambda _: self._look_later(written.path, written.facts))
 
-        written.close(lambda _: self._remove_later(written))
+    def _look_later(self, path: str, facts: Facts) -> None:
+        self._driver.task(self._look_after(path, facts), f"a journal of {facts.server}")
 
-    def _remove_later(self, written: Journal) -> None:
-        facts = written.facts
-        self._driver.task(self._remove(written), f"the end of a journal of {facts.server}")
-
-    async def _remove(self, written: Journal) -> None:
-        """Remove a journal's file when the row names it no more: a new owner's takes its place."""
+    async def _look_after(self, path: str, facts: Facts) -> None:
+        """Remove a file when no row can name it any more; open it if nobody else will."""
         wait_s = AGAIN_FIRST_S
-        while True:
-            with contextlib.suppress(DirectoryError, MigrateError):
-                row, _ = await self._driver.rows.read(written.facts.server)
-                if row is None or row.journal != written.facts.journal:
-                    break
+        left, _ = await self._leftover(facts, first=False)
+        while left is Leftover.WAIT:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, AGAIN_MAX_S)
+            left, _ = await self._leftover(facts, first=False)
+        if left is Leftover.OPEN:
+            await self._try(path)
+            return
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._log.disk.remove, written.path)
+            await asyncio.to_thread(self._log.disk.remove, path)
+
+    async def _leftover(self, facts: Facts, *, first: bool) -> tuple[Leftover, str]:
+        """What to do with a journal by the row of its server, and what that says, for people."""
+        try:
+            row, _ = await self._driver.rows.read(facts.server)
+        except (DirectoryError, MigrateError) as error:
+            log.warning("the row of server %s cannot be read: %s", facts.server, error)
+            return Leftover.WAIT, ""
+        standbys = self._driver.core.standbys
+        left = standbys.leftover(row, facts.journal, facts.node, first=first)
+        if row is None or row.state is RowState.LOST:
+            return left, "there is no such server any more"
+        return left, f"its row, at epoch {row.epoch}, names {row.journal or 'no journal'}"
 
     async def close(self) -> None:
         """Close all journals in order; what was not acknowledged by now never is."""
@@ -190,18 +222,21 @@ class NodeJournals:
 
         async def opened(path: str) -> None:
             async with limit:
-                until_s = self._driver.loop.time() + IN_USE_S
-                while True:
-                    try:
-                        await self._open(path)
-                    except BadJournal as error:
-                        if error.flaw == "in use" and self._driver.loop.time() < until_s:
-                            await asyncio.sleep(IN_USE_LOOK_S)
-                            continue
-                        log.error("the journal %s cannot be opened: %s", path, error.reason)
-                    return
+                await self._try(path)
 
         await asyncio.gather(*map(opened, paths))
+
+    async def _try(self, path: str) -> None:
+        until_s = self._driver.loop.time() + IN_USE_S
+        while True:
+            try:
+                await self._open(path)
+            except BadJournal as error:
+                if error.flaw == "in use" and self._driver.loop.time() < until_s:
+                    await asyncio.sleep(IN_USE_LOOK_S)
+                    continue
+                log.error("the journal %s cannot be opened: %s", path, error.reason)
+            return
 
     def _find(self) -> list[str]:
         journal.sweep(self._log.folder)
@@ -213,8 +248,14 @@ class NodeJournals:
         try:
             found = await asyncio.to_thread(self._load, stack, path)
             facts = found.facts
-            if await self._is_stale(path, facts):
+            # A folder may hold several of one server: what moves left behind just before a kill.
+            left, why = await self._leftover(facts, first=True)
+            if left is not Leftover.OPEN:
                 stack.close()
+                if left is Leftover.WAIT:
+                    self._look_later(path, facts)
+                else:
+                    await self._set_aside(path, facts, why)
                 return
             follow = Follow(
                 facts.journal,
@@ -246,30 +287,17 @@ class NodeJournals:
                 found.torn_bytes,
             )
         server = facts.server
-        self._opening[server] = stack
+        self._opening[server] = _Opening(stack, path, facts)
         future = self._opened[server] = driver.loop.create_future()
         now_s = driver.streams.wall_s()
         why = driver.core.standbys.reopen(follow, logged, now_s, driver.now_ms())
         driver.flush()
         if why:
+            driver.streams.end_stream(facts.journal)
             self.changed(server, JOURNAL, Changed.UNFIT, why)
         await future
 
-    async def _is_stale(self, path: str, facts: Facts) -> bool:
-        """Whether the row names another journal, or none; then this one is set aside.
-
-        A folder may hold several of one server: what moves left behind just before a kill.
-        """
-        try:
-            row, _ = await self._driver.rows.read(facts.server)
-        except (DirectoryError, MigrateError) as error:
-            raise BadJournal("store", f"the row of its server cannot be read: {error}") from error
-        if row is None or row.state is RowState.LOST:
-            why = "there is no such server any more"
-        elif row.journal == facts.journal:
-            return False
-        else:
-            why = f"its row, at epoch {row.epoch}, names {row.journal or 'no journal'}"
+    async def _set_aside(self, path: str, facts: Facts, why: str) -> None:
         to = path
         try:
             to = await asyncio.to_thread(journal.set_aside, path)
@@ -282,7 +310,6 @@ class NodeJournals:
             cause=why,
         )
         log.error("%s", stale)
-        return True
 
     def _load(self, stack: contextlib.ExitStack, path: str) -> Found:
         limit = 4 * self._driver.options.state_bytes_max + (1 << 30)
@@ -315,7 +342,10 @@ class NodeJournals:
             log.warning("server %s is back, from its journal", server)
         elif what is Changed.UNFIT and node == JOURNAL:
             log.error("server %s does not come back from its journal: %s", server, cause)
+            opening = self._opening[server]
             self._release(server)
+            if not self._closing:
+                self._look_later(opening.path, opening.facts)
         else:
             return
         del self._opened[server]
@@ -323,7 +353,7 @@ class NodeJournals:
             future.set_result(None)
 
     def _release(self, server: ServerId) -> None:
-        self._opening.pop(server).close()
+        self._opening.pop(server).stack.close()
 
 
 __all__ = ["NodeJournals"]

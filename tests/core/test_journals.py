@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
+from msgspec import structs
+
 from migrate.core.actions import CopyAhead, DecodeState, SwapRow
-from migrate.core.directory import Mode
+from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import Copied, Decoded, Encoded
 from migrate.core.ids import NodeId
 from migrate.core.messages import Cut, Dropped, Follow, Note, Step
-from migrate.core.standby import JOURNAL, Changed
-from tests.core.fakes import SERVER, A, B, Port, env
+from migrate.core.standby import JOURNAL, Changed, Leftover
+from tests.core.fakes import SERVER, A, B, Port, core, env
 from tests.core.test_standby import World, begin_move
 
 
@@ -60,6 +63,7 @@ class Disks(World):
 
 
 D, E = "d@4", "e@5"
+ROW = Row(SERVER, 1, A, RowState.ACTIVE, "spawn", "", "cls", 1)
 
 
 def test_replies_wait_for_the_journal_and_the_row_names_it() -> None:
@@ -149,6 +153,18 @@ def test_of_two_who_open_it_one_has_it_and_the_other_does_not_try_again() -> Non
     assert owners == [world.row().owner] and world.row().epoch == 3
     (other,) = {D, E} - set(owners)
     assert (JOURNAL, Changed.UNFIT) in world.ports[other].changed
+
+
+def test_who_holds_a_journal_is_told_when_its_server_has_come_here_otherwise() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    stream = world.row().journal
+    world = world.later_world(D)
+    world.deaf.add(D)
+    assert world.open(D, stream) == ""
+    world.cores[D].standbys.forget_server(SERVER)
+    assert (JOURNAL, Changed.UNFIT) in world.ports[D].changed
 
 
 def moved(world: Disks, to: NodeId) -> None:
@@ -282,3 +298,42 @@ def test_a_journal_that_has_grown_gets_a_whole_cut() -> None:
     world.open(D, stream)
     world.send(D, env(6, "n", acked_below=6))
     assert world.ports[D].ran == [] and [reply.seq for reply in world.replies()] == [6]
+
+
+def test_a_journal_that_a_move_has_left_is_opened_again_if_the_new_owner_dies_too_early() -> None:
+    """Seed 23 of the journals' schedules: its writer lived on, and nobody had the server."""
+    world = Disks(A, B)
+    world.own(A)
+    world.durable()
+    stream = world.row().journal
+    world.slow.add(B)
+    moved(world, B)
+    standbys = world.cores[A].standbys
+    assert world.row().owner == B and world.row().journal == stream
+    assert standbys.leftover(world.row(), stream, A, first=False) is Leftover.WAIT
+    world.kill(B)
+    assert standbys.leftover(world.row(), stream, A, first=False) is Leftover.OPEN
+    assert world.open(A, stream) == ""
+    assert world.row().owner == A and SERVER in world.cores[A].hosted
+
+
+@pytest.mark.parametrize(
+    ("changes", "writer", "left"),
+    [
+        ({"journal": "j"}, "a@0", Leftover.OPEN),
+        ({"journal": ""}, "a@0", Leftover.USELESS),
+        ({"journal": "j2"}, "a@0", Leftover.USELESS),
+        # The writer's last swap may yet come through (seed 344), unless it is this node.
+        ({"journal": "", "owner": "a@0"}, "a@0", Leftover.WAIT),
+        ({"journal": "j2", "owner": "a@0"}, "a@0", Leftover.WAIT),
+        ({"journal": "", "owner": A}, A, Leftover.USELESS),
+        ({"journal": "j", "state": RowState.LOST}, "a@0", Leftover.USELESS),
+        (None, "a@0", Leftover.USELESS),
+    ],
+)
+def test_what_becomes_of_a_journal_that_is_found(
+    changes: dict[str, Any] | None, writer: NodeId, left: Leftover
+) -> None:
+    at, _ = core(A)
+    row = structs.replace(ROW, **{"owner": B, **changes}) if changes is not None else None
+    assert at.standbys.leftover(row, "j", writer, first=True) is left
