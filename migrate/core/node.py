@@ -2291,13 +2291,13 @@ class Core:
         A COMMITTED row still has a frozen copy at its source: only the source buries it, and
         only when it has no such copy any more, or any node when the source is dead too.
         """
-        if row.state is RowState.LOST:
-            return False
+        if row.state is RowState.LOST or row.journal:
+            return False  # whoever has the journal opens it
         if any(standby not in self.dead for standby in row.standbys):
             return False  # one of them takes over, or says that it cannot
         if row.owner == self.node:
             return self._has_nothing(row)
-        if row.owner not in self.dead or row.journal:
+        if row.owner not in self.dead:
             return False
         if row.state is RowState.ACTIVE or row.previous in self.dead or not row.previous:
             return True

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from migrate.core import directory
 from migrate.core.actions import CopyAhead, DecodeState, SwapRow
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import Copied, Decoded, Encoded
@@ -337,3 +338,18 @@ def test_what_becomes_of_a_journal_that_is_found(
     at, _ = core(A)
     row = structs.replace(ROW, **{"owner": B, **changes}) if changes is not None else None
     assert at.standbys.leftover(row, "j", writer, first=True) is left
+
+
+def test_a_move_that_both_ends_have_given_up_leaves_the_server_to_the_journal() -> None:
+    """The commit came through when the source was dead and the copy at the target was dropped."""
+    world = Disks(A, B)
+    row = structs.replace(ROW, journal="j", previous=A)
+    row = directory.committed(row, B, "t", 1)
+    world.rows[SERVER] = (row, world.rev)
+    world.kill(A)
+    doomed, again = world.cores[B].burials(A, world.rows.values(), world.now_ms)
+    assert doomed == [] and again
+    world.run()
+    # It is as if the move had not been: whoever has the file of A's opens it.
+    assert world.row().owner == A and world.row().journal == "j"
+    assert world.row().state is RowState.ACTIVE
