@@ -558,6 +558,13 @@ class Image:
         item = step.entry
         known.generation = known.generation or step.generation
         if not item.method:
+            for steps in replays.values():
+                for made in steps:
+                    if (made.session, made.seq) == (step.session, step.seq):
+                        # Told again when its handler had ended. That one is run again all the same.
+                        made.generation = made.generation or step.generation
+                        sending[step.session] = known
+                        return
             # Nobody makes it again: its number goes as an empty one.
             method = "call" if step.kind == CALL else "cast"
             if any(out.seq == step.seq for out in known.outgoing):

@@ -25,6 +25,7 @@ from migrate.core.events import (
 )
 from migrate.core.ids import NodeId, session_id
 from migrate.core.incarnation import (
+    Image,
     Incarnation,
     Phase,
     Removal,
@@ -60,6 +61,7 @@ from migrate.core.messages import (
     WaitProbe,
 )
 from migrate.core.node import Core
+from migrate.core.records import CutRecord, EntryRecord, StepRecord
 from migrate.core.standby import (
     Backup,
     Changed,
@@ -1633,3 +1635,26 @@ def test_what_waited_for_a_standby_that_is_not_wanted_any_more_leaves() -> None:
     world.dropped = [Follow]
     world.replicate(C)
     assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_what_an_ended_handler_had_asked_for_and_is_told_again_is_asked_for_by_its_next_run() -> (
+    None
+):
+    """Seed 178 of the journals' schedules: a session was bound to a generation when the handler had
+    ended, and a task of it still ran, so that there was no cut. The request was told again, as of
+    no handler: the next owner sent its number as an empty one, and then the cast under it was lost.
+    """
+    image = Image()
+    image.take(CutRecord(8, False, 1, [], [], [], [], {}, replaces=True), True, NOW)
+    entry = EntryRecord("client|1|1", 3, CALL, "m", b"", (), -1, "")
+    nobody = EntryRecord("", 0, 0, "", b"", (), -1, "")
+    session = f"{SERVER}|1|2"
+    image.steps = [
+        StepRecord(made_by, session, OTHER, 1, CAST, "op", 7, False, generation, node, 0)
+        for made_by, generation, node in ((entry, 0, ""), (nobody, 4, B))
+    ]
+    record, replays = image.state(SERVER, NOW)
+    (sending,) = record.sending
+    assert sending.outgoing == [] and sending.generation == 4
+    (steps,) = replays.values()
+    assert [(step.seq, step.generation) for step in steps] == [(1, 4)]
