@@ -5,13 +5,15 @@ before until everything new is safe, then everything new; a power cut, a kill or
 moment leaves one or the other. All methods block, and are called in threads.
 
 Names of one place are told apart by URL: `file:///folder/name`, `memory://store/name`,
-`s3://bucket/folder/name`.
+`s3://bucket/folder/name`. A URL may also be that of a folder, under which somebody keeps many
+names (`open_folder`); then `file:///folder` is used as an object store would be.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import datetime
 import errno
 import fcntl
 import importlib
@@ -36,6 +38,7 @@ ABANDONED_S: Final = 60.0
 of its own a moment after it has made it."""
 
 _TEMPORARY: Final = ".part"
+_RETRY: Final = datetime.timedelta(seconds=5)
 
 
 class StoreError(Exception):
@@ -170,6 +173,9 @@ class FileStore(Store):
     The new file is written beside the old one under a temporary name and synced before the
     rename, the folder after it. Source: the order that rename(2) and fsync(2) promise to survive
     a power cut, also on file systems that write names before data.
+
+    A name with slashes is that of a file in a folder below, which comes with its first file and
+    goes with its last.
     """
 
     def __init__(self, folder: str | os.PathLike[str], disk: Disk | None = None) -> None:
@@ -178,6 +184,20 @@ class FileStore(Store):
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
+
+    def _make_below(self, name: str) -> None:
+        """Make the folders that a name tells of, each safe in the one above it."""
+        made = self.folder
+        for part in name.split("/")[:-1]:
+            above, made = made, os.path.join(made, part)
+            try:
+                os.mkdir(made, 0o700)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise StoreError(_why(above, error, "made")) from error
+            with contextlib.suppress(OSError):
+                self._disk.sync_folder(above)
 
     def write(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
         """See `Store.write`."""
@@ -191,6 +211,8 @@ class FileStore(Store):
         self, name: str, pieces: Sequence[bytes | bytearray | memoryview], *, new: bool
     ) -> int:
         disk = self._disk
+        if "/" in name:
+            self._make_below(name)
         # A link stays one; what it leads to is replaced.
         path = self._path(name) if new else os.path.realpath(self._path(name))
         folder, last = os.path.split(path)
@@ -263,21 +285,29 @@ class FileStore(Store):
 
     def names(self, prefix: str) -> list[str]:
         """See `Store.names`."""
+        below, slash, start = prefix.rpartition("/")
         try:
-            return sorted(name for name in os.listdir(self.folder) if name.startswith(prefix))
-        except FileNotFoundError:
+            found = os.listdir(os.path.join(self.folder, below))
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise StoreError(f"the folder cannot be read: {error.strerror or error}") from error
+        return sorted(f"{below}{slash}{name}" for name in found if name.startswith(start))
 
     def remove(self, name: str) -> None:
         """See `Store.remove`."""
         try:
             self._disk.remove(self._path(name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
             raise StoreError(f"the file cannot be removed: {error.strerror or error}") from error
+        below = name.rpartition("/")[0]
+        with contextlib.suppress(OSError):
+            # As long as it is empty, that is.
+            while below:
+                os.rmdir(self._path(below))
+                below = below.rpartition("/")[0]
 
 
 def _check_replaceable(status: os.stat_result) -> None:
@@ -507,7 +537,60 @@ def open_store(url: str) -> tuple[Store, str]:
             return ObjectStore(_s3(place)), name
 
 
-def _parsed(url: str) -> tuple[str, str, str]:
+def open_folder(url: str) -> tuple[Store, str]:
+    """The store that the URL of a folder is of, and what the names in it begin with.
+
+    What is asked of an S3 bucket through it is not asked again for long: whoever keeps a folder
+    goes on by himself when the store is back.
+
+    Raises:
+        UsageError: No such kind, no folder, or the package for it is missing.
+    """
+    scheme, place, name = _split(url)
+    name = name.strip("/")
+    if scheme == "file":
+        if not name:
+            raise UsageError(f"{url!r} names no folder: write file:///folder")
+        return FileStore(f"/{name}"), ""
+    if not place:
+        raise UsageError(f"{url!r} names no store: write {scheme}://store/folder")
+    prefix = f"{name}/" if name else ""
+    if scheme == "memory":
+        return _memories.setdefault(place, MemoryStore()), prefix
+    return ObjectStore(_s3(place, retry_config={"max_retries": 2, "retry_timeout": _RETRY})), prefix
+
+
+def try_out(store: Store, prefix: str) -> None:
+    """See whether a store can be had, and does what fences are made of; leaves nothing there.
+
+    Raises:
+        StoreError: It cannot be written to, or puts an object where there is one already though it
+            was told not to, as some that call themselves compatible do.
+    """
+    name = f"{prefix}try-{secrets.token_hex(16)}"
+    if isinstance(store, FileStore):
+        try:
+            os.makedirs(store.folder, 0o700, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the folder cannot be made: {error.strerror or error}") from error
+    try:
+        with contextlib.suppress(Exists):  # it repeats by itself, and the first had come through
+            store.write_new(name, [b"1"])
+        try:
+            store.write_new(name, [b"2"])
+        except Exists:
+            return
+        raise StoreError(
+            "it puts an object where there is one already: it knows no conditional puts, without "
+            "which two nodes could write to the same journal"
+        )
+    finally:
+        with contextlib.suppress(StoreError):
+            store.remove(name)
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, host and unquoted path of a URL."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise UsageError(
@@ -519,12 +602,17 @@ def _parsed(url: str) -> tuple[str, str, str]:
     name = unquote(name)
     if "\0" in name:
         raise UsageError(f"{url!r} holds a NUL character")
+    if scheme == "file" and place not in ("", "localhost"):
+        raise UsageError(
+            f"{url!r} names the host {place!r}; a file's URL has three slashes and an absolute "
+            f"path, as file://{Path(rest).absolute()}"
+        )
+    return scheme, place, name
+
+
+def _parsed(url: str) -> tuple[str, str, str]:
+    scheme, place, name = _split(url)
     if scheme == "file":
-        if place not in ("", "localhost"):
-            raise UsageError(
-                f"{url!r} names the host {place!r}; a file's URL has three slashes and an absolute "
-                f"path, as file://{Path(rest).absolute()}"
-            )
         folder, _, last = f"/{name}".rpartition("/")
         if last in ("", ".", ".."):
             raise UsageError(f"{url!r} names a folder; add the name of a file")
@@ -534,11 +622,10 @@ def _parsed(url: str) -> tuple[str, str, str]:
     return scheme, place, name
 
 
-def _s3(bucket: str) -> Any:
+def _s3(bucket: str, **options: Any) -> Any:
     """A bucket, found by the variables that every S3 tool reads (AWS_REGION, AWS_ENDPOINT_URL)."""
     obstore = _obstore()
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    options: dict[str, Any] = {}
     if endpoint:
         options["config"] = {"endpoint": endpoint}
         if endpoint.startswith("http://"):
@@ -555,6 +642,8 @@ __all__ = [
     "ObjectStore",
     "Store",
     "StoreError",
+    "open_folder",
     "open_store",
+    "try_out",
     "url_of",
 ]

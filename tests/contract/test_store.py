@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -30,7 +30,9 @@ from migrate.shell.stores import (
     ObjectStore,
     Store,
     StoreError,
+    open_folder,
     open_store,
+    try_out,
     url_of,
 )
 
@@ -134,6 +136,42 @@ def test_names_are_listed_by_their_beginning_in_order(store: Store) -> None:
     assert store.names("b.") == ["b.1", "b.2"]
     assert store.names("b") == ["b", "b.1", "b.2", "bb"]
     assert store.names("z") == []
+
+
+def test_names_with_slashes_are_told_apart_by_their_folders(store: Store) -> None:
+    for name in ("a/b/1", "a/b/2", "a/c/1", "a/b2", "b"):
+        store.write_new(name, [name.encode()])
+    assert store.names("a/b/") == ["a/b/1", "a/b/2"]
+    assert store.names("a/c/") == ["a/c/1"]
+    assert store.names("a/none/") == []
+    assert store.names("b/") == []
+    assert store.read("a/b/2", ALL) == b"a/b/2"
+    with pytest.raises(Exists):
+        store.write_new("a/b/1", [b"again"])
+    with pytest.raises(NotThere):
+        store.read("a/none/1", ALL)
+    store.remove("a/none/1")
+    for name in ("a/b/1", "a/b/2"):
+        store.remove(name)
+    assert store.names("a/b/") == []
+    store.write_new("a/b/1", [b"anew"])
+    assert store.read("a/b/1", ALL) == b"anew"
+
+
+def test_what_is_tried_out_leaves_nothing(store: Store) -> None:
+    try_out(store, "a/")
+    assert store.names("a/") == []
+
+
+def test_a_store_that_knows_no_conditional_puts_is_found_out() -> None:
+    class Overwriting(MemoryStore):
+        def write_new(self, name: str, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+            return self.write(name, pieces)
+
+    store = Overwriting()
+    with pytest.raises(StoreError, match="no conditional puts"):
+        try_out(store, "a/")
+    assert store.names("a/") == []
 
 
 def test_a_name_may_hold_spaces_and_letters_of_any_language(store: Store) -> None:
@@ -240,6 +278,26 @@ def test_urls_name_stores() -> None:
 def test_what_is_no_url_of_a_checkpoint_is_refused_with_what_is_wrong(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         url_of(url)
+    assert url in caught.value.message
+
+
+def test_urls_of_folders(tmp_path: pathlib.Path) -> None:
+    store, prefix = open_folder("file:///var/journals%20here/")
+    assert isinstance(store, FileStore)
+    assert (store.folder, prefix) == ("/var/journals here", "")
+    assert open_folder("memory://tests")[1] == ""
+    assert open_folder("memory://tests/a/b/")[1] == "a/b/"
+    pytest.importorskip("obstore")
+    assert open_folder("s3://bucket")[1] == ""
+    assert open_folder("s3://bucket/a/b")[1] == "a/b/"
+
+
+@pytest.mark.parametrize(
+    "url", ["x", "/var/x", "file://", "file:///", "file://host/x", "s3://", "s3:///a", "ftp://x/y"]
+)
+def test_what_is_no_url_of_a_folder_is_refused_with_what_is_wrong(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_folder(url)
     assert url in caught.value.message
 
 
