@@ -1072,19 +1072,57 @@ class Standbys:
                 self.cut_soon(inc, now_ms)
         self.core.flush(now_ms)
 
-    def journaled(self, server: ServerId, number: int, reason: str, now_ms: int) -> None:
-        """All up to `number` is in the journal; or, with a reason, it failed and takes no more."""
+    def journaled(
+        self,
+        server: ServerId,
+        number: int,
+        reason: str,
+        now_ms: int,
+        *,
+        stream: TransferId = "",
+        anew: bool = False,
+    ) -> None:
+        """All up to `number` is in the journal; or, with a reason, it failed and takes no more.
+
+        Args:
+            server: Hosted here.
+            number: Of what was appended.
+            reason: Why it failed.
+            now_ms: The time.
+            stream: The journal's id; of another one than the present one nothing is heard. Empty:
+                it is the present one.
+            anew: The server does not go on without: it lets out nothing until another journal takes
+                the place of the one that failed.
+        """
         inc = self.core.hosted.get(server)
         replica = inc.replica if inc is not None else None
         if inc is None or replica is None:
             return
         for follower in list(replica.followers.values()):
-            if follower.node == JOURNAL:
-                if reason:
-                    self._lose(inc, follower, reason, now_ms)
-                else:
+            if follower.node == JOURNAL and stream in ("", follower.stream):
+                if not reason:
                     self._kept_by(inc, replica, follower, number, now_ms)
+                elif anew and not follower.leaving and self._is_named(inc, follower):
+                    self._replace_journal(inc, replica, follower, now_ms)
+                else:
+                    self._lose(inc, follower, reason, now_ms)
         self.core.flush(now_ms)
+
+    def _replace_journal(
+        self, inc: Incarnation, replica: Replica, follower: Follower, now_ms: int
+    ) -> None:
+        """Another writer has begun where the journal is, or it can be written no more.
+
+        What it has is all that was let out. It stays in the row until the next one takes its place
+        by a swap, as after a move: that is refused if somebody else has opened it, and whoever is
+        about to is refused if he comes later.
+        """
+        self._forget(inc, replica, follower)
+        self._ask(inc, replica, JOURNAL, now_ms, configured=True)
+        for other in replica.followers.values():
+            if other.node == JOURNAL:
+                other.unnamed = True
+        self._wake(inc, now_ms)
 
     def _kept_by(
         self, inc: Incarnation, replica: Replica, follower: Follower, number: int, now_ms: int
@@ -1848,7 +1886,14 @@ class Standbys:
             return
         self._swap(backup, claim)
 
-    def reopen(self, follow: Follow, logged: list[Logged], kept_s: float, now_ms: int) -> str:
+    def reopen(
+        self,
+        follow: Follow,
+        logged: list[Logged],
+        kept_s: float,
+        now_ms: int,
+        seen: tuple[Row, int] | None = None,
+    ) -> str:
         """A journal was read whose writer is gone; it is to go on here, by a swap on its row.
 
         Args:
@@ -1856,6 +1901,10 @@ class Standbys:
             logged: Its last whole cut, and what follows.
             kept_s: The time, in seconds since 1970: nothing of what was let out is missing.
             now_ms: The time.
+            seen: The row and its revision as they were before the writer was kept from writing any
+                more, if nothing but that makes sure that it is gone: then the row must be the same
+                still. A later one may be of somebody who has opened the journal meanwhile, and has
+                let out more than was read here. None: the writer's file was not held by anybody.
 
         Returns:
             Why it cannot be; empty: `Port.load_backup` or `Port.standbys_changed` follows.
@@ -1875,7 +1924,9 @@ class Standbys:
             elif type(message) is Note:
                 backup.image.note(message.sessions)
         self.backups[server] = backup
-        backup.claim = Claim()
+        claim = backup.claim = Claim()
+        if seen is not None:
+            claim.row, claim.rev = seen
         self.port.read_standby_row(server)
         return ""
 
@@ -1902,7 +1953,7 @@ class Standbys:
         return Leftover.USELESS
 
     def _claim_journal(self, backup: Backup, claim: Claim, row: Row | None, rev: int) -> None:
-        """Go on with opening a journal. That its writer is gone is known: nobody holds the file."""
+        """Go on with opening a journal, whose writer writes no more (see `reopen`)."""
         why = ""
         if row is None or row.state is RowState.LOST:
             why = "the server is gone" if row is None else f"the server is lost: {row.cause}"
@@ -2031,7 +2082,8 @@ class Standbys:
         cause = f"its owner {node_name(former)} is gone"
         if backup.journal:
             cause = "its journal was opened"
-        elif former not in core.dead:
+        # Whoever could still write to the file of a journal would hold it.
+        if former in self.suspected or (not backup.journal and former not in core.dead):
             self.ousted[backup.stream] = (former, row.epoch, 0)
             self.oust_timer(backup.stream, now_ms)
         core.take_over(inc, now_ms, backup.stream if backup.journal else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class Disks(World):
         self.files: dict[str, list[Cut | Step | Note]] = {}
         self.broken: set[NodeId] = set()
         self.slow: set[NodeId] = set()
+        self.fenced: set[str] = set()  # journals that another writer has kept from being written
 
     def _asked(self, name: NodeId, at: Any, port: Port) -> bool:
         did = super()._asked(name, at, port)
@@ -35,6 +37,13 @@ class Disks(World):
         for message in list(port.journaled):
             did = True
             port.journaled.remove(message)
+            stream = message.stream
+            if stream in self.fenced:
+                reason = "another writer has begun"
+                at.standbys.journaled(
+                    message.server, message.number, reason, self.now_ms, stream=stream, anew=True
+                )
+                continue
             reason = "the disk is full" if name in self.broken else ""
             if not reason:
                 if type(message) is Cut and message.whole:
@@ -61,6 +70,22 @@ class Disks(World):
         why = self.cores[at].standbys.reopen(follow, self.files[stream], 0.0, self.now_ms)
         self.run()
         return why
+
+    def fence(self, at: NodeId, stream: str) -> Callable[[], str]:
+        """Keep the owner from writing, and read; returns what opens the journal then."""
+        seen = self.rows[SERVER]
+        self.fenced.add(stream)
+        files = copy.deepcopy(self.files[stream])
+        follow = Follow(stream, SERVER, 1, "cls", 1, False, "")
+
+        def opened() -> str:
+            standbys = self.cores[at].standbys
+            why = standbys.reopen(follow, files, 0.0, self.now_ms, seen)
+            self.fenced.discard(stream)  # if it goes on there, it may be written there
+            self.run()
+            return why
+
+        return opened
 
 
 D, E = "d@4", "e@5"
@@ -166,6 +191,101 @@ def test_who_holds_a_journal_is_told_when_its_server_has_come_here_otherwise() -
     assert world.open(D, stream) == ""
     world.cores[D].standbys.forget_server(SERVER)
     assert (JOURNAL, Changed.UNFIT) in world.ports[D].changed
+
+
+def test_an_owner_whose_journal_was_fenced_lets_nothing_out_before_the_row_names_another() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    first = world.row().journal
+    world.fenced.add(first)
+    world.deaf.add(A)
+    world.send(A, env(1, "m"))
+    world.later(1_000)
+    # The next one is complete, and the row does not name it.
+    (second,) = world.files.keys() - {first}
+    assert not world.replies() and world.row().journal == first and world.row().epoch == 2
+    world.deaf.clear()
+    world.later(1_000)
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert world.row().journal == second and world.row().epoch == 3
+    # What was let out is in the one that the row names.
+    again = world.later_world(E)
+    assert again.open(E, second) == ""
+    again.send(E, env(1, "m"), env(2, "n"))
+    assert [reply.seq for reply in again.replies()] == [1, 2] and again.ports[E].ran == ["n"]
+
+
+def test_of_an_owner_that_was_fenced_and_an_opener_that_is_first_the_owner_is_deposed() -> None:
+    world = Disks(A, D)
+    world.own(A)
+    world.durable()
+    first = world.row().journal
+    world.send(A, env(1, "m"))
+    world.replies()
+    opened = world.fence(D, first)
+    assert opened() == "" and world.row().owner == D
+    world.fenced.add(first)
+    world.send(A, env(2, "n"))
+    world.later(1_000)
+    assert not world.replies() and world.ports[A].deposed_ones
+    assert SERVER not in world.cores[A].hosted and SERVER in world.cores[D].hosted
+    world.fenced.clear()
+    world.send(D, env(1, "m"), env(2, "n"))
+    assert [reply.seq for reply in world.replies()] == [1, 2]
+    assert world.ports[D].ran == ["n"] and world.row().owner == D
+
+
+def test_of_an_owner_that_was_fenced_and_an_opener_that_is_late_the_owner_goes_on() -> None:
+    world = Disks(A, D)
+    world.own(A)
+    world.durable()
+    first = world.row().journal
+    opened = world.fence(D, first)
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert opened() == ""
+    world.later(1_000)
+    assert (JOURNAL, Changed.UNFIT) in world.ports[D].changed
+    assert SERVER not in world.cores[D].hosted and world.row().owner == A
+    world.send(A, env(2, "n"))
+    assert [reply.seq for reply in world.replies()] == [2]
+
+
+def test_a_journal_is_not_opened_upon_a_row_that_is_newer_than_its_fence() -> None:
+    """Whoever made it may have let out what was not read here."""
+    world = Disks(A, D)
+    world.own(A)
+    world.durable()
+    first = world.row().journal
+    opened = world.fence(D, first)
+    world.fenced.clear()
+    # The same journal and owner: a standby has come and gone.
+    rows = world.rows[SERVER]
+    world.rev += 1
+    world.rows[SERVER] = (rows[0], world.rev)
+    assert opened() == ""
+    assert world.row().owner == A and SERVER not in world.cores[D].hosted
+    assert (JOURNAL, Changed.UNFIT) in world.ports[D].changed
+
+
+def test_a_journal_that_fails_before_it_is_named_is_replaced_too() -> None:
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    tried: list[object] = []
+
+    class FirstThree(set[str]):
+        def __contains__(self, stream: object) -> bool:
+            if stream not in tried:
+                tried.append(stream)
+            return tried.index(stream) < 3
+
+    world.fenced = FirstThree()
+    world.send(A, env(1, "m"))
+    world.later(1_000)
+    assert len(tried) == 4 and world.row().journal == tried[3]
+    assert [reply.seq for reply in world.replies()] == [1]
 
 
 def moved(world: Disks, to: NodeId) -> None:
