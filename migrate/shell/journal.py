@@ -375,12 +375,26 @@ class Appends(abc.ABC):
     change; nothing is copied.
 
     Attributes:
+        facts: What its header tells.
+        phase: Where it stands.
+        error: Why it takes nothing any more; None: it does.
         number: Number of the last CUT or STEP appended; None: none yet.
     """
+
+    facts: Facts
+    phase: Phase
+    error: JournalFailed | None
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._chunks = 0
+
+    @abc.abstractmethod
+    def close(self, done: Done | None = None) -> None:
+        """Append that this is the end; of one without a whole cut nothing is left.
+
+        `done` is called when it is closed, at once if it is.
+        """
 
     def chunk(self, state: Sequence[Buffer], done: Done | None = None) -> None:
         """Append a part of the state that goes ahead of the first cut; raises as `cut` does."""
@@ -516,10 +530,7 @@ class Journal(Appends):
     # -- what its owner does
 
     def close(self, done: Done | None = None) -> None:
-        """Append that this is the end, and close the file; one without a whole cut goes.
-
-        `done` is called when the file is closed, at once if it is.
-        """
+        """See `Appends.close`; the file is closed too."""
         told = done or _ignore
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             told(self.error)

@@ -118,6 +118,8 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True):
         epoch: The server's epoch when the journal was begun.
         segment: Number of this object in an object store; 0: a file.
         base: This object begins with a whole state.
+        stops: Of an object that is there to fence, and has no records: id of the node that is kept
+            from writing by it. Empty: nobody is.
     """
 
     journal: str
@@ -130,6 +132,7 @@ class Facts(msgspec.Struct, kw_only=True, frozen=True):
     epoch: int
     segment: int = 0
     base: bool = False
+    stops: str = ""
 
 
 class _Header(Facts, kw_only=True, frozen=True):

@@ -7,22 +7,36 @@ durable when the segment that it went with is there; what is appended while a se
 goes with the next one.
 
 Numbers fence. A segment is put only under a name that nothing has, so whoever begins to write puts
-a segment of its own, without records, under the next number: from then on every put of a former
-writer, however late, finds its number taken, and it stops. What the former one wrote before is
-complete by then. So: fence first, then read, then write a base, then swap the row; the row names
-the journal that counts, and until it names the new one, the old one is all there. `prune` removes
-what is before the base, when the row is known to name this journal.
+a *fence*, which has no records, under the next number, and looks that nothing is behind it: from
+then on every put of a former writer, however late, finds its number taken, and it stops. What the
+former one wrote before is complete by then. The base comes under the number after the fence, and
+nowhere else: whoever has put a fence of his own there since has stopped this writer.
 
-While a base is on its way what follows waits for it.
+    a new journal     fence, base, swap the row so that it names this journal
+    opened again      read the row, fence, read the journal, swap the row as it was read, base
+
+Either way a swap lies between the fence and whatever is let out, and of two who do this at once one
+swap is refused, because it compares the row as it was before that one's fence. Until the row names
+a new journal, the old one is all there; one that was opened goes on under its id.
+
+Nobody removes what somebody else may still need. What is before the base goes when the row is known
+to name the journal (`prune`), but for fences: one stays as long as the node that it keeps from
+writing may yet try to, which is until that node is gone, or has ended its journal itself
+(`remove`).
+
+While a base is on its way what follows waits for it. While the store cannot be reached everything
+waits: nothing is given up, and nothing is told to be durable.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
+import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -31,6 +45,8 @@ from migrate.errors import Outcome
 from migrate.shell import journal
 from migrate.shell.journal import Appends, Done, JournalFailed, Phase
 from migrate.shell.journal_format import (
+    HEADER_BYTES_MAX,
+    LINE_BYTES,
     BadJournal,
     Buffer,
     Encoder,
@@ -42,6 +58,10 @@ from migrate.shell.journal_format import (
 )
 from migrate.shell.stores import Exists, NotThere, Store, StoreError
 
+T = TypeVar("T")
+
+log: Final = logging.getLogger("migrate")
+
 GROUP_S: Final = 0.02
 """A segment takes what is appended within this time. Every put is paid for, and takes some 10 ms
 and more; what is appended while one is on its way goes together anyhow."""
@@ -51,8 +71,13 @@ SEGMENTS_MAX: Final = 256
 """A journal with so many segments after its base is full: each takes a request to read back."""
 THREADS: Final = 8
 """Journals that put at the same time."""
-WAITS_S: Final = (0.1, 0.4, 1.6, 6.4)
-"""Before a put that failed is tried again; then the journal has failed."""
+WAITS_S: Final = (0.1, 0.4)
+"""Before a put that failed is tried again at once."""
+AGAIN_FIRST_S: Final = 0.5
+AGAIN_MAX_S: Final = 5.0
+"""Waits before a put is tried again while the store cannot be reached, for as long as it takes."""
+CLOSE_S: Final = 5.0
+"""A store that cannot be reached is not waited for any longer when a node closes."""
 _DIGITS: Final = 16
 
 
@@ -95,26 +120,48 @@ def fence(store: Store, prefix: str, facts: Facts, key: bytes) -> int:
     Args:
         store: Where.
         prefix: What the names of all objects begin with.
-        facts: Those of the journal that is to be written from now on.
+        facts: Of the server and of the node that is to write from now on.
         key: What signs it.
 
     Returns:
-        The number of the next segment, which is for the new journal's base.
+        The number of the next segment, which is for the base.
 
     Raises:
         StoreError: It cannot be done; whether it was may be unknown, and it may be asked again.
     """
-    known = segments(store, prefix, facts.server)
-    number = known[-1] + 1 if known else 1
+    server = facts.server
+    number = 0
     while True:
-        told = msgspec.structs.replace(facts, segment=number, base=False)
-        header = Encoder(told, key).header
-        try:
-            _put(store, _name(prefix, facts.server, number), [header])
-        except Exists:
-            number += 1  # a former writer, or another one who begins
-        else:
+        known = segments(store, prefix, server)
+        last = known[-1] if known else 0
+        if 0 < number >= last:
+            # NB: looked after it was put. A writer that was behind this number by then would have
+            # its base there, and its fence had been removed before it was found to be free.
             return number + 1
+        number = last + 1
+        try:
+            stops = _told(store, prefix, server, last, key).node if last else ""
+        except NotThere:
+            number = 0  # removed meanwhile, because there is a base behind it
+            continue
+        except BadJournal:
+            stops = ""
+        told = msgspec.structs.replace(facts, journal="", segment=number, base=False, stops=stops)
+        try:
+            _put(store, _name(prefix, server, number), [Encoder(told, key).header])
+        except Exists:
+            number = 0  # a former writer, or another one who begins
+
+
+def _told(store: Store, prefix: str, server: str, number: int, key: bytes) -> Facts:
+    """What the header of a segment tells.
+
+    Raises:
+        BadJournal: It is not as it was written.
+        StoreError: It cannot be read.
+    """
+    first = LINE_BYTES + HEADER_BYTES_MAX
+    return check_header(store.read(_name(prefix, server, number), 1 << 62, first), key)
 
 
 def load_objects(
@@ -142,6 +189,8 @@ def load_objects(
                 break  # removed meanwhile, as what is before a base is
             # Verified, also of what is passed over: else a change there would hide a segment.
             facts = check_header(data, key)
+            if facts.server != server:
+                raise BadJournal("damaged", f"segment {number} is of server {facts.server}")
             if facts.journal != journal:
                 if kept:
                     break
@@ -187,12 +236,28 @@ def _put(store: Store, name: str, pieces: Sequence[Buffer]) -> None:
             time.sleep(wait)
 
 
+class _Flight:
+    """A segment on its way, which is the same bytes however often it is put."""
+
+    __slots__ = ("base", "group", "pieces", "previous", "size", "tag", "waits")
+
+    def __init__(self, group: list[_Append], size: int, base: bool, previous: bytes) -> None:
+        self.group = group
+        self.size = size
+        self.base = base
+        self.previous = previous
+        self.pieces: list[Buffer] = []
+        self.tag = b""
+        self.waits = 0  # how often it was tried in vain
+
+
 class ObjectJournal(Appends):
     """One journal in an object store as its owner has it, on the loop.
 
     Attributes:
         facts: What its headers tell, but for number and base.
-        segment: Number of the next segment.
+        first: Number of its first segment; 0: there is none yet.
+        segment: Number of the next segment; it belongs to the one on its way while there is one.
         phase: Where it stands.
         error: Why it takes nothing any more; None: it does.
         base_bytes: Size of its base.
@@ -209,7 +274,7 @@ class ObjectJournal(Appends):
     ) -> None:
         super().__init__()
         self.facts = facts
-        self.segment = segment
+        self.first = self.segment = segment
         self.phase = Phase.NEW
         self.error: JournalFailed | None = None
         self.base_bytes = 0
@@ -221,12 +286,14 @@ class ObjectJournal(Appends):
         self._base = 0  # number of the last base that is there
         self._tag = b""
         self._waiting: list[_Append] = []
-        self._flying: list[_Append] = []
+        self._flight: _Flight | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._mine = False
+        self._again: asyncio.TimerHandle | None = None
+        self._named = segment != 0  # what was opened goes on under its id
+        self._before: dict[int, str] = {}  # what is before its first segment: whom each stops
 
     def close(self, done: Done | None = None) -> None:
-        """Append that this is the end; of one without a whole cut nothing is left."""
+        """See `Appends.close`."""
         told = done or journal._ignore
         if self.phase in (Phase.FAILED, Phase.CLOSED):
             told(self.error)
@@ -241,19 +308,57 @@ class ObjectJournal(Appends):
 
     def prune(self) -> None:
         """Remove what is before the base, now and from now on: the row names this journal."""
-        self._mine = True
+        self._named = True
         if self._base:
-            self._log.run(self._remove_before, self._base)
+            self._log.clear(self._clear(self._base))
 
-    def _remove_before(self, base: int) -> None:
+    async def remove(self, *, is_named: bool) -> None:
+        """Remove what is left of it, when it has ended for whatever reason.
+
+        Args:
+            is_named: The row names it still; somebody else goes on with it, under its id.
+
+        Raises:
+            StoreError: Something is left.
+        """
+        if not is_named:
+            await self._clear(self.segment)
+        # By whoever stopped this one, if anybody did. It tries to write no more.
+        told = await self._log.run(self._stops, self.segment)
+        if told == self.facts.node:
+            await self._log.run(self._remove, [self.segment])
+
+    async def _clear(self, before: int) -> None:
+        """Remove what nobody needs any more of what is before a number.
+
+        What was there before this journal is somebody else's, unless the row has named this one.
+        """
+        found: list[int] = await self._log.run(self._segments)
+        numbers = [it for it in found if it < before and (it >= self.first or self._named)]
+        for number in numbers:
+            if number < self.first and number not in self._before:
+                self._before[number] = await self._log.run(self._stops, number)
+        stopped = {node for number in numbers if (node := self._before.get(number))}
+        writing = {node for node in sorted(stopped) if not await self._log.is_gone(node)}
+        doomed = [it for it in numbers if self._before.get(it) not in writing]
+        await self._log.run(self._remove, doomed)
+        for number in doomed:
+            self._before.pop(number, None)
+
+    def _segments(self) -> list[int]:
+        return segments(self._log.store, self._log.prefix, self.facts.server)
+
+    def _stops(self, number: int) -> str:
+        """Which node the fence of that number keeps from writing; "": it is none."""
         log = self._log
         try:
-            for number in segments(log.store, log.prefix, self.facts.server):
-                if number >= base:
-                    break
-                log.store.remove(_name(log.prefix, self.facts.server, number))
-        except StoreError:
-            pass  # the next base tries again
+            return _told(log.store, log.prefix, self.facts.server, number, log.key).stops
+        except (NotThere, BadJournal):
+            return ""
+
+    def _remove(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._log.store.remove(_name(self._log.prefix, self.facts.server, number))
 
     def _append(
         self,
@@ -269,7 +374,8 @@ class ObjectJournal(Appends):
         if self.phase is Phase.CLOSED:
             raise JournalFailed("the journal is closed", Outcome.NOT_DONE)
         size = self._size(record, state)
-        if self.backlog_bytes and self.backlog_bytes + size > journal.BACKLOG_BYTES_MAX:
+        too_much = self.backlog_bytes + size > journal.BACKLOG_BYTES_MAX
+        if self.backlog_bytes and too_much and kind is not Kind.END:
             raise JournalFailed(
                 f"{self.backlog_bytes} bytes wait to be written to the journal", Outcome.NOT_DONE
             )
@@ -289,7 +395,7 @@ class ObjectJournal(Appends):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._flying or not self._waiting or self.error is not None:
+        if self._flight is not None or not self._waiting or self.error is not None:
             return
         group: list[_Append] = []
         size = 0
@@ -303,65 +409,96 @@ class ObjectJournal(Appends):
             if size >= GROUP_BYTES and (self._base or base):
                 break
         del self._waiting[: len(group)]
-        self._flying = group
         if base:
             self.base_bytes, self.log_bytes = size, 0
         else:
             self.log_bytes += size
-        facts = msgspec.structs.replace(self.facts, segment=self.segment, base=base)
-        future = self._log.run(self._put_group, facts, b"" if base else self._tag, group)
-        future.add_done_callback(lambda future: self._arrived(base, size, future))
+        self._flight = _Flight(group, size, base, b"" if base else self._tag)
+        self._fly()
 
-    def _put_group(self, facts: Facts, previous: bytes, group: list[_Append]) -> bytes:
+    def _fly(self) -> None:
+        self._again = None
+        flight = self._flight
+        if flight is not None and self.error is None:
+            future = self._log.run(self._put_group, flight)
+            future.add_done_callback(lambda future: self._arrived(flight, future))
+
+    def _put_group(self, flight: _Flight) -> None:
         log = self._log
-        encoder = Encoder(facts, log.key, previous)
-        pieces: list[Buffer] = [encoder.header]
-        for append in group:
-            pieces += encoder.record(
-                append.kind,
-                append.number,
-                append.record,
-                append.state,
-                whole=append.whole,
-                synced=0,
-            )
-        try:
-            _put(log.store, _name(log.prefix, facts.server, facts.segment), pieces)
-        except Exists as error:
-            raise JournalFenced(
-                f"segment {facts.segment} of server {facts.server} is there already: another "
-                "writer has begun",
-                Outcome.NOT_DONE,
-            ) from error
-        except StoreError as error:
-            raise JournalFailed(
-                f"the journal cannot be written: {error.reason}", error.outcome
-            ) from error
-        return encoder.tag
+        if not self.segment:
+            self.first = self.segment = fence(log.store, log.prefix, self.facts, log.key)
+        if not flight.pieces:
+            facts = msgspec.structs.replace(self.facts, segment=self.segment, base=flight.base)
+            encoder = Encoder(facts, log.key, flight.previous)
+            pieces: list[Buffer] = [encoder.header]
+            for append in flight.group:
+                pieces += encoder.record(
+                    append.kind,
+                    append.number,
+                    append.record,
+                    append.state,
+                    whole=append.whole,
+                    synced=0,
+                )
+            flight.pieces, flight.tag = pieces, encoder.tag
+        _put(log.store, _name(log.prefix, self.facts.server, self.segment), flight.pieces)
 
-    def _arrived(self, base: bool, size: int, future: asyncio.Future[bytes]) -> None:
-        group, self._flying = self._flying, []
+    def _arrived(self, flight: _Flight, future: asyncio.Future[None]) -> None:
+        if self.error is not None:
+            return
         if future.cancelled():
-            self._flying = group
             self._fail(JournalFailed("the journal was left alone", Outcome.UNKNOWN))
             return
-        error = future.exception()
-        if error is not None:
-            self._flying = group
-            failed = error if isinstance(error, JournalFailed) else JournalFailed(str(error))
-            self._fail(failed)
+        match future.exception():
+            case None:
+                self._is_there(flight)
+            case Exists():
+                self._fail(
+                    JournalFenced(
+                        f"segment {self.segment} of server {self.facts.server} is there already: "
+                        "another writer has begun",
+                        Outcome.NOT_DONE,
+                    )
+                )
+            case StoreError() as error:
+                self._wait(flight, error)
+            case error:
+                # Whatever it is, nobody may wait for ever.
+                self._fail(JournalFailed(f"the journal cannot be written: {error}"))
+
+    def _wait(self, flight: _Flight, error: StoreError) -> None:
+        """The store cannot be had; whether the segment is there may not be known."""
+        if self._log.closing:
+            self._fail(
+                JournalFailed(f"the journal cannot be written: {error.reason}", error.outcome)
+            )
             return
-        self._tag = future.result()
-        self.backlog_bytes -= size
-        if base:
+        if not flight.waits:
+            log.error(
+                "the journal of server %s cannot be written; what waits for it waits until it can "
+                "be: %s",
+                self.facts.server,
+                error.reason,
+            )
+        wait_s = min(AGAIN_FIRST_S * 2 ** min(flight.waits, 16), AGAIN_MAX_S)
+        flight.waits += 1
+        self._again = self._log.loop.call_later(wait_s, self._fly)
+
+    def _is_there(self, flight: _Flight) -> None:
+        if flight.waits:
+            log.warning("the journal of server %s is written again", self.facts.server)
+        self._flight = None
+        self._tag = flight.tag
+        self.backlog_bytes -= flight.size
+        if flight.base:
             self._base = self.segment
             self._asked = False
-            if self._mine:
+            if self._named:
                 self.prune()
         self.segment += 1
         if self.phase is Phase.NEW:
             self.phase = Phase.OPEN
-        for append in group:
+        for append in flight.group:
             append.done(None)
         full = self.log_bytes > max(journal.LOG_BYTES_MIN, 2 * self.base_bytes)
         full = full or self.segment - self._base > SEGMENTS_MAX
@@ -377,8 +514,11 @@ class ObjectJournal(Appends):
         self.error = error
         self.phase = Phase.FAILED
         self._log.forget(self)
-        untold = self._flying + self._waiting
-        self._flying, self._waiting = [], []
+        if self._again is not None:
+            self._again.cancel()
+        flight, self._flight = self._flight, None
+        untold = (flight.group if flight is not None else []) + self._waiting
+        self._waiting = []
         for append in untold:
             append.done(error)
 
@@ -391,36 +531,72 @@ class ObjectLog:
         prefix: What the names of all objects begin with; "" or a folder with its slash.
         key: What signs them.
         loop: The loop.
+        is_gone: Whether a node is gone for good, so that it can write nothing any more; None: none
+            ever is.
+
+    Attributes:
+        closing: A store that cannot be reached is not waited for.
     """
 
     def __init__(
-        self, store: Store, prefix: str, key: bytes, loop: asyncio.AbstractEventLoop
+        self,
+        store: Store,
+        prefix: str,
+        key: bytes,
+        loop: asyncio.AbstractEventLoop,
+        is_gone: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self.store = store
         self.prefix = prefix
         self.key = key
         self.loop = loop
+        self.closing = False
+        self._is_gone = is_gone
         self._threads = concurrent.futures.ThreadPoolExecutor(THREADS, "journals in objects")
         self._journals: list[ObjectJournal] = []
+        self._clearing: set[asyncio.Task[None]] = set()
 
-    def run(self, function: Callable[..., bytes | None], *args: object) -> asyncio.Future[bytes]:
+    def run(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Run something that blocks."""
-        return self.loop.run_in_executor(self._threads, function, *args)  # type: ignore[arg-type]
+        return self.loop.run_in_executor(self._threads, function, *args)
+
+    async def is_gone(self, node: str) -> bool:
+        """Whether a node can write nothing any more."""
+        return self._is_gone is not None and await self._is_gone(node)
+
+    def clear(self, work: Coroutine[None, None, None]) -> None:
+        """Remove something on the side; what cannot be is left to the next time."""
+
+        async def clear() -> None:
+            try:
+                await work
+            except StoreError as error:
+                log.debug("what is not needed any more of a journal is left: %s", error.reason)
+
+        task = self.loop.create_task(clear())
+        self._clearing.add(task)
+        task.add_done_callback(self._clearing.discard)
 
     def create(
         self,
         facts: Facts,
-        segment: int,
         *,
+        former: ObjectJournal | None = None,
+        segment: int = 0,
         on_full: Callable[[ObjectJournal], None] | None = None,
     ) -> ObjectJournal:
         """Begin a journal.
 
         Args:
             facts: What its headers tell.
-            segment: Number of its first segment, as `fence` has told it.
+            former: The one of the same id and server, if there is one; as long as it takes
+                anything it goes on, and its next whole cut begins it anew.
+            segment: Number of its first segment, as `fence` has told it, of one that is opened: the
+                row names it, and has been swapped since. 0: it puts a fence of its own first.
             on_full: Called when a whole cut is wanted, to be appended as any other.
         """
+        if former is not None and former.error is None:
+            return former
         made = ObjectJournal(self, facts, segment, on_full)
         self._journals.append(made)
         return made
@@ -432,12 +608,24 @@ class ObjectLog:
 
     async def close(self) -> None:
         """Close all journals in order, and end the threads."""
-        closed = []
-        for which in list(self._journals):
-            closed.append(self.loop.create_future())
-            which.close(closed[-1].set_result)
-        await asyncio.gather(*closed)
-        await asyncio.to_thread(self._threads.shutdown)
+        left = list(self._journals)
+        closed = [self.loop.create_future() for _ in left]
+        for which, future in zip(left, closed, strict=True):
+            which.close(functools.partial(_resolve, future))
+        waits = [*closed, *self._clearing]
+        if waits:
+            await asyncio.wait(waits, timeout=CLOSE_S)
+        self.closing = True
+        for which in left:
+            which._fail(JournalFailed("the store could not be reached before the node closed"))
+        for task in self._clearing:
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _resolve(future: asyncio.Future[None], error: JournalFailed | None) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 __all__ = [

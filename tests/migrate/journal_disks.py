@@ -23,6 +23,7 @@ def facts(**changes: object) -> Facts:
         "server": "srv/1",
         "cls": "tests:Counter",
         "version": 1,
+        "node": "n1@1",
         "epoch": 3,
         **changes,
     }

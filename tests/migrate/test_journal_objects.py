@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -52,19 +54,26 @@ def store(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Store:
 class Watched(ObjectLog):
     """Knows what runs in a thread."""
 
-    last: asyncio.Future[bytes]
+    last: asyncio.Future[Any]
 
-    def run(self, function: Callable[..., bytes | None], *args: object) -> asyncio.Future[bytes]:
+    def run(self, function: Callable[..., Any], *args: object) -> asyncio.Future[Any]:
         self.last = super().run(function, *args)
         return self.last
 
 
-def run(store: Store, body: Callable[[ObjectLog, Told], Coroutine[object, object, None]]) -> Told:
+def run(
+    store: Store,
+    body: Callable[[ObjectLog, Told], Coroutine[object, object, None]],
+    gone: Container[str] = (),
+) -> Told:
     """Run a test's body with a log that is closed after it."""
     told = Told()
 
+    async def is_gone(node: str) -> bool:
+        return node in gone
+
     async def main() -> None:
-        log = Watched(store, PREFIX, KEY, asyncio.get_running_loop())
+        log = Watched(store, PREFIX, KEY, asyncio.get_running_loop(), is_gone)
         await body(log, told)
         await log.close()
 
@@ -75,8 +84,7 @@ def run(store: Store, body: Callable[[ObjectLog, Told], Coroutine[object, object
 async def begin(log: ObjectLog, told: Told, name: str = "j1", **options: object) -> ObjectJournal:
     """A journal whose first whole cut, number 1, is there."""
     told_facts = facts(journal=name)
-    number = await asyncio.to_thread(fence, log.store, PREFIX, told_facts, KEY)
-    journal = log.create(told_facts, number, **options)  # type: ignore[arg-type]
+    journal = log.create(told_facts, **options)  # type: ignore[arg-type]
     journal.epoch(b"row")
     journal.cut(1, b"r1", [b"who", b"le"], whole=True, done=told.of(1))
     await settled(journal)
@@ -87,10 +95,17 @@ async def settled(journal: ObjectJournal) -> None:
     """Until nothing waits in it."""
     log = journal._log
     assert isinstance(log, Watched)
-    while journal.error is None and (journal._waiting or journal._flying):
-        if journal._flying:
+    while journal.error is None and (journal._waiting or journal._flight):
+        if journal._flight:
             await asyncio.wait([log.last])
         await asyncio.sleep(0)
+    await cleared(log)
+
+
+async def cleared(log: ObjectLog) -> None:
+    """Until nothing is being removed."""
+    while log._clearing:
+        await asyncio.wait(log._clearing)
 
 
 def load(store: Store, name: str = "j1") -> Found:
@@ -100,11 +115,11 @@ def load(store: Store, name: str = "j1") -> Found:
 def test_what_follows_the_last_whole_cut_comes_back_from_all_segments(store: Store) -> None:
     async def body(log: ObjectLog, told: Told) -> None:
         made = facts()
-        journal = log.create(made, fence(log.store, PREFIX, made, KEY))
+        journal = log.create(made)
         journal.epoch(b"row 3")
         journal.chunk([b"ahead"])
-        assert journal._timer is None and not journal._flying
-        assert segments(log.store, PREFIX, "srv/1") == [1]  # it waits for the whole of its base
+        assert journal._timer is None and not journal._flight
+        assert segments(log.store, PREFIX, "srv/1") == []  # it waits for the whole of its base
         journal.cut(5, b"r5", [b"whole"], whole=True, done=told.of(5))
         await settled(journal)
         for number in (6, 7):
@@ -149,9 +164,9 @@ def test_a_segment_waits_for_its_time_but_not_when_it_is_large(
         monkeypatch.setattr(objects_module, "GROUP_S", 3600.0)
         monkeypatch.setattr(objects_module, "GROUP_BYTES", 1000)
         journal.step(2, b"s", told.of(2))
-        assert journal._flying == [] and journal._timer is not None
+        assert journal._flight is None and journal._timer is not None
         journal.step(3, bytes(2000), told.of(3))
-        assert len(journal._flying) == 2
+        assert journal._flight is not None and len(journal._flight.group) == 2
         await settled(journal)
 
     assert run(store, body).safe == {1, 2, 3}
@@ -209,22 +224,23 @@ def test_a_former_writer_is_fenced_and_what_it_wrote_before_is_complete(store: S
         former.step(2, b"s2", told.of(2))
         await settled(former)
         second = facts(journal="j2", epoch=4)
-        number = fence(log.store, PREFIX, second, KEY)
+        fence(log.store, PREFIX, second, KEY)
         former.step(3, b"s3", told.of(3))
         await settled(former)
         assert isinstance(told.failed[3], JournalFenced)
         assert told.failed[3].outcome is Outcome.NOT_DONE
         assert [r.number for r in load(log.store).records] == [1, 2]
-        with pytest.raises(BadJournal, match="whole cut") as caught:
+        with pytest.raises(BadJournal) as caught:
             load(log.store, "j2")
-        assert caught.value.flaw == "truncated"
+        assert caught.value.flaw == "missing"
         # Until the row names the new one, both are there.
-        journal = log.create(second, number)
+        journal = log.create(second)
         journal.cut(2, b"", [b"again"], whole=True, done=told.of(20))
         await settled(journal)
         assert [r.number for r in load(log.store).records] == [1, 2]
         assert logged(load(log.store, "j2")) == [(Kind.CUT, 2, b"", b"again")]
         journal.prune()
+        await cleared(log)
 
     told = run(store, body)
     assert told.safe == {1, 2, 20}
@@ -232,6 +248,86 @@ def test_a_former_writer_is_fenced_and_what_it_wrote_before_is_complete(store: S
         load(store, "j1")
     assert caught.value.flaw == "missing"
     assert [bytes(r.state) for r in load(store, "j2").records] == [b"again"]
+
+
+def test_a_put_that_comes_after_everything_before_the_base_was_removed_finds_its_number_taken(
+    store: Store,
+) -> None:
+    """A former owner was paused in front of its put, and is still alive."""
+
+    async def body(log: ObjectLog, told: Told) -> None:
+        former = await begin(log, told)
+        second = facts(journal="j2", epoch=4, node="n2@2")
+        number = fence(log.store, PREFIX, second, KEY)
+        journal = log.create(second, segment=number)
+        for cut in range(1, 4):
+            journal.cut(cut, b"", [b"again"], whole=True, done=told.of(20 + cut))
+            await settled(journal)
+        former.step(2, b"s2", told.of(2))
+        await settled(former)
+        assert isinstance(told.failed[2], JournalFenced)
+        # The fence is not needed any more when the node that it stops is gone.
+        assert segments(log.store, PREFIX, "srv/1") == [3, 6]
+        gone.add(former.facts.node)
+        journal.prune()
+        await cleared(log)
+        assert segments(log.store, PREFIX, "srv/1") == [6]
+
+    gone: set[str] = set()
+    run(store, body, gone)
+
+
+def test_who_was_fenced_and_has_ended_removes_what_it_was_fenced_by(store: Store) -> None:
+    async def body(log: ObjectLog, told: Told) -> None:
+        former = await begin(log, told)
+        second = facts(journal="j2", epoch=4, node="n2@2")
+        journal = log.create(second)
+        journal.cut(1, b"", [b"again"], whole=True, done=told.of(20))
+        await settled(journal)
+        former.step(2, b"s2", told.of(2))
+        await settled(former)
+        # The row names the first, for all that is known: what it wrote is not touched by the other.
+        await journal.remove(is_named=False)
+        assert segments(log.store, PREFIX, "srv/1") == [1, 2, 3]
+        await former.remove(is_named=True)
+        assert segments(log.store, PREFIX, "srv/1") == [1, 2]
+        await former.remove(is_named=False)
+        assert segments(log.store, PREFIX, "srv/1") == [1]
+
+    run(store, body)
+
+
+def test_who_opens_while_what_it_has_seen_is_removed_fences_behind_the_base(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is free again when it puts its fence, and would stop nobody."""
+    real = objects_module._told
+
+    async def body(log: ObjectLog, told: Told) -> None:
+        journal = await begin(log, told)
+        journal.prune()
+        loop = asyncio.get_running_loop()
+
+        async def go_on() -> None:
+            for number in (2, 3):
+                journal.cut(number, b"", [b"again"], whole=True, done=told.of(number))
+                await settled(journal)
+
+        def slowly(*args: Any) -> Facts:
+            # After it has looked for the last number, and before it puts a fence behind it.
+            monkeypatch.setattr(objects_module, "_told", real)
+            found = real(*args)
+            asyncio.run_coroutine_threadsafe(go_on(), loop).result()
+            return found
+
+        monkeypatch.setattr(objects_module, "_told", slowly)
+        second = facts(journal="j2", epoch=4)
+        await asyncio.to_thread(fence, log.store, PREFIX, second, KEY)
+        journal.step(4, b"s4", told.of(4))
+        await settled(journal)
+        assert isinstance(told.failed[4], JournalFenced)
+
+    assert run(store, body).safe == {1, 2, 3}
 
 
 def test_of_two_who_begin_at_once_the_later_fence_counts(store: Store) -> None:
@@ -253,7 +349,7 @@ def test_of_two_who_begin_at_once_the_later_fence_counts(store: Store) -> None:
 
     async def body(log: ObjectLog, told: Told) -> None:
         journals = {
-            name: log.create(facts(journal=name), numbers[name]) for name in (first, second)
+            name: log.create(facts(journal=name), segment=numbers[name]) for name in (first, second)
         }
         for n, journal in enumerate(journals.values()):
             journal.cut(1, b"", [], whole=True, done=told.of(n))
@@ -283,7 +379,7 @@ def test_at_any_moment_of_a_fence_nothing_that_was_told_is_missing_in_what_is_re
                 safe = max(told[former[0]].safe)
                 assert found.records[-1].number >= safe
 
-            journal = log.create(made, number)
+            journal = log.create(made, segment=number)
             journal.cut(1, b"", [b"1"], whole=True, done=told[name].of(1))
             await settled(journal)
             former = (name, journal)
@@ -373,27 +469,52 @@ def test_an_answer_that_is_lost_is_found_out(script: list[str]) -> None:
     assert [r.number for r in load(store).records] == [1, 2, 3]
 
 
-def test_a_store_that_stays_away_fails_the_journal_for_good() -> None:
+def test_what_is_appended_while_a_store_is_away_waits_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(objects_module, "AGAIN_FIRST_S", 0.001)
     store = Losing()
 
     async def body(log: ObjectLog, told: Told) -> None:
         journal = await begin(log, told)
-        store.script = iter(["lost request"] * 3)
+        store.script = itertools.repeat("lost request")
         for number in (2, 3):
-            journal.step(number, b"", told.of(number))
+            journal.step(number, b"s%d" % number, told.of(number))
+        assert isinstance(log, Watched)
+        while journal._again is None:
+            await asyncio.wait([log.last])
+            await asyncio.sleep(0)
+        assert "cannot be written" in caplog.text
+        journal.step(4, b"s4", told.of(4))
+        assert told.safe == {1} and not told.failed and journal.phase is Phase.OPEN
+        # It comes back in the middle of an answer.
+        store.script = iter(["lost answer"])
         await settled(journal)
-        assert journal.phase is Phase.FAILED
-        with pytest.raises(JournalFailed, match="lost") as caught:
-            journal.step(4, b"")
-        assert caught.value.outcome is Outcome.UNKNOWN
 
     told = run(store, body)
-    assert told.safe == {1} and set(told.failed) == {2, 3}
+    assert told.safe == {1, 2, 3, 4} and "is written again" in caplog.text
+    assert [r.number for r in load(store).records] == [1, 2, 3, 4]
+
+
+def test_a_node_that_closes_does_not_wait_for_a_store_that_stays_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(objects_module, "CLOSE_S", 0.01)
+    store = Losing()
+
+    async def body(log: ObjectLog, told: Told) -> None:
+        journal = await begin(log, told)
+        store.script = itertools.repeat("lost request")
+        journal.step(2, b"", told.of(2))
+
+    told = run(store, body)
+    assert told.safe == {1} and set(told.failed) == {2}
+    assert told.failed[2].outcome is Outcome.UNKNOWN
 
 
 def test_one_that_is_closed_before_its_first_cut_says_so() -> None:
     async def body(log: ObjectLog, told: Told) -> None:
-        journal = log.create(facts(), 1)
+        journal = log.create(facts())
         journal.chunk([b"1"], told.of(1))
         journal.close(told.of(2))
         with pytest.raises(JournalFailed):
@@ -460,7 +581,7 @@ def test_a_large_base_is_the_same_when_it_comes_back(store: Store) -> None:
 
     async def body(log: ObjectLog, told: Told) -> None:
         made = Facts(journal="j1", server="srv/1", cls="c", version=1, epoch=1)
-        journal = log.create(made, 1)
+        journal = log.create(made)
         journal.cut(1, b"", [data[:7], memoryview(data)[7:]], whole=True, done=told.of(1))
         await settled(journal)
 
