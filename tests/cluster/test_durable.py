@@ -264,7 +264,7 @@ def test_whenever_all_processes_are_killed_nothing_acknowledged_is_lost_or_repea
                 if life % 2:
                     tasks.append(asyncio.create_task(mover(made, ledger)))
                 wanted = rng.randrange(1, 400)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(600):
                     while len(acknowledged) - before < wanted:
                         await asyncio.sleep(0)
                         for task in tasks:
