@@ -319,3 +319,142 @@ def test_the_name_is_free_again_after_the_listener_closed() -> None:
             await transport.dial("unix:again")
 
     run(scenario())
+
+
+class Clock:
+    """The time, and the processor time of the loop's thread, as a test tells them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        self.busy_s = 0.0
+        monkeypatch.setattr(unix_channel, "_now", lambda: self.now_s)
+        monkeypatch.setattr(unix_channel, "_busy_s", lambda: self.busy_s)
+
+
+@contextlib.asynccontextmanager
+async def polling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[UnixChannel, socket.socket, list[bytes], Clock]]:
+    """A channel that hands over what it gets; nothing wakes its loop but polling."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", lambda *_: None)
+    monkeypatch.setattr(asyncio.get_running_loop(), "remove_reader", lambda *_: None)
+    got: list[bytes] = []
+
+    def handle(frame: Buffer) -> bool:
+        got.append(bytes(frame))
+        return True
+
+    async with raw_pair() as (channel, there):
+        receiving = asyncio.create_task(channel.receive(handle))
+        await asyncio.sleep(0)
+        try:
+            yield channel, there, got, clock
+        finally:
+            channel.abort()
+            with contextlib.suppress(ChannelBroken):
+                await receiving
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_what_comes_soon_after_a_frame_was_sent_is_polled_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        async with polling(monkeypatch) as (channel, there, got, clock):
+            there.sendall(framed(b"not asked for"))
+            await turns()
+            assert got == []
+            await channel.write([b"call"])
+            await turns()
+            assert got == [b"not asked for"] and channel._poll_until is None
+            await channel.write([b"call"])
+            await turns(20)
+            assert channel._poll_until is not None
+            clock.now_s += 0.9 * unix_channel.POLL_S
+            there.sendall(framed(b"reply")[:-1])  # in two pieces
+            await turns()
+            assert channel._poll_until is None
+            there.sendall(framed(b"reply")[-1:])
+            await channel.write([b"call"])
+            # A frame that has begun is left to the loop.
+            await turns()
+            assert len(got) == 1 and channel._poll_until is None
+
+    run(scenario())
+
+
+def test_polling_in_vain_becomes_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with polling(monkeypatch) as (channel, there, got, clock):
+
+            async def writes_until_polled() -> int:
+                count = 0
+                while channel._poll_until is None:
+                    await channel.write([b"cast"])
+                    assert there.recv(100)
+                    count += 1
+                return count
+
+            async def in_vain() -> None:
+                clock.now_s += 1.1 * unix_channel.POLL_S
+                await turns()
+                assert channel._poll_until is None
+
+            counts = []
+            for _ in range(12):
+                counts.append(await writes_until_polled())
+                await in_vain()
+            rare = unix_channel.POLLS_LEFT_OUT_MAX + 1
+            assert counts == [1, 1, 2, 4, 8, 16, 32, 64, 128, 256, rare, rare]
+            assert await writes_until_polled() == rare
+            there.sendall(framed(b"reply"))
+            await turns()
+            assert got == [b"reply"]
+            assert await writes_until_polled() == 1
+            await in_vain()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("who", ["another process", "the loop"])
+def test_nothing_is_polled_for_a_while_when_others_want_the_processor(
+    who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with polling(monkeypatch) as (channel, _, _, clock):
+            await channel.write([b"call"])
+            clock.now_s += 40 * unix_channel.POLL_S
+            if who == "the loop":
+                clock.busy_s += 40 * unix_channel.POLL_S
+            await turns()
+            assert channel._poll_until is None
+            await channel.write([b"call"])
+            if who == "another process":
+                assert channel._poll_until is None
+                clock.now_s += unix_channel.NO_POLL_S
+                await channel.write([b"call"])
+            assert channel._poll_until is not None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["aborted here", "ended there"])
+def test_the_end_of_a_channel_ends_polling(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with polling(monkeypatch) as (channel, there, got, _):
+            await channel.write([b"call"])
+            if how == "aborted here":
+                channel.abort()
+            else:
+                there.close()
+            await turns()
+            assert channel._poll_until is None and got == []
+            with pytest.raises(ChannelBroken):
+                await channel.write([b"call"])
+
+    run(scenario())
