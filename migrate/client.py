@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -54,6 +54,9 @@ class _AskedRows:
 
     async def swap(self, row: Row, rev: int) -> SwapResult:
         return SwapResult(SwapOutcome.NOT_DONE, None, 0, "a client owns nothing")
+
+    def watch(self, server: ServerId) -> AsyncIterator[tuple[Row, int]]:
+        raise InternalError("a client takes no servers in")
 
 
 class Client(Peer):

@@ -30,6 +30,7 @@ class Point(enum.Enum):
     READY_RECEIVED = "ready_received"
     SWAP_ASKED = "swap_asked"
     SWAP_DONE = "swap_done"  # in the directory, not yet known to the source's machine
+    COMMIT_SEEN = "commit_seen"  # by the target in the row, before the source told it
     ACTIVATE_SENT = "activate_sent"
     ACTIVATED = "activated"
     ACTIVATED_RECEIVED = "activated_received"
@@ -167,6 +168,13 @@ class ReadRow:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchRow:
+    """Target: tell by RowSeen what the server's row is, and each change of it, until GoLive or
+    Finish. For speed only: the shell may leave it, or give it up at any time.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Resume:
     """Source: thaw and serve (again) under this row."""
 
@@ -222,6 +230,7 @@ Action: TypeAlias = (
     | DecodeState
     | SwapRow
     | ReadRow
+    | WatchRow
     | Resume
     | StartForwarding
     | DropCopy

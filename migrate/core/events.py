@@ -42,6 +42,14 @@ class RowRead:
 
 
 @dataclass(frozen=True, slots=True)
+class RowSeen:
+    """What a WatchRow showed: the row as it was at one instant, perhaps some time ago."""
+
+    row: Row
+    rev: int
+
+
+@dataclass(frozen=True, slots=True)
 class Copied:
     """What a CopyAhead gave.
 

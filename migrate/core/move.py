@@ -23,7 +23,8 @@ Invariants. (1) From ENCODING until the end the source admits, acknowledges and 
 (2) Only the source asks for the commit. (3) Until the source has said Dropped, or the target's
 own swap has marked the row ACTIVE, the target lets nothing out; so whatever the source takes
 back cannot contradict anything that was seen. (4) The source drops its frozen copy only
-after the target said Activated, or the row shows that the target is the confirmed owner.
+after the target said Activated, or the row shows that the target is the confirmed owner. So a
+target that dies before it lives costs nothing, whatever it promised before.
 (5) Both a reclaim and a confirmation compare the revision of the COMMITTED row; one wins.
 
 In doubt. A swap whose outcome is unknown is asked for again, the same row at the same
@@ -31,9 +32,17 @@ revision: at most one of the copies can win, and a refusal comes with the row, w
 id says whether an earlier copy did. The source serves nothing meanwhile. It asks for one swap
 at a time, so that every result is that of the swap asked last; a row refused that still names
 the source at its own epoch was changed by the source's own late confirmation, and the swap is
-asked again at the new revision. A READY target that
-hears nothing reads the row; it may throw its copy away at any time before LIVE, because the
-source keeps the frozen one until it hears Activated, and takes the server back otherwise.
+asked again at the new revision. A READY target that hears nothing reads the row; it may throw its
+copy away at any time before LIVE, because the source keeps the frozen one until it hears
+Activated, and takes the server back otherwise.
+
+Far directories. A READY target that hears nothing for some milliseconds watches the row, and goes
+live by what it sees there. Where the directory is near the target and a round trip away from the
+source, it lives, and has said so, by the time that the source hears of its own swap; and its
+Activated proves the commit to a source that has not heard of it. So a server stands still for two
+and a half round trips, whichever of the two has the directory near: state and Ready, commit and
+Activated, Dropped. A watch decides nothing else, as what it shows may be old, and nothing needs it:
+Activate is sent all the same.
 
 Pre-copy. While it serves, the source sends its state ahead in rounds of chunks: all that is large
 first, then what changed since, and each chunk waits for the former one's ChunkTaken. Rounds go on
@@ -79,6 +88,7 @@ from migrate.core.actions import (
     SwapRow,
     TakeChunk,
     Tell,
+    WatchRow,
 )
 from migrate.core.directory import Row, RowState
 from migrate.core.events import (
@@ -92,6 +102,7 @@ from migrate.core.events import (
     PeerUp,
     Quiesced,
     RowRead,
+    RowSeen,
     SwapOutcome,
     SwapResult,
     Taken,
@@ -132,6 +143,9 @@ class MoveTimes:
         confirm_ms: How long a live target waits for the source's Dropped before it confirms
             its ownership in the directory.
         reserve_ms: How long a target keeps what a silent source left with it.
+        watch_ms: How long a READY target waits for word of the commit before it watches the row.
+            Where the nodes and the directory are close to each other the word comes sooner, so
+            that nobody watches; where a round trip is 20 ms, there is time to begin.
         ship_bytes_per_ms: Slowest transfer that is still waited for.
         copy_ms: A round of pre-copy whose bytes take less than this is the last one: the final
             delta will be about as quick, and another round would cost what it saves.
@@ -146,6 +160,7 @@ class MoveTimes:
     reclaim_ms: int = 10_000
     confirm_ms: int = 1_000
     reserve_ms: int = 60_000
+    watch_ms: int = 5
     ship_bytes_per_ms: int = 20_000
     copy_ms: int = 2
     rounds_max: int = 8
@@ -156,6 +171,7 @@ Happening: TypeAlias = (
     MoveMessage
     | SwapResult
     | RowRead
+    | RowSeen
     | Quiesced
     | Copied
     | Taken
@@ -352,6 +368,7 @@ class SourceMove:
     def _target_owns(self, now_ms: int, *, tell: bool) -> list[Action]:
         """The target is live (and says so, or the row does): nothing of the server stays."""
         self._enter(SourcePhase.RELEASING, now_ms, self._times.step_ms)
+        self._asking = False  # whatever is still under way can change nothing
         self._state = b""
         actions: list[Action] = [DropCopy(), Reach(Point.COPY_DROPPED)]
         if tell:
@@ -431,6 +448,14 @@ class SourceMove:
             case SwapResult() if phase is SourcePhase.RECLAIMING:
                 self._asking = False
                 return self._reclaim_result(event, now_ms)
+            case Activated() if phase is SourcePhase.COMMITTING and not self._target_is_dead:
+                # It has seen the row, so the swap took effect, whatever we hear of it ourselves.
+                self.row = self._commit_row()
+                return [
+                    Reach(Point.ACTIVATED_RECEIVED),
+                    StartForwarding(self.target, self.row.epoch),
+                    *self._target_owns(now_ms, tell=True),
+                ]
             case Activated() if phase is SourcePhase.COMMITTED:
                 return [Reach(Point.ACTIVATED_RECEIVED), *self._target_owns(now_ms, tell=True)]
             case Activated() if phase is SourcePhase.RELEASING:
@@ -662,6 +687,7 @@ class TargetMove:
         "_source_dead",
         "_times",
         "_version",
+        "_watching",
         "chunks",
         "follows",
         "node",
@@ -690,6 +716,7 @@ class TargetMove:
         self._version = 0
         self._deadline_ms = 0
         self._source_dead = False
+        self._watching = False
         self.chunks = 0  # taken
         self.follows = False  # it has the server as a standby
         self._installing = False
@@ -767,7 +794,7 @@ class TargetMove:
                 return [
                     Reach(Point.READY),
                     Tell(self.source, Ready(self.transfer)),
-                    SetTimer(self._times.confirm_ms),
+                    SetTimer(self._times.watch_ms),
                 ]
             case DecodeFailed() if phase is TargetPhase.DECODING or (
                 phase is TargetPhase.RESERVED and self._installing
@@ -790,6 +817,8 @@ class TargetMove:
                 return [ReadRow()]
             case RowRead():
                 return self._row_read(event, now_ms)
+            case RowSeen() if phase is TargetPhase.READY:
+                return self._row_seen(event, now_ms)
             case SwapResult() if phase is TargetPhase.LIVE:
                 return self._confirm_result(event)
             case PeerUp(node=self.source):
@@ -849,7 +878,7 @@ class TargetMove:
 
     def _confirm_result(self, event: SwapResult) -> list[Action]:
         row = event.row
-        mine = row is not None and row.transfer == self.transfer and row.owner == self.node
+        mine = self._is_mine(row)
         if event.outcome is SwapOutcome.DONE and self.row is not None:
             self.row = directory.confirmed(self.row)
             return self._release(event.rev)
@@ -864,11 +893,19 @@ class TargetMove:
             return self._discard()
         return [SetTimer(self._times.repeat_ms)]
 
+    def _is_mine(self, row: Row | None) -> bool:
+        return row is not None and row.transfer == self.transfer and row.owner == self.node
+
+    def _row_seen(self, event: RowSeen, now_ms: int) -> list[Action]:
+        if not self._is_mine(event.row):
+            return []  # as it was before the commit, or what a reading will show
+        return [Reach(Point.COMMIT_SEEN), *self._go_live(event.row, event.rev, now_ms)]
+
     def _row_read(self, event: RowRead, now_ms: int) -> list[Action]:
         if not event.known:
             return [SetTimer(self._times.repeat_ms)]
         row = event.row
-        mine = row is not None and row.transfer == self.transfer and row.owner == self.node
+        mine = self._is_mine(row)
         if self.phase is TargetPhase.READY:
             if mine and row is not None:
                 return self._go_live(row, event.rev, now_ms)
@@ -898,6 +935,9 @@ class TargetMove:
         if phase is TargetPhase.RESERVED or phase is TargetPhase.CHECKING:
             left = self._deadline_ms - now_ms
             return [SetTimer(left)] if left > 0 else self._discard()
+        if phase is TargetPhase.READY and not self._watching:
+            self._watching = True
+            return [WatchRow(), SetTimer(self._times.confirm_ms)]
         if phase is TargetPhase.READY:
             return [
                 Tell(self.source, Ready(self.transfer)),

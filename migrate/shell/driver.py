@@ -20,7 +20,7 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import get_ident
@@ -45,6 +45,7 @@ from migrate.core.actions import (
     Resume,
     SwapRow,
     TakeChunk,
+    WatchRow,
 )
 from migrate.core.delivery import NEVER, Entry, Outgoing, SendSession
 from migrate.core.directory import Row, RowState, decode_news
@@ -55,6 +56,7 @@ from migrate.core.events import (
     Encoded,
     EncodeFailed,
     RowRead,
+    RowSeen,
     SwapOutcome,
     SwapResult,
 )
@@ -158,6 +160,13 @@ class Rows(Protocol):
     async def swap(self, row: Row, rev: int) -> SwapResult:
         """Compare-and-swap; never raises but for cancellation."""
 
+    def watch(self, server: ServerId) -> AsyncIterator[tuple[Row, int]]:
+        """The row and its revision as it is, and after each change.
+
+        It ends where the directory is of one machine: nobody there is told of a swap noticeably
+        later than it takes effect. Raises as `read`.
+        """
+
 
 class DirectoryRows:
     """Rows in a directory of this process."""
@@ -190,6 +199,21 @@ class DirectoryRows:
         if entry is None:
             return SwapResult(SwapOutcome.REFUSED, None, 0)
         return SwapResult(SwapOutcome.REFUSED, wire.decode_row(entry.value), entry.rev)
+
+    async def watch(self, server: ServerId) -> AsyncIterator[tuple[Row, int]]:
+        """See `Rows`."""
+        if self.directory.one_machine:
+            return
+        key = SERVER_KEY + server
+        # NB: from the store's revision, for that of an old row may have left the log.
+        entries, rev = await self.directory.list(key)
+        for entry in entries:
+            if entry.key == key:
+                yield wire.decode_row(entry.value), entry.rev
+        async for changes in self.directory.watch(key, rev + 1):
+            for change in changes:
+                if change.key == key and change.value is not None:
+                    yield wire.decode_row(change.value), change.rev
 
 
 @dataclass(slots=True)
@@ -238,6 +262,7 @@ class Driver:
         self._wake: asyncio.TimerHandle | None = None
         self._moves: dict[TransferId, MoveWatch] = {}
         self._copies: dict[TransferId, Hosted] = {}  # arrived, and not yet released
+        self._row_watches: dict[TransferId, asyncio.Task[None]] = {}
         self._on_stopped: Callable[[Incarnation], Coroutine[Any, Any, None]] | None = None
         self._on_standbys: Callable[[ServerId, NodeId, Changed, str], None] | None = None
         self._on_arrived: Callable[[ServerId], None] | None = None
@@ -828,9 +853,13 @@ class Driver:
                 self._task_now(self._swap(transfer, incoming, action), f"swap of {transfer}")
             case ReadRow():
                 self.task(self._read_row(transfer, incoming), f"row of {transfer}")
+            case WatchRow():
+                watching = self.task(self._watch_row(transfer), f"watch of the row of {transfer}")
+                self._row_watches[transfer] = watching
             case CheckClass():
                 self._soon(lambda: self._check_class(transfer, action))
             case GoLive():
+                self._end_row_watch(transfer)
                 target = self.core.moves_in[transfer]
                 self.begin_serving(self.core.hosted[target.server], "on_arrive")
             case Resume():
@@ -850,6 +879,7 @@ class Driver:
                 if copy is not None:
                     self.host.cancel(copy)
             case Finish() if incoming:
+                self._end_row_watch(transfer)
                 self._copies.pop(transfer, None)
                 self.precopy.ended(transfer, incoming=True)
             case Finish():
@@ -1250,6 +1280,19 @@ class Driver:
             self.move_event(transfer, incoming, RowRead(False, None, 0))
             return
         self.move_event(transfer, incoming, RowRead(True, row, rev))
+
+    async def _watch_row(self, transfer: TransferId) -> None:
+        try:
+            async for row, rev in self.rows.watch(self.core.moves_in[transfer].server):
+                self.move_event(transfer, True, RowSeen(row, rev))
+        except (DirectoryError, MigrateError) as error:
+            # The source says it, or a reading shows it.
+            log.debug("the row of %s is watched no more: %s", transfer, error)
+
+    def _end_row_watch(self, transfer: TransferId) -> None:
+        watching = self._row_watches.pop(transfer, None)
+        if watching is not None:
+            watching.cancel()
 
     # ------------------------------------------------------------------ fail points
 

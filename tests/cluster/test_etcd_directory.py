@@ -19,6 +19,8 @@ from typing import Any, TypeVar, cast
 import grpc
 import pytest
 
+from migrate.core.directory import Row, RowState, committed
+from migrate.core.events import SwapOutcome
 from migrate.shell.directories import (
     Change,
     Changes,
@@ -34,6 +36,8 @@ from migrate.shell.directories import (
     open_directory,
 )
 from migrate.shell.directories import etcd as etcd_home
+from migrate.shell.driver import SERVER_KEY, DirectoryRows
+from migrate.shell.wire import encode_row
 from migrate.tools import certs
 from rpc.v1 import etcd_pb2
 from tests.cluster.etcd_servers import EtcdServer, etcd_cluster, etcd_server, needs_etcd
@@ -202,6 +206,27 @@ def test_a_watch_twenty_thousand_revisions_behind_loses_none_when_etcd_is_killed
                 seen.append(await anext(watch))
             assert 0 < killed_at < behind
             assert [changes[0].rev for changes in seen] == list(range(1, behind + 1))
+
+    with etcd_server(tmp_path) as server:
+        run(lambda: main(server))
+
+
+def test_a_row_is_watched_though_its_last_change_has_left_the_log(tmp_path: Path) -> None:
+    row = Row("s1", 1, "a@1", RowState.ACTIVE, "spawned", "", "Counter", 1)
+    neighbour = Row("s10", 1, "a@1", RowState.ACTIVE, "spawned", "", "Counter", 1)
+
+    async def main(server: EtcdServer) -> None:
+        async with patient(server.address) as directory:
+            rows = DirectoryRows(directory)
+            for number, known in enumerate((row, neighbour), 1):
+                assert await put(directory, SERVER_KEY + known.server, encode_row(known)) == number
+            await compact(directory, await put(directory, "later"))
+            watch = rows.watch("s1")
+            assert await anext(watch) == (row, 1)
+            for known, rev in ((neighbour, 2), (row, 1)):
+                done = await rows.swap(committed(known, "b@1", "t", 1), rev)
+                assert done.outcome is SwapOutcome.DONE
+            assert await anext(watch) == (committed(row, "b@1", "t", 1), done.rev)
 
     with etcd_server(tmp_path) as server:
         run(lambda: main(server))

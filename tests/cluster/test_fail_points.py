@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +14,7 @@ import pytest
 import migrate
 from migrate.cluster import NodeProcess
 from migrate.core.actions import Point
+from tests.cluster.etcd_servers import etcd_server, needs_etcd
 from tests.cluster.fire import Calls, keep_calling
 from tests.migrate.clusters import eventually, failure_of, run, until
 from tests.migrate.servers import Counter, Large
@@ -57,6 +59,7 @@ AT_SOURCE = (*BEFORE_AT_SOURCE, Point.SWAP_ASKED, *COMMITTED_AT_SOURCE, *DROPPED
 
 def test_every_fail_point_of_a_move_is_in_one_of_the_lists():
     listed = [*BEFORE, Point.SWAP_ASKED, *COMMITTED, *DROPPED, Point.FORWARDING_EXPIRED]
+    listed.append(Point.COMMIT_SEEN)  # reached with a directory of many machines only
 
     # Those of delivery have a test of their own.
     of_delivery = list(Point)[list(Point).index(Point.REQUEST_SENT) :]
@@ -87,7 +90,11 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def scene(
-    state_bytes: int = 0, *, same_host: bool = True, ahead: bool = True
+    state_bytes: int = 0,
+    *,
+    same_host: bool = True,
+    ahead: bool = True,
+    directory: str | None = None,
 ) -> AsyncIterator[Scene]:
     """Three nodes; those of whom one is going to sleep have links over gRPC.
 
@@ -99,7 +106,7 @@ async def scene(
     env = {"LIVEMIGRATE_FAILPOINTS": ""}
     # The client's own node is a third one: it sees neither of the two die of itself.
     async with migrate.LocalCluster(
-        nodes=["by", "source", "target"], options=options, env=env
+        nodes=["by", "source", "target"], options=options, env=env, directory=directory
     ) as cluster:
         options = migrate.SpawnOptions(name="hits", on="source")
         if state_bytes:
@@ -233,6 +240,61 @@ def test_the_target_is_killed_when_it_alone_has_the_server_which_is_lost_and_sai
             await name_is_free(s)
 
     run(body())
+
+
+@needs_etcd
+@pytest.mark.parametrize("victim", ["source", "target"])
+def test_s04_a_process_is_killed_when_the_target_sees_the_commit_that_nobody_told_it(
+    victim: str, tmp_path: Path
+):
+    async def body(directory: str) -> None:
+        async with scene(same_host=False, directory=directory) as s:
+            async with called(s) as saw:
+                # The source falls asleep with the directory's answer in its hands.
+                await s.arm(Point.SWAP_DONE, "stop", s.source)
+                await s.arm(Point.COMMIT_SEEN, "kill", s.cluster.node(victim))
+                moving = asyncio.ensure_future(failure_of(s.client.migrate(s.ref, to="target")))
+                assert await s.cluster.node(victim).wait() == -9
+                if victim == "target":
+                    s.source.wake()
+                error = await moving
+                await served_by(s, "target" if victim == "source" else "source")
+            check_nothing_was_lost(saw[0])
+            if victim == "target":
+                assert isinstance(error, migrate.MoveRolledBack)
+                assert "took the server back" in str(error)
+            assert await s.ref.incr() == len(saw[0].values) + 1
+            assert (await s.where()).epoch == (2 if victim == "source" else 3)
+
+    with etcd_server(tmp_path) as server:
+        run(body(f"etcd://{server.address}/moves"))
+
+
+@needs_etcd
+def test_a_target_that_sleeps_when_it_sees_the_commit_loses_the_server_to_the_source_again(
+    tmp_path: Path,
+):
+    async def body(directory: str) -> None:
+        async with scene(same_host=False, directory=directory) as s:
+            async with called(s) as saw:
+                await s.arm(Point.SWAP_DONE, "stop", s.source)
+                await s.arm(Point.COMMIT_SEEN, "stop", s.target)
+                moving = asyncio.ensure_future(failure_of(s.client.migrate(s.ref, to="target")))
+                await asleep(s.source)
+                await asleep(s.target)
+                s.source.wake()
+                error = await moving
+                assert await s.ref.incr() > 0
+                s.target.wake()
+                await hosts_nothing(s, "target")
+            assert saw[0].failures == []
+            assert isinstance(error, migrate.MoveRolledBack)
+            assert await s.ref.incr() == len(saw[0].values) + 2
+            info = await s.where()
+            assert (info.node, info.epoch) == ("source", 3)
+
+    with etcd_server(tmp_path) as server:
+        run(body(f"etcd://{server.address}/moves"))
 
 
 @pytest.mark.parametrize("victim", ["source", "target"])

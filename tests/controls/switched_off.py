@@ -6,9 +6,10 @@ from typing import Any
 
 from msgspec import structs
 
+from migrate.core import directory
 from migrate.core.actions import GoLive, StartForwarding
 from migrate.core.delivery import Entry, ReceiveSession, SendSession
-from migrate.core.events import RowRead
+from migrate.core.events import RowRead, RowSeen
 from migrate.core.ids import NodeId, ServerId
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import ChunkTaken, Envelope, Final, NotHere
@@ -159,6 +160,17 @@ class StaleRowsBelieved(Core):
         ):
             self._apply_target(target, target._discard(), now_ms)
             return
+        super().move_event(transfer, incoming, event, now_ms)
+
+
+class AnyRowBelieved(Core):
+    """A watch that shows the row as it was before the commit is taken for word of the commit."""
+
+    def move_event(self, transfer: str, incoming: bool, event: Happening, now_ms: int) -> None:
+        target = self.moves_in.get(transfer) if incoming else None
+        if target is not None and isinstance(event, RowSeen):
+            commit = directory.committed(event.row, self.node, transfer, event.row.version)
+            event = RowSeen(commit, event.rev)
         super().move_event(transfer, incoming, event, now_ms)
 
 

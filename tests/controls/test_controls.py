@@ -75,6 +75,8 @@ def calm(async_share: float = 0.3, relay_share: float = 0.25) -> Plan:
         (off.NoOrder, "order"),
         # The only copy is thrown away because of what the row said before the commit.
         (off.StaleRowsBelieved, "liveness"),
+        # The source believes what such a target says, and drops what it still owns.
+        (off.AnyRowBelieved, "source serves"),
         (off.StaleSendersHeard, "stale senders"),
         (off.NoHopRule, "hops"),
         (off.RecordsUnbounded, "bounded"),

@@ -17,6 +17,7 @@ from migrate.core.actions import (
     Finish,
     GoLive,
     Quiesce,
+    Reach,
     ReadRow,
     Release,
     Result,
@@ -25,6 +26,7 @@ from migrate.core.actions import (
     StartForwarding,
     SwapRow,
     Tell,
+    WatchRow,
 )
 from migrate.core.directory import Row, RowState
 from migrate.core.events import (
@@ -37,6 +39,7 @@ from migrate.core.events import (
     PeerUp,
     Quiesced,
     RowRead,
+    RowSeen,
     SwapOutcome,
     SwapResult,
     TimerFired,
@@ -242,6 +245,46 @@ def test_a_newer_epoch_of_somebody_else_fences_the_source() -> None:
     assert DropCopy in kinds(actions)
 
 
+# -- the commit, heard of from the target
+
+
+@pytest.mark.parametrize("answers", [[], [UNKNOWN]], ids=["not answered", "in doubt"])
+def test_a_target_that_lives_proves_the_commit_before_the_directory_has_answered(
+    answers: list[SwapResult],
+) -> None:
+    source = source_move(SourcePhase.COMMITTING)
+    for answer in answers:
+        source.handle(answer, 0)
+    actions = source.handle(Activated(T), 1)
+    assert kinds(actions)[1:4] == [StartForwarding, DropCopy, Reach]
+    assert only(actions, StartForwarding) == StartForwarding(B, 8)
+    assert said(actions) == [Dropped(T)]
+    # It said so, and says it again; no answer to what is still asked changes that.
+    for late in (SwapResult(SwapOutcome.DONE, committed_row(), 4), UNKNOWN, NOT_DONE):
+        assert source.handle(late, 2) == []
+    assert said(source.handle(TimerFired(), 3)) == [Dropped(T)]
+    assert source.handle(ActivateRefused(T), 4) == []
+    assert source.handle(Released(T), 5) == [Finish(Result.MOVED)]
+
+
+def test_what_a_dead_target_said_before_does_not_keep_the_source_from_taking_the_server_back() -> (
+    None
+):
+    source = source_move(SourcePhase.COMMITTING)
+    source.handle(NodeDead(B), 0)
+    assert source.handle(Activated(T), 1) == []
+    actions = source.handle(SwapResult(SwapOutcome.DONE, committed_row(), 4), 2)
+    assert only(actions, SwapRow).row.owner == A
+    assert source.phase is SourcePhase.RECLAIMING
+
+
+@pytest.mark.parametrize("phase", [p for p in SourcePhase if p < SourcePhase.COMMITTING])
+def test_before_the_commit_was_asked_for_nobody_can_be_alive(phase: SourcePhase) -> None:
+    source = source_move(phase)
+    assert source.handle(Activated(T), 1) == []
+    assert source.phase is phase
+
+
 # -- after the commit
 
 
@@ -351,6 +394,52 @@ def test_a_ready_target_goes_live_by_the_row_alone() -> None:
     assert only(actions, GoLive) == GoLive(committed_row(), 4)
 
 
+def test_a_ready_target_that_hears_nothing_watches_the_row_and_reads_it_later_on() -> None:
+    target = target_move(TargetPhase.DECODING)
+    assert only(target.handle(Decoded(), 0), SetTimer) == SetTimer(TIMES.watch_ms)
+    watching = target.handle(TimerFired(), TIMES.watch_ms)
+    assert watching == [WatchRow(), SetTimer(TIMES.confirm_ms)]
+    # What it sees may be lost like anything else.
+    assert kinds(target.handle(TimerFired(), 100)) == [Tell, ReadRow, SetTimer]
+
+
+def test_a_target_that_sees_the_commit_lives_before_it_is_told_and_says_so() -> None:
+    target = target_move(TargetPhase.READY)
+    actions = target.handle(RowSeen(committed_row(), 4), 0)
+    assert only(actions, GoLive) == GoLive(committed_row(), 4)
+    assert said(actions) == [Activated(T)]
+    assert Release not in kinds(actions)
+    # Told of it after all, in either order.
+    assert said(target.handle(Activate(T, committed_row(), 4), 1)) == [Activated(T)]
+    released = target.handle(Dropped(T), 2)
+    assert kinds(released) == [Release, Tell, Reach, Finish]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        row(epoch=7),
+        row(epoch=8, owner=B, state=RowState.COMMITTED, transfer="another", previous=A),
+        row(epoch=9, transfer=T + "/back"),
+        directory.buried(row(epoch=7), "died"),
+    ],
+    ids=["not yet", "another move", "taken back", "lost"],
+)
+def test_a_row_that_is_seen_decides_nothing_but_that_a_commit_took_effect(seen: Row) -> None:
+    target = target_move(TargetPhase.READY)
+    assert target.handle(RowSeen(seen, 5), 0) == []
+    assert target.phase is TargetPhase.READY
+
+
+@pytest.mark.parametrize(
+    "phase", [p for p in TargetPhase if p not in (TargetPhase.READY, TargetPhase.ENDED)]
+)
+def test_a_commit_that_is_seen_late_or_early_is_no_news(phase: TargetPhase) -> None:
+    target = target_move(phase)
+    assert target.handle(RowSeen(committed_row(), 4), 0) == []
+    assert target.phase is phase
+
+
 def test_a_ready_target_waits_while_the_row_still_names_the_source() -> None:
     target = target_move(TargetPhase.READY)
     assert kinds(target.handle(NodeDead(A), 0)) == [ReadRow]
@@ -454,6 +543,7 @@ TARGET_EVENTS = st.one_of(
     ),
     ANSWERS,
     st.builds(RowRead, st.booleans(), ROWS, st.integers(1, 9)),
+    st.builds(RowSeen, ROWS.filter(lambda seen: seen is not None), st.integers(1, 9)),
 )
 STEPS = st.integers(0, 60)
 

@@ -47,6 +47,7 @@ from migrate.core.messages import (
     PrepareRefused,
     Ready,
     Receipt,
+    Released,
     Reply,
     WaitProbe,
 )
@@ -640,6 +641,20 @@ def test_a_committed_row_is_buried_by_nobody_while_its_source_has_a_copy() -> No
     assert not bystander.may_bury(committed_row())
     bystander.node_dead(A, NOW)
     assert bystander.may_bury(committed_row())
+
+
+def test_a_server_whose_target_lives_leaves_while_the_directory_has_not_answered() -> None:
+    at, port = core()
+    host(at)
+    frozen_move(at, port)
+    at.receive(CLIENT, [env(1)], NOW)
+    at.receive(B, [Ready(TRANSFER), Activated(TRANSFER)], NOW)
+    assert [message.hops for message in port.of(Envelope)] == [1]
+    assert SERVER not in at.hosted
+    at.receive(B, [Released(TRANSFER)], NOW)
+    assert port.did(Finish) == [Finish(Result.MOVED)]
+    at.move_event(TRANSFER, False, SwapResult(DONE, None, 2), NOW)
+    assert port.did(Finish) == [Finish(Result.MOVED)]
 
 
 def test_a_source_whose_target_died_after_the_commit_takes_the_server_back_s04() -> None:

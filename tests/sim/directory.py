@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from migrate.core.directory import Row, RowState
 from migrate.core.events import SwapOutcome, SwapResult
-from migrate.core.ids import ServerId
+from migrate.core.ids import ServerId, TransferId
 from tests.sim.phases import Move
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ ANY_REV = -1
 
 Answered: TypeAlias = Callable[[SwapResult], None]
 ReadDone: TypeAlias = Callable[[bool, "Row | None", int], None]
+Shown: TypeAlias = Callable[[Row, int], None]
 
 
 class Directory:
@@ -44,6 +45,7 @@ class Directory:
         self.slow = False
         self.cut: dict[str, None] = {}  # by name of the node
         self.lose_answers: dict[str, None] = {}  # the next question of these nodes
+        self.watches: dict[TransferId, tuple[SimNode, ServerId, Shown]] = {}
         self._rev = 0
 
     def create(self, row: Row) -> int:
@@ -160,6 +162,9 @@ class Directory:
             f"directory {server} e={row.epoch} {row.owner} {RowState(row.state).name} "
             f"t={row.transfer} rev={self._rev}"
         )
+        for transfer, watch in list(self.watches.items()):
+            if watch[1] == server:
+                self._show(transfer, row, self._rev)
         return SwapResult(SwapOutcome.DONE, row, self._rev)
 
     def read(
@@ -178,3 +183,35 @@ class Directory:
         known = self.rows.get(server)
         row, rev = known if known is not None else (None, 0)
         node.later(self._delay(None), done, True, row, rev)
+
+    def watch(
+        self, node: SimNode, server: ServerId, transfer: TransferId, shown: Shown, move: Move | None
+    ) -> None:
+        """Show a node the row as it is and each change of it, for the sake of a move to it.
+
+        In any order, which is worse than real watches, and no more after the first question that
+        gets lost.
+        """
+        if not self._unreachable(node, move) and not self._loses_answer(
+            node, self.world.plan.directory_answer_lost / 2, move
+        ):
+            self.world.at(self._delay(move), self._begin_watch, node, server, transfer, shown)
+
+    def _begin_watch(
+        self, node: SimNode, server: ServerId, transfer: TransferId, shown: Shown
+    ) -> None:
+        if transfer in node.core.moves_in:
+            self.watches[transfer] = (node, server, shown)
+            if server in self.rows:
+                self._show(transfer, *self.rows[server])
+
+    def _show(self, transfer: TransferId, row: Row, rev: int) -> None:
+        node, _, shown = self.watches[transfer]
+        if not node.alive or self.unreachable(node):
+            self.unwatch(transfer)
+        else:
+            node.later(self._delay(None), shown, row, rev)
+
+    def unwatch(self, transfer: TransferId) -> None:
+        """Show nothing more; what is under way may still come."""
+        self.watches.pop(transfer, None)

@@ -133,6 +133,7 @@ class Plan:
     records_max: int = 100_000
     late_max: int = 100_000
     session_expiry_ms: int = 300_000
+    watch_ms: int = 5
     async_share: float = 0.4
     relay_share: float = 0.25
     reentrant_share: float = 0.2
@@ -161,6 +162,7 @@ class Plan:
             gap_us=rng.choice((20_000, 60_000, 150_000)),
             aim=rng.choice((0.0, 0.2, 1.0)),
             focus=rng.choice((*PHASES, *SELDOM)) if rng.random() < 0.75 else "",
+            watch_ms=rng.choice((0, 1, 5)),
         )
         on = kinds.__contains__
         if on("duplicate"):

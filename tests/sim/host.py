@@ -30,6 +30,7 @@ from migrate.core.actions import (
     Resume,
     SwapRow,
     TakeChunk,
+    WatchRow,
 )
 from migrate.core.delivery import NEVER, Entry, Outgoing
 from migrate.core.directory import Row, RowState
@@ -41,6 +42,7 @@ from migrate.core.events import (
     Encoded,
     EncodeFailed,
     RowRead,
+    RowSeen,
     SwapResult,
     Taken,
 )
@@ -231,6 +233,7 @@ class SimNode:
                 reclaim_ms=200,
                 confirm_ms=40,
                 reserve_ms=1_500,
+                watch_ms=plan.watch_ms,
             ),
         )
 
@@ -687,7 +690,17 @@ class SimNode:
                     ),
                     self._move(transfer, incoming),
                 )
+            case WatchRow():
+                self._later_out(
+                    world.directory.watch,
+                    self,
+                    self.core.moves_in[transfer].server,
+                    transfer,
+                    lambda row, rev: self._told(transfer, incoming, RowSeen(row, rev)),
+                    self._move(transfer, incoming),
+                )
             case GoLive() | Resume():
+                world.directory.unwatch(transfer)
                 world.note(f"{self.id} {transfer} {type(action).__name__} e={action.row.epoch}")
                 self.later(self._work(0, 3_000), self._started, action.row.server)
             case Release():
@@ -703,7 +716,9 @@ class SimNode:
                 self.ahead.pop(transfer, None)
                 self.taken.pop(transfer, None)
                 self._phases.pop(transfer, None)
-                if not incoming:
+                if incoming:
+                    world.directory.unwatch(transfer)
+                else:
                     world.counts[f"move {action.result.value}"] += 1
                     world.invariants.move_ended(self, transfer, action)
             case _:

@@ -410,6 +410,29 @@ def test_s30_a_directory_that_fails_in_the_middle_of_a_move_stops_no_server(
 
 
 @seeded
+def test_s30_a_commit_whose_answer_was_lost_with_the_directory_is_heard_of_from_the_target(
+    seed: int,
+) -> None:
+    world = Script(seed, watch_ms=0)
+    world.call()
+    target = world.node(1)
+
+    def swap(node: SimNode, *swap: Any) -> None:
+        # It takes effect; but only the target reaches the directory, and no answer comes.
+        world.directory.cut[node.name] = None
+        world.at(5_000, world.directory._apply, *swap[:3])
+
+    world.directory.swap = swap  # type: ignore[method-assign]
+    source = world.begin(1)
+    world.end(source)
+    assert world.moved() == 1 and world.owner() is target
+    assert world.counts["reached commit_seen"] == 1
+    assert world.call().place == 2
+    world.directory.cut.clear()
+    world.run()
+
+
+@seeded
 def test_s33_what_was_handled_before_a_move_is_answered_but_not_done_after_it(seed: int) -> None:
     world = Script(seed)
     world.call()
