@@ -17,6 +17,7 @@
  *   -DNO_HOLD     a live copy releases before it may            (must fail)
  *   -DNO_RECORDS  a repeat is executed again                    (must fail)
  *   -DGUESS       an answer of the directory that was lost is taken for "not done" (must fail)
+ *   -DANY_ROW     the target goes live by whatever the watch shows (must fail)
  *
  * and with -DPROGRESS:
  *
@@ -42,6 +43,7 @@
 
 #ifdef PROGRESS
 byte faults = FAULTS;
+bit watches;                            /* whether targets hear of changes of the row: they may not */
 #define MAY (faults > 0)                /* something goes wrong, */
 #define HURT faults--                   /* which is counted */
 /* A step that time brings: when nothing else can happen any more, or too early, which is a fault. */
@@ -57,6 +59,7 @@ byte faults = FAULTS;
 /* What a repeat would not change waits. */
 #define TAKES(n) (copy[n].phase == SERVING || (copy[n].phase == LIVE && copy[n].done[s] == acked[s]))
 #else
+#define watches true
 #define TAKES(n) (copy[n].phase == SERVING || copy[n].phase == LIVE)
 #define MAY true
 #define HURT skip
@@ -178,6 +181,18 @@ inline serve(me) {                  /* the server is here, and released */
   assert(ONE)
 }
 
+#define COMMITTED_HERE(me) (owner == me && !sure && !lost && nonce == copy[me].id)
+#ifdef ANY_ROW
+#define SEEN(me) true
+#else
+#define SEEN(me) COMMITTED_HERE(me)
+#endif
+
+inline live(me) {                   /* executes, and says so */
+  copy[me].phase = LIVE;
+  tell(other, ACTIVATED, copy[me].id, 0, 0, 0)
+}
+
 inline roll_back(me) {
   tell(other, ABORT, move[me].id, 0, 0, 0);
   idle(me); serve(me)
@@ -240,8 +255,9 @@ end:
 
   /* ---- target in doubt: reads the row, confirms by a swap of its own */
 #ifndef NO_ROW
-  IN_TIME(alive[me] && copy[me].phase == READY && owner == me && !sure && !lost &&
-          nonce == copy[me].id, copy[me].phase = LIVE)
+  IN_TIME(alive[me] && copy[me].phase == READY && COMMITTED_HERE(me), live(me))
+  /* it watches the row besides, and hears of the commit perhaps before its source does */
+  :: atomic { alive[me] && copy[me].phase == READY && watches && SEEN(me) -> live(me) }
   /* it may throw its copy away at any time before LIVE, also because nobody has said more */
   IN_TIME(alive[me] && copy[me].phase == READY, forget(me); assert(KEPT))
   IN_TIME(alive[me] && copy[me].phase == LIVE && owner == me && !lost && nonce == copy[me].id,
@@ -282,13 +298,13 @@ end:
             idle(me); serve(me)
        :: kind == ACTIVATE ->
             if
-            :: copy[me].phase == READY && copy[me].id == id ->
-                 copy[me].phase = LIVE; tell(other, ACTIVATED, id, 0, 0, 0)
+            :: copy[me].phase == READY && copy[me].id == id -> live(me)
             :: copy[me].phase == LIVE && copy[me].id == id -> tell(other, ACTIVATED, id, 0, 0, 0)
             :: else -> tell(other, DENIED, id, 0, 0, 0)  /* no such copy, or its move has ended */
             fi
-       :: kind == ACTIVATED && move[me].phase == COMMITTED && id == move[me].id ->
-            enter(me, RELEASING); forget(me);
+       :: kind == ACTIVATED && id == move[me].id &&      /* it took effect, known here or not */
+          (move[me].phase == COMMITTED || move[me].phase == COMMITTING) ->
+            enter(me, RELEASING); move[me].doubt = 0; forget(me);
             tell(other, DROPPED, id, 0, 0, 0)
        :: kind == ACTIVATED && move[me].phase == RELEASING && id == move[me].id ->
             tell(other, DROPPED, id, 0, 0, 0)
@@ -365,6 +381,9 @@ end:
 
 init {
   atomic {
+#ifdef PROGRESS
+    if :: watches = 1 :: watches = 0 fi;
+#endif
     copy[0].phase = SERVING; copy[0].epoch = 1;
     run Node(0); run Node(1); run Sender(0); run Sender(1); run Crash()
   }

@@ -11,7 +11,7 @@ import pytest
 
 MOVE = Path(__file__).with_name("move.pml")
 STANDBY = Path(__file__).with_name("standby.pml")
-UNSAFE = ("NO_SWAP", "DROP_EARLY", "NO_HOLD", "NO_RECORDS", "GUESS")
+UNSAFE = ("NO_SWAP", "DROP_EARLY", "NO_HOLD", "NO_RECORDS", "GUESS", "ANY_ROW")
 STUCK = ("NO_ROW", "NO_RECLAIM", "NO_TIMEOUT", "NO_REPEAT", "NO_LOOKUP", "NO_BURIAL")
 
 FAILOVERS = "EPOCHS=4 STREAMS=3 READS=1"
