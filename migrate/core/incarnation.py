@@ -549,13 +549,20 @@ class Image:
         replays: Replays,
         first: list[EntryRecord],
     ) -> None:
+        item = step.entry
+        key = (item.session, item.seq)
+        if item.method and key not in replays:
+            replays[key] = deque()
+            first.append(item)
+        if not step.seq:
+            replays[key].append(step)
+            return
         known = sending.get(step.session)
         if known is None:
             known = SendRecord(
                 step.session, step.server, 1, step.node, step.epoch, [], step.generation
             )
             known.next_seq = step.seq
-        item = step.entry
         known.generation = known.generation or step.generation
         if not item.method:
             for steps in replays.values():
@@ -580,10 +587,6 @@ class Image:
                 known.generation,
             )
         else:
-            key = (item.session, item.seq)
-            if key not in replays:
-                replays[key] = deque()
-                first.append(item)
             for made in replays[key]:
                 if (made.session, made.seq) == (step.session, step.seq):
                     made.generation = made.generation or step.generation

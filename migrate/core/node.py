@@ -550,6 +550,7 @@ class Core:
             session.waiting.append(out)
             if sender.gate is not None:
                 sender.gate.changes.sending[session.id] = session
+                self.standbys.unnumbered(session, out, now_ms)
         else:
             session.number(out)
             if sender.gate is not None:
@@ -588,14 +589,18 @@ class Core:
         steps = sender.replays.get(entry.key())
         if steps is None or (not steps and not entry.diverged):
             return False
-        step = steps[0] if steps else None
         if out.payload is None:
             out.payload = self.port.pack(out.args)
-        if entry.diverged or step is None or not self._is_same(step, server, out):
+        step = None if entry.diverged else self._made_before(steps, server, out)
+        if step is None:
             entry.diverged = True
             self._resolve(out, DIVERGED, b"", None)
             return True
-        steps.popleft()
+        if not step.seq:
+            if step.status and step.status != CLOSED:
+                self._resolve(out, step.status, step.answer, False)
+            # One that its handler has given up is given up again.
+            return step.status != 0
         # It may have been withdrawn, when its time was over, before the failover.
         out.withdrawn = EXPIRED
         session = self._repeated_number(step, out)
@@ -607,6 +612,38 @@ class Core:
         self.dispatch(session, out, now_ms)
         self._wait_for(session, out, now_ms)
         return True
+
+    def _made_before(
+        self, steps: deque[StepRecord], server: ServerId, out: Outgoing
+    ) -> StepRecord | None:
+        """Take what is known of a request out of what its handler had made before a failover.
+
+        They come in the order in which they were made. One that had to wait for its number is told
+        of when it is made, and once more when it gets it, or ends without it. One whose session is
+        over, because its server was lost, was made anew by an earlier failover: that one counts.
+
+        Returns:
+            The record with its number, or with how it ended; without both if it was waiting still;
+            None if the handler makes another request than before.
+        """
+
+        def counts(step: StepRecord) -> bool:
+            return bool(step.status or (step.seq and step.session in self.sending))
+
+        for made in steps:
+            if self._is_same(made, server, out):
+                break
+            if counts(made):
+                return None
+        else:
+            return None
+        steps.remove(made)
+        if not counts(made):
+            for became in steps:
+                if counts(became) and self._is_same(became, server, out):
+                    steps.remove(became)
+                    return became
+        return made
 
     def _is_same(self, step: StepRecord, server: ServerId, out: Outgoing) -> bool:
         payload = out.payload or b""
@@ -637,12 +674,12 @@ class Core:
         if not inc.sender.replays:
             inc.sender.replays = None
         for step in left or ():
-            entry.diverged = True
             method = "call" if step.kind == CALL else "cast"
             out = Outgoing(EMPTY, method, b"", None, (), 0, None, "")
             out.withdrawn = CLOSED
-            session = self._repeated_number(step, out)
+            session = self._repeated_number(step, out) if step.seq else None
             if session is not None:
+                entry.diverged = True
                 if inc.sender.gate is not None:
                     self.standbys.step(session, out, now_ms)
                 self.dispatch(session, out, now_ms)
@@ -801,6 +838,7 @@ class Core:
                 continue
             if out.seq == 0:
                 session.waiting.remove(out)
+                self.standbys.unnumbered(session, out, now_ms, FULL)
                 self._resolve(out, FULL, b"", None)
             elif out.kind != EMPTY and (out.seq >= session.grant or out.sent_ms < 0):
                 # Refused so far, or never sent: the number goes as an empty one, and the
@@ -842,6 +880,7 @@ class Core:
         if out.seq == 0:
             if out in session.waiting:
                 session.waiting.remove(out)
+                self.standbys.unnumbered(session, out, now_ms, CLOSED)
         elif out.seq in session.outstanding and out.sent_ms < 0 and out.kind != EMPTY:
             self._withdraw(session, out, CLOSED)
 
@@ -944,7 +983,9 @@ class Core:
                 # The value tells whether a copy may have been executed.
                 self._resolve(out, status, payload, out.sent_ms >= 0)
             while session.waiting:
-                self._resolve(session.waiting.popleft(), status, payload, False)
+                out = session.waiting.popleft()
+                self.standbys.unnumbered(session, out, now_ms, status, payload)
+                self._resolve(out, status, payload, False)
             self._drop_sending(session)
 
     def _retransmit(self, route: Route, now_ms: int) -> None:
@@ -1010,6 +1051,7 @@ class Core:
             while other.waiting:
                 out = other.waiting.popleft()
                 told = told or out.token is not None
+                self.standbys.unnumbered(session, out, now_ms, ROLLED_BACK, payload)
                 self._resolve(out, ROLLED_BACK, payload, False)
             self._drop_sending(other)
         if told:

@@ -171,7 +171,8 @@ class StepRecord(Struct, array_like=True):
     """A request that a handler makes in the middle of its run, and what is being handled.
 
     `entry.session` empty and `entry.seq` 0: a timer's message; `method` of the entry empty: it is
-    made by no handler, so nobody will make it again.
+    made by no handler, so nobody will make it again. `seq` 0: the request waits for a number; or,
+    with a `status` and its `answer`, has come to its end without one.
     """
 
     entry: EntryRecord
@@ -185,3 +186,5 @@ class StepRecord(Struct, array_like=True):
     generation: int
     node: NodeId
     epoch: int
+    status: int = 0
+    answer: bytes = b""

@@ -1002,26 +1002,53 @@ class Standbys:
             return
         replica.changes.sending[session.id] = session
         entry = inc.running.get(core.run_number(out.run)) if out.run else None
-        fed = [
-            it
-            for it in replica.followers.values()
-            if it.phase is FollowerPhase.FED and not it.leaving
-        ]
-        if (entry is not None and not entry.waits) or not fed or (entry is None and inc.quiet()):
+        is_fed = any(
+            it.phase is FollowerPhase.FED and not it.leaving for it in replica.followers.values()
+        )
+        if (entry is not None and not entry.waits) or not is_fed or (entry is None and inc.quiet()):
             # It cannot be waited for before the next quiescent point, or nobody is to be told.
             out.leaves = NEVER
             replica.uncut_outs.append((session, out))
             self.cut_soon(inc, now_ms)
             return
-        if out.payload is None:
-            out.payload = core.port.pack(out.args)
         route = session.route
         there = core.hosted.get(session.server)
         if not session.generation and (there is not None or route.node is not None):
             core.bind(session, there.row.epoch if there is not None else route.epoch)
+        out.leaves = self._tell_step(inc, replica, session, out, entry, now_ms)
+        replica.outs.append((out.leaves, session, out))
+
+    def unnumbered(
+        self, session: SendSession, out: Outgoing, now_ms: int, status: int = 0, answer: bytes = b""
+    ) -> None:
+        """A handler in mid-run has made a request that waits for a number; or, with a status, that
+        has come to its end without one. Whoever runs it again is to find the same.
+        """
+        inc = self.core.hosted.get(session.sender.id)
+        replica = session.sender.gate
+        if inc is None or replica is None or not out.run:
+            return
+        entry = inc.running.get(self.core.run_number(out.run))
+        if entry is not None and entry.waits:
+            self._tell_step(inc, replica, session, out, entry, now_ms, status, answer)
+
+    def _tell_step(
+        self,
+        inc: Incarnation,
+        replica: Replica,
+        session: SendSession,
+        out: Outgoing,
+        entry: Entry | None,
+        now_ms: int,
+        status: int = 0,
+        answer: bytes = b"",
+    ) -> int:
+        """Tell the standbys of a request; its number in the log."""
+        core = self.core
+        if out.payload is None:
+            out.payload = core.port.pack(out.args)
+        route = session.route
         number = replica.number = replica.number + 1
-        out.leaves = number
-        replica.outs.append((number, session, out))
         made_by = (
             entry_record(entry, core.port.pack, now_ms)
             if entry is not None
@@ -1039,11 +1066,15 @@ class Standbys:
             session.generation,
             route.node or "",
             route.epoch,
+            status,
+            answer,
         )
-        for follower in fed:
-            message = Step(follower.stream, inc.id, inc.row.epoch, number, record)
-            self._feed(inc, follower, message, 0, now_ms)
+        for follower in replica.followers.values():
+            if follower.phase is FollowerPhase.FED and not follower.leaving:
+                message = Step(follower.stream, inc.id, inc.row.epoch, number, record)
+                self._feed(inc, follower, message, 0, now_ms)
         self._wake(inc, now_ms)
+        return number
 
     def bound(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
         """A session is now bound to a generation; what is under way in it waits until that is known

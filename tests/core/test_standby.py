@@ -40,6 +40,8 @@ from migrate.core.messages import (
     EMPTY,
     ERROR,
     EXPIRED,
+    FULL,
+    LOST,
     OK,
     WITHDRAWN,
     Cut,
@@ -539,6 +541,68 @@ def test_a_run_that_does_not_repeat_its_requests_ends_diverged_and_uses_their_nu
     assert [reply.status for reply in world.replies()][-1] == DIVERGED
     asks(world, B, "later", f"{SERVER}/2")
     assert world.ports[C].ran == ["fetch", "later"]
+
+
+def test_a_request_that_never_got_a_number_comes_to_the_same_end_when_it_is_made_again() -> None:
+    """Seed 199 of the journals' schedules: nobody knew of it, so that the next one seemed to be
+    another than before.
+    """
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.own(B, "third")
+    world.replicate(B)
+    for name in (A, B):
+        world.cores[name].route_hint(OTHER, C, 1)
+        world.cores[name].route_hint("third", B, 1)
+        world.ports[name].busy = True
+    world.silent.add(C)
+    world.send(A, env(1, "m"))
+    run = f"{SERVER}/1"
+    asks(world, A, "one", run)
+    inc = world.cores[A].hosted[SERVER]
+    inc.sender.sessions[OTHER].window = 1
+    two = Outgoing(CALL, "two", b"two", None, (), world.now_ms + 100, "two", run)
+    world.cores[A].request(inc.sender, OTHER, two, world.now_ms)
+    waits = asks(world, A, "waits", run)
+    world.later(200)
+    assert ("two", FULL, b"") in world.ports[A].resolved and two.seq == waits.seq == 0
+    third = asks(world, A, "three", run, to="third")
+    world.kill(A)
+    asks(world, B, "one", run)
+    asks(world, B, "two", run)
+    assert ("two", FULL, b"") in world.ports[B].resolved
+    # This one had neither come to an end nor got a number: now there is room.
+    assert asks(world, B, "waits", run).seq == 2
+    assert asks(world, B, "three", run, to="third").seq == third.seq == 1
+    assert DIVERGED not in [status for _, status, _ in world.ports[B].resolved]
+
+
+def test_a_request_made_anew_because_its_server_was_lost_is_known_to_the_next_failover() -> None:
+    """Seed 3 of the journals' schedules: it had two records then, and one was left over."""
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    lost = structs.replace(world.row(), server=OTHER, state=RowState.LOST)
+    run = f"{SERVER}/1"
+    for at, survivor in ((A, B), (B, C), (C, "")):
+        world.ports[at].busy = True
+        if at is A:
+            world.send(A, env(1, "m"))
+        for what in ("one", "two"):
+            asks(world, at, what, run)
+            for _ in range(5):
+                world.later(100)
+                world.cores[at].located(OTHER, True, lost, world.now_ms)
+                world.run()
+            assert [item[1] for item in world.ports[at].resolved if item[0] == what] == [LOST]
+        if survivor:
+            world.ports[survivor].busy = True
+            world.kill(at)
+    world.cores[C].finish(*world.ports[C].began[-1], OK, b"done", None, world.now_ms)
+    world.run()
+    world.send(C, env(1, "m"))
+    assert [reply.status for reply in world.replies()][-1] == OK
 
 
 def test_what_a_failover_may_ask_for_again_is_not_acknowledged_to_receivers() -> None:
