@@ -163,7 +163,9 @@ class _ToldAtOnce(Standbys):
             session.safe_low = NEVER
 
 
-def node_with(mechanism: type[Standbys] | type[Core]) -> type[StandbyNode]:
+def node_with(
+    mechanism: type[Standbys] | type[Core], node: type[StandbyNode] = StandbyNode
+) -> type[StandbyNode]:
     """A node class of the simulator without a mechanism."""
     base: type[Core] = mechanism if issubclass(mechanism, Core) else Core
     standbys: type[Standbys] = _ToldAtOnce if mechanism is ToldAtOnce else Standbys
@@ -175,7 +177,7 @@ def node_with(mechanism: type[Standbys] | type[Core]) -> type[StandbyNode]:
             super().__init__(*args)
             self.standbys = standbys(self, self.port, self.options.standby)
 
-    return type(f"Without{mechanism.__name__}", (StandbyNode,), {"core_class": Without})
+    return type(f"Without{mechanism.__name__}", (node,), {"core_class": Without})
 
 
 __all__ = [

@@ -1,8 +1,9 @@
 """`python -m tests.sim --seeds N --workers 2 [--start S]`: a campaign of seeded schedules.
 
 Prints rates, faults by kind, the pairs of phase and fault, and the first failing seed with the
-end of its transcript. `--totals FILE` adds the campaign to those before it, and prints the pairs
-of all of them; `--transcript SEED` prints one schedule.
+end of its transcript. `--world` says what there is: servers that move, checkpoints to go back to,
+hot standbys, or journals on disks (and standbys). `--totals FILE` adds the campaign to those before
+it, and prints the pairs of all of them; `--transcript SEED` prints one schedule.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ import pathlib
 import sys
 from collections import Counter
 
+from tests.sim.backups import RollbackWorld
 from tests.sim.campaign import Campaign, run_all, together
+from tests.sim.journals import JournalWorld
 from tests.sim.phases import rarest, table
+from tests.sim.standbys import StandbyWorld
 from tests.sim.world import Violation, World
 
+WORLDS: dict[str, type[World]] = {
+    "moves": World,
+    "checkpoints": RollbackWorld,
+    "standbys": StandbyWorld,
+    "journals": JournalWorld,
+}
 
-def replay(seed: int, lines: int) -> str:
+
+def replay(seed: int, lines: int, world_class: type[World]) -> str:
     """The end of a failing seed's transcript, and what failed."""
-    world = World(seed)
+    world = world_class(seed)
     try:
         world.run()
     except Violation as violation:
@@ -27,9 +38,9 @@ def replay(seed: int, lines: int) -> str:
     return f"seed {seed} does not fail here"
 
 
-def show(seed: int) -> int:
+def show(seed: int, world_class: type[World]) -> int:
     """Print the whole transcript of one seed."""
-    world = World(seed, keep=True)
+    world = world_class(seed, keep=True)
     failure = ""
     try:
         world.run()
@@ -44,17 +55,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--start", type=int, default=0, help="the first")
+    parser.add_argument("--world", choices=WORLDS, default="moves", help="what there is")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--tail", type=int, default=60, help="transcript lines of a failure")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a failure")
     parser.add_argument("--totals", type=pathlib.Path, metavar="FILE", help="add up campaigns")
     parser.add_argument("--transcript", type=int, metavar="SEED", help="print one, and end")
     options = parser.parse_args()
+    world_class = WORLDS[options.world]
     if options.transcript is not None:
-        return show(options.transcript)
+        return show(options.transcript, world_class)
     campaign = Campaign()
     bars = sys.stderr.isatty()
-    for ran in run_all(range(options.start, options.start + options.seeds), options.workers):
+    seeds = range(options.start, options.start + options.seeds)
+    for ran in run_all(seeds, options.workers, world_class):
         campaign.add(ran)
         done = len(campaign.events)
         if bars and done % 20 == 0:
@@ -77,7 +91,7 @@ def main() -> int:
     for seed, _, text in sorted(failed)[:20]:
         print(f"  {seed}: {text[:300]}")
     if failed:
-        print(replay(min(failed)[0], options.tail))
+        print(replay(min(failed)[0], options.tail, world_class))
     return 1 if failed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import multiprocessing
@@ -27,11 +28,11 @@ class Ran:
     failure: tuple[str, str] | None = None  # checker, text
 
 
-def one(seed: int) -> Ran:
+def one(seed: int, world_class: type[World] = World) -> Ran:
     """Run one seed."""
     gc.collect()  # the world before it; in between no collection is worth its time
     gc.disable()
-    world = World(seed)
+    world = world_class(seed)
     ran = Ran(seed, 0, world.counts, world.hits)
     try:
         world.run()
@@ -110,8 +111,9 @@ def together(file: pathlib.Path) -> str:
     )
 
 
-def run_all(seeds: range, workers: int) -> Iterator[Ran]:
+def run_all(seeds: range, workers: int, world_class: type[World] = World) -> Iterator[Ran]:
     """Run seeds in processes of their own; yields what came of each, in the seeds' order."""
     # NB: spawned, not forked: whoever runs this may have threads.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(one, seeds, chunksize=8)
+        run = functools.partial(one, world_class=world_class)
+        yield from pool.imap(run, seeds, chunksize=8)

@@ -164,6 +164,8 @@ class Mover:
         self.left -= 1
         self._next()
         nodes = world.alive_nodes()
+        if not nodes:
+            return  # all are down at once
         server = world.targets[int(world.rng.random() ** 2 * len(world.targets))]
         target = nodes[world.between(0, len(nodes) - 1)]
         known = world.directory.rows.get(server)

@@ -308,6 +308,8 @@ class Faults:
             return
         self._again(kind)
         nodes = list(world.by_id.values())
+        if not nodes:
+            return  # all are down at once
         node = nodes[world.between(0, len(nodes) - 1)]
         other = nodes[world.between(0, len(nodes) - 1)]
         self.strike(kind, node, other)

@@ -71,7 +71,7 @@ GUARANTEES = {
     ),
     2: ("order",),
     3: ("caught up", "one owner", "epochs rise", "held back", "stale senders"),
-    4: ("source serves", "moves end", "lost", "pre-copy"),
+    4: ("source serves", "moves end", "lost", "journals", "pre-copy"),
     5: ("timers",),
     6: ("bounded", "storm", "look-ups"),
 }
@@ -279,9 +279,14 @@ class Invariants:
         if action.result in (Result.ROLLED_BACK, Result.REFUSED, Result.NOT_PICKLABLE):
             if owns and (inc is None or inc.phase is Phase.FROZEN):
                 world.fail("source serves", f"{server} does not serve at {node.id}: {transfer}")
-        elif owns and inc is None and server not in node.core.arriving:
+        elif (
+            owns
+            and inc is None
+            and server not in node.core.arriving
+            and server not in node.core.standbys.backups
+        ):
             # After FENCED, or after MOVED, the row must name somebody else, unless the server
-            # is on its way back already.
+            # is on its way back already, by a move or because its new owner is gone.
             world.fail("source serves", f"{node.id} dropped {server}, which it owns: {transfer}")
 
     # -- bounds

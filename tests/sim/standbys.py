@@ -25,8 +25,16 @@ from migrate.core.incarnation import Incarnation
 from migrate.core.messages import CALL, DIVERGED, OK, Cut, Follow, Message, Note, Step
 from migrate.core.node import CoreOptions
 from migrate.core.records import Wanted
+from migrate.core.standby import (
+    JOURNAL,
+    CaptureFailed,
+    Changed,
+    Follower,
+    FollowerPhase,
+    Logged,
+    StandbyTimes,
+)
 from migrate.core.standby import Backup as Kept
-from migrate.core.standby import CaptureFailed, Changed, FollowerPhase, Logged, StandbyTimes
 from tests.sim.backups import KeepingNode, RollbackInvariants, RollbackWorld
 from tests.sim.host import Copy, Op, Run, Settled, SimNode, Sub, pack
 from tests.sim.host import Step as Steps
@@ -180,9 +188,14 @@ class StandbyNode(KeepingNode):
             self._complete_one(inc)
         self.later(world.between(20_000, 60_000), self._complete)
 
+    def keeps_journal(self, inc: Incarnation) -> bool:
+        """Whether a server here is to have a journal."""
+        return False
+
     def _complete_one(self, inc: Incarnation) -> None:
         world = self.world
         wanted, replica = inc.wanted, inc.replica
+        journal = self.keeps_journal(inc)
         have: tuple[NodeId, ...] = ()
         if replica is not None:
             have = tuple(
@@ -190,9 +203,10 @@ class StandbyNode(KeepingNode):
                 for node in replica.wanted
                 if node not in self.core.dead and node not in replica.failed
             )
-            if len(have) == wanted.count and replica.wanted_mode is wanted.mode:
+            logs = replica.wanted_journal is journal and JOURNAL not in replica.failed
+            if len(have) == wanted.count and replica.wanted_mode is wanted.mode and logs:
                 return
-        elif not wanted.count:
+        elif not wanted.count and not journal:
             return
         nodes = list(have[: wanted.count])
         others = [
@@ -205,19 +219,20 @@ class StandbyNode(KeepingNode):
         if (
             replica is None
             or (tuple(nodes), wanted.mode) != (replica.wanted, replica.wanted_mode)
+            or replica.wanted_journal is not journal
             or replica.failed
             or not nodes
         ):
             world.counts["replicate"] += 1
             standbys = self.core.standbys
-            standbys.replicate(inc.id, tuple(nodes), wanted.mode, self.now_ms())
+            standbys.replicate(inc.id, tuple(nodes), wanted.mode, self.now_ms(), journal=journal)
 
     def want(self, server: ServerId, wanted: Wanted) -> None:
         """Another set of standbys, or another mode, from now on."""
         inc = self.core.hosted.get(server)
         if inc is not None and not inc.holding:
             if inc.reentrant:
-                wanted = Wanted(wanted.count, (), Mode.ASYNC)
+                wanted = Wanted(wanted.count, (), Mode.ASYNC)  # and no journal
             self.world.note(f"{self.id} wants {server} {wanted.count} {wanted.mode.name}")
             inc.wanted = wanted
             self._complete_one(inc)
@@ -408,14 +423,7 @@ class StandbyNode(KeepingNode):
         if self._happens(world.settings.keep_fails):
             world.counts["keep fails"] += 1
             return "cannot be kept"
-        copy = self._kept_copy(stream)
-        part = _part.decode(state)
-        if (part.had, part.had_told) != (len(copy.items), len(copy.told)):
-            world.fail("cuts", f"{stream} has {len(copy.items)} items, a cut goes on at {part.had}")
-        copy.items += part.items
-        copy.told += part.told
-        copy.numbers, copy.ticks, copy.born_us = part.numbers, part.ticks, part.born_us
-        copy.alias = part.alias
+        self.take_part(self._kept_copy(stream), stream, state)
         if first:
             self.whole[server, self.core.standbys.coming[stream].owner] = None
         if not first or world.chance(0.5):
@@ -423,6 +431,17 @@ class StandbyNode(KeepingNode):
         reason = "cannot be loaded" if self._happens(world.settings.refuses) else ""
         self.later(self._work(100, 3_000), self._tried, stream, number, reason)
         return None
+
+    def take_part(self, copy: Copy, stream: TransferId, state: bytes) -> None:
+        """Add what a cut says of the object."""
+        part = _part.decode(state)
+        if (part.had, part.had_told) != (len(copy.items), len(copy.told)):
+            text = f"{stream} has {len(copy.items)} items, a cut goes on at {part.had}"
+            self.world.fail("cuts", text)
+        copy.items += part.items
+        copy.told += part.told
+        copy.numbers, copy.ticks, copy.born_us = part.numbers, part.ticks, part.born_us
+        copy.alias = part.alias
 
     def _tried(self, stream: TransferId, number: int, reason: str) -> None:
         self.core.standbys.delta_kept(stream, number, reason, self.now_ms())
@@ -703,7 +722,7 @@ class StandbyInvariants(RollbackInvariants):
                 continue
             if replica.swap is not None:
                 return f"{inc.id} waits for a swap"
-            if row.mode is Mode.SYNC and count and not inc.gated:
+            if row.mode is Mode.SYNC and (count or row.journal) and not inc.gated:
                 return f"{inc.id} is not gated"
             outputs = replica.uncut or replica.unnoted or replica.held
             if outputs or replica.uncut_outs or replica.outs:
@@ -713,12 +732,14 @@ class StandbyInvariants(RollbackInvariants):
                     return f"{inc.id} has {follower.node} in {follower.phase.name}"
                 if follower.leaving:
                     return f"{inc.id} has {follower.node} leaving"
+                if follower.unacked and now_ms - follower.progress_ms > 200:
+                    return f"{inc.id} has {follower.node} behind"
+                if follower.node == JOURNAL:
+                    continue
                 other = world.by_id[follower.node]
                 backup = other.core.standbys.backups.get(inc.id)
                 if backup is None or backup.stream != follower.stream:
                     return f"{inc.id} has {follower.node}, which has nothing"
-                if follower.unacked and now_ms - follower.progress_ms > 200:
-                    return f"{inc.id} has {follower.node} behind"
         return ""
 
     def _left_over(self, node: StandbyNode) -> str:
@@ -755,21 +776,26 @@ class StandbyInvariants(RollbackInvariants):
                 copy = inc.host
                 assert isinstance(copy, Copy)
                 for follower in inc.replica.followers.values():
-                    other = world.by_id[follower.node]
-                    assert isinstance(other, StandbyNode)
-                    backup = other.core.standbys.backups.get(inc.id)
-                    if backup is None:
-                        world.fail("cuts", f"{other.id} has nothing of {inc.id}: {inc.row}")
-                    kept = other.kept[backup.stream]
-                    if backup.number != inc.replica.number or inc.replica.due:
+                    number, kept = self._kept_by(node, inc, follower)
+                    if number != inc.replica.number or inc.replica.due:
                         continue
                     theirs = (kept.items, kept.told, kept.numbers, kept.ticks, kept.alias)
                     ours = (copy.items, copy.told, copy.numbers, copy.ticks, copy.alias)
                     if theirs != ours:
                         world.fail(
                             "cuts",
-                            f"{other.id} has another {inc.id} than {node.id}: {theirs}, {ours}",
+                            f"{follower.node} has another {inc.id} than {node.id}: "
+                            f"{theirs}, {ours}",
                         )
+
+    def _kept_by(self, node: SimNode, inc: Incarnation, follower: Follower) -> tuple[int, Copy]:
+        """How far a follower of a server at `node` has come, and what it has."""
+        other = self.world.by_id[follower.node]
+        assert isinstance(other, StandbyNode)
+        backup = other.core.standbys.backups.get(inc.id)
+        if backup is None:
+            self.world.fail("cuts", f"{other.id} has nothing of {inc.id}: {inc.row}")
+        return backup.number, other.kept[backup.stream]
 
     def _history(self, server: ServerId, items: list[str]) -> None:
         super()._history(server, items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import functools
 import multiprocessing
 import os
 from collections import Counter
@@ -10,26 +10,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.sim.campaign import Ran
+from tests.sim.campaign import Ran, one
 from tests.sim.standbys import StandbyWorld
 from tests.sim.world import Violation
 
 SEEDS = "500"
 CHUNK = 25
-
-
-def one(seed: int) -> Ran:
-    """Run one seed."""
-    gc.collect()
-    gc.disable()
-    world = StandbyWorld(seed)
-    ran = Ran(seed, 0, world.counts, world.hits)
-    try:
-        world.run()
-    except Violation as violation:
-        ran.failure = (violation.checker, str(violation))
-    ran.events = world.events
-    return ran
 
 
 def wanted(config: pytest.Config) -> list[range]:
@@ -54,7 +40,8 @@ def results(pytestconfig: pytest.Config) -> Iterator[Callable[[range], list[Ran]
     """All chunks of seeds, run by as many processes as there are cores, up to 2."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(2, os.cpu_count() or 1)) as pool:
-        chunks = {chunk: pool.map_async(one, chunk, chunksize=5) for chunk in wanted(pytestconfig)}
+        run = functools.partial(one, world_class=StandbyWorld)
+        chunks = {chunk: pool.map_async(run, chunk, chunksize=5) for chunk in wanted(pytestconfig)}
         yield lambda chunk: chunks[chunk].get()
 
 
