@@ -458,6 +458,8 @@ class Standbys:
         self.coming: dict[TransferId, Backup] = {}
         self.streams: dict[TransferId, ServerId] = {}  # of followers here
         self.suspected: dict[NodeId, None] = {}
+        # What owners below these epochs say is refused: while this node tries to take over, and
+        # after it did, until the owner that it took over from is sure to know it (see `_unfence`).
         self.fences: dict[ServerId, int] = {}
         # Former owners that may not know it: the node, the epoch they lost to, and how often told.
         self.ousted: dict[TransferId, tuple[NodeId, int, int]] = {}
@@ -1584,6 +1586,8 @@ class Standbys:
         if follow.epoch < fence:
             core.send(node, KeepRefused(follow.stream, fence, "another owner is about to be"))
             return
+        if node in core.dead:
+            return  # It was sent before, and came late; nobody waits for the answer.
         if server in core.hosted:
             refusal = "it holds the server itself"
             if follow.epoch > core.hosted[server].row.epoch:
@@ -1745,6 +1749,7 @@ class Standbys:
         self.port.end_stream(backup.stream)
         if self.backups.get(backup.server) is backup:
             del self.backups[backup.server]
+            self._unfence(backup.server)
             self._claim_over(backup.server)
             if backup.journal:
                 # Whoever has read it holds it until this is known.
@@ -1823,8 +1828,28 @@ class Standbys:
         if ousted is not None and ousted[0] == node:
             del self.ousted[stream]
             self.core.cancel_timer(("oust", stream))
+            self._unfence(server_of(stream))
 
     # -- taking over
+
+    def _unfence(self, server: ServerId) -> None:
+        """Forget a fence that nobody can run into any more.
+
+        What an owner that was replaced still waits for is the word of all its standbys, so it is
+        the one of them which took over that has to refuse it: nobody else's word is enough. It
+        waits no more once it is dead, or knows. An attempt that came to nothing has changed
+        nothing: `Claim` ends only when that is certain.
+        """
+        backup = self.backups.get(server)
+        if backup is not None and backup.claim is not None:
+            return
+        epochs = [
+            epoch for stream, (_, epoch, _) in self.ousted.items() if server_of(stream) == server
+        ]
+        if epochs:
+            self.fences[server] = max(epochs)
+        else:
+            self.fences.pop(server, None)
 
     def _is_gone(self, node: NodeId) -> bool:
         return node in self.core.dead or node in self.suspected
@@ -2008,6 +2033,7 @@ class Standbys:
     def _stand_by(self, backup: Backup, claim: Claim, row: Row) -> None:
         """There is nothing to take over (any more)."""
         backup.claim = None
+        self._unfence(backup.server)
         if claim.host is not None or self.core.node not in row.standbys or not backup.valid:
             # Used up, or not one of this configuration; a living owner feeds it anew.
             self._refuse(backup, "what it had is used up")
@@ -2117,6 +2143,7 @@ class Standbys:
         if former in self.suspected or (not backup.journal and former not in core.dead):
             self.ousted[backup.stream] = (former, row.epoch, 0)
             self.oust_timer(backup.stream, now_ms)
+        self._unfence(backup.server)
         core.take_over(inc, now_ms, backup.stream if backup.journal else "")
         self.port.begin(inc, "on_promote")
         self.port.standbys_changed(inc.id, core.node, Changed.PROMOTED, cause)

@@ -1722,3 +1722,66 @@ def test_what_an_ended_handler_had_asked_for_and_is_told_again_is_asked_for_by_i
     assert sending.outgoing == [] and sending.generation == 4
     (steps,) = replays.values()
     assert [(step.seq, step.generation) for step in steps] == [(1, 4)]
+
+
+def test_a_fence_is_forgotten_when_nobody_can_run_into_it_any_more() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    standbys = world.cores[B].standbys
+    world.kill(A)
+    assert world.row().owner == B and standbys.fences == {} and standbys.ousted == {}
+
+
+def test_a_fence_stays_until_the_former_owner_knows_that_it_is_none() -> None:
+    """It may have asked this node to follow it anew, as an owner after a failover does, and would
+    let out what this node acknowledges.
+    """
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    standbys = world.cores[B].standbys
+    world.silent.add(A)
+    standbys.node_suspected(A, world.now_ms)
+    world.run()
+    assert world.row().owner == B and standbys.fences == {SERVER: 3}
+    # The server ends here, and the fence does not.
+    world.cores[B].stop(SERVER, world.now_ms)
+    world.cores[B].removal_ended(SERVER, SwapOutcome.DONE, world.now_ms)
+    follow = Follow("late", SERVER, 2, "cls", 1, False, "")
+    world.cores[B].receive(A, [follow], world.now_ms)
+    assert KeepRefused("late", 3, ANY) in [m for _, m in world.ports[B].sent]
+    world.ports[B].sent.clear()
+    world.silent.clear()
+    world.later(1_000)
+    assert SERVER not in world.cores[A].hosted
+    assert standbys.fences == {} and standbys.ousted == {}
+
+
+def test_an_attempt_that_comes_to_nothing_leaves_no_fence_and_the_standby_goes_on() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    standbys = world.cores[B].standbys
+    standbys.node_suspected(A, world.now_ms)
+    # The row was read, and the owner turns out to be well before anything was asked for.
+    world.cores[B].standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+    assert standbys.fences == {SERVER: 3}
+    world.deaf.add(B)
+    world.run()
+    world.replicate(B, C)
+    assert world.row().epoch == 3
+    world.deaf.clear()
+    standbys.node_heard(A, world.now_ms)
+    world.later(1_000)
+    assert world.row().owner == A and standbys.fences == {}
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
+def test_who_is_seen_dead_is_not_followed() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.kill(A)
+    world.cores[B].receive(A, [Follow("late", SERVER, 1, "cls", 1, False, "")], world.now_ms)
+    assert world.cores[B].standbys.coming == {}

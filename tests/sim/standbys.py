@@ -690,6 +690,17 @@ class StandbyInvariants(RollbackInvariants):
         if owner != node.id:
             self.world.fail("one owner", f"{owner} and {node.id} are seen at one epoch of {inc.id}")
 
+    def bounded(self, node: SimNode) -> None:
+        """See `Invariants.bounded`; also what a node refuses is about somebody."""
+        super().bounded(node)
+        standbys = node.core.standbys
+        concerned = {stream.partition("/")[0] for stream in standbys.ousted}
+        for server, fence in standbys.fences.items():
+            backup = standbys.backups.get(server)
+            claims = backup is not None and backup.claim is not None
+            if fence and not claims and server not in concerned:
+                self.world.fail("bounded", f"{node.id} has a fence of {server} for nobody: {fence}")
+
     # -- the end
 
     def pending(self, stage: int) -> str:
@@ -749,6 +760,8 @@ class StandbyInvariants(RollbackInvariants):
             return f"suspects {list(standbys.suspected)}"
         if standbys.coming or standbys.due:
             return f"coming {list(standbys.coming)}, due {list(standbys.due)}"
+        if standbys.fences or standbys.ousted:
+            return f"fences {standbys.fences}, ousted {standbys.ousted}"
         for server, backup in standbys.backups.items():
             known = rows.get(server)
             if known is None or node.id not in known[0].standbys or backup.claim is not None:
