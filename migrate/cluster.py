@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from typing import Any, Final, Self
 from migrate.client import Client, connect
 from migrate.errors import MigrateError, Outcome, UsageError
 from migrate.options import NodeOptions
+from migrate.shell.journal_places import try_out
+from migrate.shell.stores import open_folder
 from rpc.auth import SECRET_FILE_VARIABLE, default_secret_path
 
 START_S: Final = 30.0
@@ -90,8 +93,10 @@ class LocalCluster:
         directory: URL of their directory; None: a file in a temporary folder.
         options: Tunables of the client and of every node.
         env: Environment variables that the nodes get besides this process's own.
-        data: Folder for the journals of durable servers, and for the directory unless that is
-            given; a cluster that is started again with it brings them back. None: none.
+        data: Where the journals of durable servers are kept; a cluster that is started again with
+            it brings them back. A path: a folder, for the directory too unless that is given. A
+            URL, such as `s3://bucket/folder`: a store that the nodes share; a directory that is not
+            given is then a file of this user's on this machine, one for each URL. None: none.
 
     Attributes:
         nodes: The processes, in the order of their names.
@@ -123,6 +128,12 @@ class LocalCluster:
         self._env = dict(env or {})
         self._folder: Path | None = None
         self._data = Path(data).absolute() if data is not None else None
+        self._store: str | None = None
+        if isinstance(data, str) and "://" in data:
+            if data.startswith("memory:"):
+                raise UsageError(f"{data}: the processes of a cluster have no memory in common")
+            open_folder(data)
+            self._data, self._store = _own_folder(data) if directory is None else None, data
         if self._data is not None and directory is None:
             directory = f"sqlite:///{self._data / 'cluster.db'}"
         self._given = directory
@@ -132,6 +143,8 @@ class LocalCluster:
         self.client: Client
 
     async def __aenter__(self) -> Self:
+        if self._store is not None:
+            await try_out(*open_folder(self._store), self._store)
         folder = self._folder = Path(tempfile.mkdtemp(prefix="livemigrate-"))
         if self._data is not None:
             await asyncio.to_thread(self._data.mkdir, 0o700, parents=True, exist_ok=True)
@@ -203,7 +216,9 @@ class LocalCluster:
             *(sys.executable, "-m", "migrate", "node", "--name", name),
             *("--directory", self.directory, "--announce", "--with-parent"),
         ]
-        if self._data is not None:
+        if self._store is not None:
+            command += ["--data", self._store]
+        elif self._data is not None:
             command += ["--data", str(self._data / name)]
         if self._options is not None:
             command += ["--options", json.dumps(_changed(self._options))]
@@ -248,6 +263,15 @@ async def _announced(process: asyncio.subprocess.Process) -> str:
             if isinstance(announced, dict) and "address" in announced:
                 return str(announced["address"])
     return ""
+
+
+def _own_folder(url: str) -> Path:
+    """Where the directory of a cluster is kept whose journals are in a store."""
+    # The XDG specification says that a relative value is to be ignored.
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+    digest = hashlib.sha256(url.rstrip("/").encode()).hexdigest()
+    return base / "livemigrate" / f"data-{digest[:16]}"
 
 
 def _import_path() -> str:

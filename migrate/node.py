@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import secrets
@@ -49,10 +50,13 @@ from migrate.shell.directories.base import (
 from migrate.shell.driver import NAME_KEY, SERVER_KEY, DirectoryRows
 from migrate.shell.gateway import Gateway
 from migrate.shell.host import Hosted, open_methods
+from migrate.shell.journal import signing_key
+from migrate.shell.journal_places import FolderPlace, Place, StorePlace, try_out
 from migrate.shell.journals import NodeJournals
 from migrate.shell.load import INTERVAL_S, Meter
 from migrate.shell.membership import Membership, NodeRow, describe
 from migrate.shell.standby_verbs import REENTRANT, StandbyVerbs, mode_name
+from migrate.shell.stores import open_folder
 from rpc.errors import RpcError
 from rpc.grpc_channel import split_address
 from rpc.handshake import PeerInfo
@@ -96,8 +100,11 @@ class Node(Peer):
             beside the cluster secret.
         advertise: host:port under which others reach it, where that is not the address it listens
             on; port 0 stands for the one it listens on.
-        data: Folder of this node's own for the journals of durable servers, made if it is not
-            there; what has a journal in it comes back when the node opens. None: it keeps none.
+        data: Where the journals of durable servers are kept. A path: a folder of this node's own,
+            made if it is not there; what has a journal in it comes back when the node opens. A URL,
+            such as `s3://bucket/folder`, `file:///folder` or `memory://NAME`: a store that all
+            nodes share which are given it; what has a journal in it comes back at one of them, as
+            soon as its owner is gone. None: it keeps none.
 
     Closing it stops the servers that it still owns (`on_stop` runs), but for those that have a
     standby, which go on there, and those that have a journal, which come back with it; drain it
@@ -120,7 +127,12 @@ class Node(Peer):
         data: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__("node", name, options, secret_file, tls)
-        self._data = os.path.abspath(data) if data is not None else None
+        self._data = None if data is None else os.fspath(data)
+        self._store = None
+        if self._data is not None and "://" in self._data:
+            self._store = open_folder(self._data)
+        elif self._data is not None:
+            self._data = os.path.abspath(self._data)
         self._gateway = Gateway(self, spawnable, token_file, self._secret_file)
         try:
             self._directory = open_directory(directory)
@@ -176,6 +188,8 @@ class Node(Peer):
         """
         self._check_new()
         self._gateway.load_token()
+        if self._store is not None:
+            await try_out(*self._store, str(self._data), self._name)
         try:
             await self._directory.start()
         except DirectoryError as error:
@@ -225,20 +239,40 @@ class Node(Peer):
         self._gateway.open()
 
     async def _open_journals(self) -> None:
-        """Bring back the servers whose journals are in this node's folder."""
+        """Bring back the servers whose journals are where this node keeps them."""
         if self._data is None:
             return
-        folder = self._data
-        try:
-            journals = await asyncio.to_thread(NodeJournals, self._driver, folder, self._secret)
-        except OSError as error:
-            raise UsageError(
-                f"the folder {folder} for journals cannot be had: {error.strerror or error}",
-                node=self._name,
-                cause=str(error),
-            ) from error
-        self._driver.streams.journals = journals
+        driver = self._driver
+        key = signing_key(self._secret)
+        bytes_max = 4 * self._options.state_bytes_max + (1 << 30)
+        place: Place
+        if self._store is not None:
+            place = StorePlace(
+                *self._store, key, self._id, driver.rows, self._membership, bytes_max
+            )
+        else:
+            folder = self._data
+            post = functools.partial(driver.loop.call_soon_threadsafe, context=driver.context)
+            leftover = driver.core.standbys.leftover
+            try:
+                place = await asyncio.to_thread(
+                    FolderPlace, folder, key, post, driver.rows, leftover, bytes_max
+                )
+            except OSError as error:
+                raise UsageError(
+                    f"the folder {folder} for journals cannot be had: {error.strerror or error}",
+                    node=self._name,
+                    cause=str(error),
+                ) from error
+        journals = NodeJournals(driver, place, lambda: not (self._cordoned or self._draining))
+        driver.streams.journals = journals
         await journals.open_all()
+
+    def _look_for_journals(self) -> None:
+        """An owner may be gone whose journal can be opened here."""
+        journals = self._driver.streams.journals
+        if journals is not None:
+            journals.look()
 
     async def close(self) -> None:
         """Stop what is still here, leave the cluster, release everything. Repeatable."""
@@ -327,11 +361,13 @@ class Node(Peer):
         self._asks.dead(row.id)
         self._driver.core.node_dead(row.id, self._driver.now_ms())
         self._flush()
+        self._look_for_journals()
 
     def suspected(self, node: NodeId) -> None:
         """See `Watcher`."""
         self._driver.core.standbys.node_suspected(node, self._driver.now_ms())
         self._flush()
+        self._look_for_journals()
 
     def heard(self, node: NodeId) -> None:
         """See `Watcher`."""
@@ -604,6 +640,7 @@ class Node(Peer):
         self._cordoned = on
         if not on:
             self._draining = False
+            self._look_for_journals()
         self._driver.core.refuse_moves = f"node {self._name} is cordoned" if on else ""
         self._tell_load()
 

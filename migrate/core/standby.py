@@ -1986,6 +1986,12 @@ class Standbys:
         self.port.read_standby_row(server)
         return ""
 
+    def may_name(self, server: ServerId, journal: TransferId) -> bool:
+        """Whether a swap of this node's is under way after which the row would name a journal."""
+        inc = self.core.hosted.get(server)
+        swap = inc.replica.swap if inc is not None and inc.replica is not None else None
+        return swap is not None and swap.journal == journal
+
     def leftover(
         self, row: Row | None, journal: TransferId, writer: NodeId, *, first: bool
     ) -> Leftover:

@@ -140,7 +140,7 @@ def fence(store: Store, prefix: str, facts: Facts, key: bytes) -> int:
             return number + 1
         number = last + 1
         try:
-            stops = _told(store, prefix, server, last, key).node if last else ""
+            stops = header_of(store, prefix, server, last, key).node if last else ""
         except NotThere:
             number = 0  # removed meanwhile, because there is a base behind it
             continue
@@ -153,8 +153,8 @@ def fence(store: Store, prefix: str, facts: Facts, key: bytes) -> int:
             number = 0  # a former writer, or another one who begins
 
 
-def _told(store: Store, prefix: str, server: str, number: int, key: bytes) -> Facts:
-    """What the header of a segment tells.
+def header_of(store: Store, prefix: str, server: str, number: int, key: bytes) -> Facts:
+    """What the header of a segment, or fence, tells.
 
     Raises:
         BadJournal: It is not as it was written.
@@ -312,11 +312,15 @@ class ObjectJournal(Appends):
         if self._base:
             self._log.clear(self._clear(self._base))
 
-    async def remove(self, *, is_named: bool) -> None:
+    async def remove(self, *, is_named: bool) -> bool:
         """Remove what is left of it, when it has ended for whatever reason.
 
         Args:
-            is_named: The row names it still; somebody else goes on with it, under its id.
+            is_named: The row names it still, and another owner.
+
+        Returns:
+            Whether nothing is left for it to do. While it is named, that is so if another writer
+            has begun here: what there is is his.
 
         Raises:
             StoreError: Something is left.
@@ -324,9 +328,10 @@ class ObjectJournal(Appends):
         if not is_named:
             await self._clear(self.segment)
         # By whoever stopped this one, if anybody did. It tries to write no more.
-        told = await self._log.run(self._stops, self.segment)
-        if told == self.facts.node:
+        is_stopped = await self._log.run(self._stops, self.segment) == self.facts.node
+        if is_stopped:
             await self._log.run(self._remove, [self.segment])
+        return is_stopped or not is_named
 
     async def _clear(self, before: int) -> None:
         """Remove what nobody needs any more of what is before a number.
@@ -352,7 +357,7 @@ class ObjectJournal(Appends):
         """Which node the fence of that number keeps from writing; "": it is none."""
         log = self._log
         try:
-            return _told(log.store, log.prefix, self.facts.server, number, log.key).stops
+            return header_of(log.store, log.prefix, self.facts.server, number, log.key).stops
         except (NotThere, BadJournal):
             return ""
 
@@ -633,6 +638,7 @@ __all__ = [
     "ObjectJournal",
     "ObjectLog",
     "fence",
+    "header_of",
     "load_objects",
     "segments",
 ]

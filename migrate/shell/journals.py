@@ -1,9 +1,10 @@
-"""The journals of one node: what its servers' owners log, on this node's disk, and back.
+"""The journals of one node: what its servers' owners log, in one place, and back.
 
 A journal is one more follower of its server (`core/standby.py`): what is let out waits until it has
 what that depends on. Its id is the stream's, which the row names. It goes on under that id when a
 node opens it again, so there is no moment at which the row names a journal that lacks anything; a
-move or a failover ends it. That its writer is gone is known by the lock on the file.
+move or a failover ends it. Where journals are, and how it is known that a writer is gone, is the
+matter of a place (`journal_places.py`).
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from migrate.core.directory import RowState
 from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import Cut, Follow, Note, Step
 from migrate.core.records import CutRecord, SessionRecord, StepRecord
 from migrate.core.standby import JOURNAL, Changed, Leftover, Logged, server_of
-from migrate.errors import MigrateError, StaleJournal
-from migrate.shell import journal, wire
+from migrate.errors import MigrateError
+from migrate.shell import wire
 from migrate.shell.directories.base import DirectoryError
 from migrate.shell.host import Hosted
-from migrate.shell.journal import Journal, JournalFailed, JournalLog
-from migrate.shell.journal_format import BadJournal, Facts, Found, Kind, Record
+from migrate.shell.journal import Appends, JournalFailed
+from migrate.shell.journal_format import BadJournal, Facts, Kind, Record
+from migrate.shell.journal_places import Opened, Place
+from migrate.shell.stores import StoreError
 from rpc.frames import Gathered
 
 if TYPE_CHECKING:
@@ -37,11 +40,7 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("migrate")
 
 OPENED_AT_ONCE: Final = 2
-"""Journals that are read at the same time when a node opens."""
-
-IN_USE_S: Final = 5.0
-"""How long a journal is waited for whose writer was killed and has not quite ended."""
-IN_USE_LOOK_S: Final = 0.1
+"""Journals that are read at the same time."""
 
 AGAIN_FIRST_S: Final = 0.2
 AGAIN_MAX_S: Final = 5.0
@@ -58,10 +57,10 @@ _note: Final = msgspec.msgpack.Decoder(list[SessionRecord])
 
 @dataclass(frozen=True)
 class _Opening:
-    """A journal that was read, and is held until there is a newer one under its name."""
+    """A journal that was read, and is held until there is a newer one in its place."""
 
-    stack: contextlib.ExitStack
-    path: str
+    held: contextlib.ExitStack
+    key: str
     facts: Facts
 
 
@@ -70,22 +69,20 @@ class NodeJournals:
 
     Args:
         driver: The node's.
-        folder: Where they are; made if it is not there.
-        secret: The cluster's secret, from which their key is made.
-
-    Raises:
-        OSError: The folder cannot be had.
+        place: Where they are.
+        admits: Whether this node takes over servers of others now.
     """
 
-    def __init__(self, driver: Driver, folder: str, secret: bytes) -> None:
+    def __init__(self, driver: Driver, place: Place, admits: Callable[[], bool]) -> None:
         self._driver = driver
-        self._key = journal.signing_key(secret)
-        post = functools.partial(driver.loop.call_soon_threadsafe, context=driver.context)
-        self._log = JournalLog(folder, self._key, post)
-        self._written: dict[TransferId, Journal] = {}
+        self.place = place
+        self._admits = admits
+        self._written: dict[TransferId, Appends] = {}
         # Journals that are being opened, and who waits for that.
         self._opening: dict[ServerId, _Opening] = {}
-        self._opened: dict[ServerId, asyncio.Future[None]] = {}
+        self._opened: dict[ServerId, asyncio.Future[bool]] = {}
+        self._unusable: dict[ServerId, int] = {}  # at which revision of its row
+        self._look = asyncio.Event()
         self._closing = False
 
     # ------------------------------------------------------------------ writing
@@ -120,7 +117,7 @@ class NodeJournals:
             number = message.number
             self._driver._soon(lambda: self._done(inc.id, message.stream, number, failed))
 
-    def _begin(self, inc: Incarnation, message: Cut, former: Journal | None) -> Journal:
+    def _begin(self, inc: Incarnation, message: Cut, former: Appends | None) -> Appends:
         row, host = inc.row, inc.host
         assert isinstance(host, Hosted)
         facts = Facts(
@@ -133,10 +130,9 @@ class NodeJournals:
             node=self._driver.node,
             epoch=message.epoch,
         )
-        replaces = former if former is not None and former.phase is journal.Phase.OPEN else None
         server = inc.id
-        written = self._written[message.stream] = self._log.create(
-            facts, replaces=replaces, on_full=lambda _: self._full(server, message.stream)
+        written = self._written[message.stream] = self.place.create(
+            facts, former, lambda: self._full(server, message.stream)
         )
         written.epoch(wire.encode_row(row))
         return written
@@ -146,12 +142,19 @@ class NodeJournals:
     ) -> None:
         if self._closing or (stream not in self._written and error is None):
             return
-        if server in self._opening:
+        if server in self._opening and error is None:
             self._release(server)  # It holds a whole cut of this owner.
         reason = error.reason if error is not None else ""
-        if reason:
+        if reason and (stream in self._written or not self.place.is_shared):
             log.error("the journal of server %s failed: %s", server, reason)
-        self._driver.core.standbys.journaled(server, number, reason, self._driver.now_ms())
+        self._driver.core.standbys.journaled(
+            server,
+            number,
+            reason,
+            self._driver.now_ms(),
+            stream=stream if self.place.is_shared else "",
+            anew=self.place.is_shared,
+        )
         self._driver.flush()
 
     def _full(self, server: ServerId, stream: TransferId) -> None:
@@ -172,91 +175,117 @@ class NodeJournals:
             # The server was taken away again before this holds a whole cut of this owner.
             self._release(opening.facts.server)
             if written is None:
-                self._look_later(opening.path, opening.facts)
+                self._look_later(opening.key, opening.facts)
         if written is not None:
-            written.close(lambda _: self._look_later(written.path, written.facts))
+            key = self.place.key(written)
+            written.close(lambda _: self._look_later(key, written.facts, written))
 
-    def _look_later(self, path: str, facts: Facts) -> None:
-        self._driver.task(self._look_after(path, facts), f"a journal of {facts.server}")
+    def _look_later(self, key: str, facts: Facts, written: Appends | None = None) -> None:
+        self._driver.task(self._look_after(key, facts, written), f"a journal of {facts.server}")
 
-    async def _look_after(self, path: str, facts: Facts) -> None:
-        """Remove a file when no row can name it any more; open it if nobody else will."""
+    async def _look_after(self, key: str, facts: Facts, written: Appends | None) -> None:
+        """Remove what no row can name any more; open it if nobody else will."""
         wait_s = AGAIN_FIRST_S
-        left, _ = await self._leftover(facts, first=False)
-        while left is Leftover.WAIT:
+        while not self._closing:
+            left = Leftover.WAIT
+            if not self._driver.core.standbys.may_name(facts.server, facts.journal):
+                try:
+                    left = await self.place.leave(key, facts, written)
+                except (DirectoryError, MigrateError) as error:
+                    log.warning("the row of server %s cannot be read: %s", facts.server, error)
+                except StoreError as error:
+                    log.debug("the end of a journal of %s: %s", facts.server, error.reason)
+            if left is Leftover.OPEN:
+                await self._try_to_open(key)
+            if left is not Leftover.WAIT:
+                return
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, AGAIN_MAX_S)
-            left, _ = await self._leftover(facts, first=False)
-        if left is Leftover.OPEN:
-            await self._try(path)
-            return
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._log.disk.remove, path)
-
-    async def _leftover(self, facts: Facts, *, first: bool) -> tuple[Leftover, str]:
-        """What to do with a journal by the row of its server, and what that says, for people."""
-        try:
-            row, _ = await self._driver.rows.read(facts.server)
-        except (DirectoryError, MigrateError) as error:
-            log.warning("the row of server %s cannot be read: %s", facts.server, error)
-            return Leftover.WAIT, ""
-        standbys = self._driver.core.standbys
-        left = standbys.leftover(row, facts.journal, facts.node, first=first)
-        if row is None or row.state is RowState.LOST:
-            return left, "there is no such server any more"
-        return left, f"its row, at epoch {row.epoch}, names {row.journal or 'no journal'}"
 
     async def close(self) -> None:
         """Close all journals in order; what was not acknowledged by now never is."""
         self._closing = True
-        await self._log.close()
+        await self.place.close()
         for server in list(self._opening):
             self._release(server)
 
     # ------------------------------------------------------------------ opening
 
     async def open_all(self) -> None:
-        """Take over every server whose journal is here, and wait until each has a decision."""
-        paths = await asyncio.to_thread(self._find)
+        """Take over every server that may be opened here, and wait until each has a decision."""
+        again = await self._open_found()
+        if self.place.is_shared:
+            self._driver.task(self._watch(again), "journals without owners")
+
+    def look(self) -> None:
+        """An owner may be gone, or this node admits servers again."""
+        self._look.set()
+
+    async def _watch(self, again: bool) -> None:
+        """Open what may be opened whenever owners are gone, and again what could not be."""
+        wait_s = AGAIN_FIRST_S
+        while not self._closing:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s if again else None):
+                    await self._look.wait()
+                    wait_s = AGAIN_FIRST_S
+            self._look.clear()
+            again = await self._open_found()
+            wait_s = min(2 * wait_s, AGAIN_MAX_S)
+
+    async def _open_found(self) -> bool:
+        """Open what there is to be opened; whether to look again soon."""
+        if not self._admits():
+            return False
+        try:
+            keys, again = await self.place.find()
+        except (DirectoryError, MigrateError) as error:
+            log.error("it cannot be found out which journals have no owner: %s", error)
+            return True
         limit = asyncio.Semaphore(OPENED_AT_ONCE)
 
-        async def opened(path: str) -> None:
+        async def opened(key: str) -> bool:
             async with limit:
-                await self._try(path)
+                return await self._try_to_open(key)
 
-        await asyncio.gather(*map(opened, paths))
+        return not all(await asyncio.gather(*map(opened, keys))) or again
 
-    async def _try(self, path: str) -> None:
-        until_s = self._driver.loop.time() + IN_USE_S
-        while True:
-            try:
-                await self._open(path)
-            except BadJournal as error:
-                if error.flaw == "in use" and self._driver.loop.time() < until_s:
-                    await asyncio.sleep(IN_USE_LOOK_S)
-                    continue
-                log.error("the journal %s cannot be opened: %s", path, error.reason)
-            return
-
-    def _find(self) -> list[str]:
-        journal.sweep(self._log.folder)
-        return journal.find(self._log.folder)
-
-    async def _open(self, path: str) -> None:
-        driver = self._driver
-        stack = contextlib.ExitStack()
+    async def _try_to_open(self, key: str) -> bool:
+        """Open a journal; whether there is a decision."""
+        if self._closing or (self.place.is_shared and key in self._driver.core.hosted):
+            return True
+        rev = 0
         try:
-            found = await asyncio.to_thread(self._load, stack, path)
-            facts = found.facts
-            # A folder may hold several of one server: what moves left behind just before a kill.
-            left, why = await self._leftover(facts, first=True)
-            if left is not Leftover.OPEN:
-                stack.close()
-                if left is Leftover.WAIT:
-                    self._look_later(path, facts)
-                else:
-                    await self._set_aside(path, facts, why)
-                return
+            if self.place.is_shared:
+                # What this node could not open before it does not fence again, as things are.
+                _, rev = await self._driver.rows.read(key)
+                if self._unusable.get(key) == rev:
+                    return True
+            return await self._open(key)
+        except BadJournal as error:
+            log.error("the journal %s cannot be opened: %s", key, error.reason)
+            if error.flaw == "store":
+                return False
+            self._unusable[key] = rev
+            return True
+        except (DirectoryError, MigrateError) as error:
+            log.error(
+                "the journal %s cannot be opened: the row of its server cannot be read: %s",
+                key,
+                error,
+            )
+            return False
+
+    async def _open(self, key: str) -> bool:
+        driver = self._driver
+        opened = await self.place.open(key)
+        if isinstance(opened, Facts):
+            self._look_later(key, opened)
+        if not isinstance(opened, Opened):
+            return True
+        found, stack = opened.found, opened.held
+        facts = found.facts
+        try:
             follow = Follow(
                 facts.journal,
                 facts.server,
@@ -273,53 +302,37 @@ class NodeJournals:
             if reason:
                 raise BadJournal("damaged", f"its state cannot be had: {reason}")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            stack.close()
+            self._let_go(facts.journal, stack)
             raise BadJournal(
                 "damaged", f"its records are not those of a server: {error}"
             ) from error
         except BaseException:
-            stack.close()
+            self._let_go(facts.journal, stack)
             raise
         if found.torn_bytes:
             log.warning(
                 "the journal %s ends in %d bytes that were never acknowledged; they are cut off",
-                path,
+                opened.where,
                 found.torn_bytes,
             )
         server = facts.server
-        self._opening[server] = _Opening(stack, path, facts)
+        self._opening[server] = _Opening(stack, key, facts)
         future = self._opened[server] = driver.loop.create_future()
         now_s = driver.streams.wall_s()
-        why = driver.core.standbys.reopen(follow, logged, now_s, driver.now_ms())
+        why = driver.core.standbys.reopen(follow, logged, now_s, driver.now_ms(), opened.seen)
         driver.flush()
         if why:
             driver.streams.end_stream(facts.journal)
             self.changed(server, JOURNAL, Changed.UNFIT, why)
-        await future
+        is_back = await future
+        if not is_back:
+            self.place.forget(facts.journal)
+        # Of one that is shared, somebody else may have it; if nobody has, it is tried again.
+        return is_back or not self.place.is_shared
 
-    async def _set_aside(self, path: str, facts: Facts, why: str) -> None:
-        to = path
-        try:
-            to = await asyncio.to_thread(journal.set_aside, path)
-        except OSError as error:
-            log.error("the journal %s cannot be renamed: %s", path, error)
-        stale = StaleJournal(
-            f"the journal of server {facts.server} is of no use: {why}; it is kept aside",
-            path=to,
-            server=facts.server,
-            cause=why,
-        )
-        log.error("%s", stale)
-
-    def _load(self, stack: contextlib.ExitStack, path: str) -> Found:
-        limit = 4 * self._driver.options.state_bytes_max + (1 << 30)
-        try:
-            stack.enter_context(journal.held(path, exclusive=True))
-        except FileNotFoundError as error:
-            raise BadJournal("missing", "there is no such file") from error
-        except OSError as error:
-            raise BadJournal("store", f"it cannot be read: {error.strerror or error}") from error
-        return journal.load(path, self._key, limit, is_held=True)
+    def _let_go(self, stream: TransferId, stack: contextlib.ExitStack) -> None:
+        stack.close()
+        self.place.forget(stream)
 
     @staticmethod
     def _message(follow: Follow, record: Record) -> Logged:
@@ -334,26 +347,31 @@ class NodeJournals:
 
     def changed(self, server: ServerId, node: NodeId, what: Changed, cause: str) -> None:
         """What the core tells of servers, see `Port.standbys_changed`."""
+        if what is Changed.JOINED and node == JOURNAL:
+            inc = self._driver.core.hosted.get(server)
+            written = self._written.get(inc.row.journal) if inc is not None else None
+            if written is not None:
+                self.place.is_named(written)
         future = self._opened.get(server)
         if future is None:
             return
         if what is Changed.PROMOTED:
-            # The file stays held until there is a newer one under its name.
+            # It stays held until there is a newer one in its place.
             log.warning("server %s is back, from its journal", server)
         elif what is Changed.UNFIT and node == JOURNAL:
             log.error("server %s does not come back from its journal: %s", server, cause)
             opening = self._opening[server]
             self._release(server)
-            if not self._closing:
-                self._look_later(opening.path, opening.facts)
+            if not self._closing and not self.place.is_shared:
+                self._look_later(opening.key, opening.facts)
         else:
             return
         del self._opened[server]
         if not future.done():
-            future.set_result(None)
+            future.set_result(what is Changed.PROMOTED)
 
     def _release(self, server: ServerId) -> None:
-        self._opening.pop(server).stack.close()
+        self._opening.pop(server).held.close()
 
 
 __all__ = ["NodeJournals"]

@@ -271,6 +271,32 @@ class Membership:
     def _seen_dead(self, row: NodeRow) -> bool:
         return seen_dead(row, self.directory.one_machine)
 
+    async def is_gone(self, node: NodeId) -> bool:
+        """Whether a node is gone for good: it has no row any more, or its process has ended.
+
+        Raises:
+            DirectoryError: The directory cannot be reached.
+            PeerError: Its row cannot be read.
+        """
+        entry = await self.directory.get(NODE_KEY + node)
+        return entry is None or self._seen_dead(decode_node(entry.value))
+
+    async def is_silent(self, node: NodeId) -> bool:
+        """Whether a node is gone, or is suspected and still has no lease; raises as `is_gone`."""
+        if await self.is_gone(node):
+            return True
+        return node in self.suspected and await self.directory.get(ALIVE_KEY + node) is None
+
+    async def server_rows(self) -> list[Row]:
+        """The rows of all servers; one that cannot be read is reported, and left out.
+
+        Raises:
+            DirectoryError: The directory cannot be reached.
+        """
+        entries, _ = await self.directory.list(SERVER_KEY)
+        rows = [_readable(wire.decode_row, entry.key, entry.value) for entry in entries]
+        return [row for row in rows if row is not None]
+
     async def leave(self) -> None:
         """Unregister; the others treat this node as gone for good."""
         self._leaving = True

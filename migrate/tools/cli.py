@@ -342,8 +342,9 @@ def demo(
 )
 @click.option(
     "--data",
-    metavar="FOLDER",
-    help="Keep durable servers, and who owns what, here; what is here comes back.",
+    metavar="FOLDER|URL",
+    help="Keep durable servers, and who owns what, here; what is here comes back. With a URL "
+    "(s3://BUCKET/FOLDER), who owns what is kept on this machine, or in --directory.",
 )
 @_tunables
 @_allow
@@ -408,8 +409,9 @@ def up(
 )
 @click.option(
     "--data",
-    metavar="FOLDER",
-    help="Where this node alone keeps durable servers; what is there comes back.",
+    metavar="FOLDER|URL",
+    help="Where durable servers are kept; what is there comes back. A folder is for this node "
+    "alone, a URL (s3://BUCKET/FOLDER) for all nodes of the cluster.",
 )
 @click.option(
     "--tls",
@@ -719,7 +721,7 @@ def _check_method(ref: Any, method: str) -> None:
     metavar="N",
     help="So many hot standbys; see `migrate replicate`.",
 )
-@click.option("--durable", is_flag=True, help="Keep a journal on its node's disk (`up --data`).")
+@click.option("--durable", is_flag=True, help="Give it a journal (see `up --data`).")
 @_of_cluster
 def spawn(
     cls: str,

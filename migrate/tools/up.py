@@ -39,7 +39,7 @@ async def run(
         name: The other verbs find the cluster by it.
         nodes: How many.
         directory: URL of their directory; None: one that goes with the cluster, or is in `data`.
-        data: Folder for the journals of durable servers; None: none.
+        data: Folder, or URL of a store, for the journals of durable servers; None: none.
         options: Tunables of every node; None: the defaults.
         secret_file: Path of the cluster secret, absolute; made if it is not there.
         spawnable: Classes, as "module:Class", that the public gRPC API of a node may spawn.

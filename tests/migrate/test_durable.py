@@ -16,7 +16,7 @@ import pytest
 
 import migrate
 from migrate.shell import journal as journal_module
-from migrate.shell import journals as journals_module
+from migrate.shell import journal_places as places_module
 from tests.migrate.journal_disks import Failing
 
 
@@ -79,7 +79,7 @@ def test_a_disk_that_fails_costs_the_journal_and_a_new_one_is_begun(
             journals = here._driver.streams.journals
             assert journals is not None
             (first,) = files(tmp_path)
-            disk = journals._log.disk = Failing("sync_data", 1, errno.ENOSPC)
+            disk = journals.place.log.disk = Failing("sync_data", 1, errno.ENOSPC)
             # The file that is open keeps the disk that it was made on.
             for written in journals._written.values():
                 written._file._disk = disk
@@ -167,7 +167,7 @@ def test_a_journal_whose_writer_has_not_quite_ended_is_waited_for(
             await ref.add("a")
         (path,) = files(tmp_path)
         looked = []
-        real = journals_module.NodeJournals._load
+        real = places_module.FolderPlace._load
 
         with written(path) as writer:
 
@@ -177,14 +177,14 @@ def test_a_journal_whose_writer_has_not_quite_ended_is_waited_for(
                     fcntl.flock(writer, fcntl.LOCK_UN)
                 return real(self, stack, of)
 
-            monkeypatch.setattr(journals_module.NodeJournals, "_load", load)
+            monkeypatch.setattr(places_module.FolderPlace, "_load", load)
             async with node(tmp_path) as here:
                 again = await here.whereis("words")
                 assert again is not None and await again.count() == 1
         assert len(looked) == 3
 
         # One that goes on writing is another matter.
-        monkeypatch.setattr(journals_module, "IN_USE_S", 0.2)
+        monkeypatch.setattr(places_module, "IN_USE_S", 0.2)
         (path,) = files(tmp_path)
         with written(path) as writer:
             async with node(tmp_path) as here:

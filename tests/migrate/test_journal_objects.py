@@ -301,7 +301,7 @@ def test_who_opens_while_what_it_has_seen_is_removed_fences_behind_the_base(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its number is free again when it puts its fence, and would stop nobody."""
-    real = objects_module._told
+    real = objects_module.header_of
 
     async def body(log: ObjectLog, told: Told) -> None:
         journal = await begin(log, told)
@@ -315,12 +315,12 @@ def test_who_opens_while_what_it_has_seen_is_removed_fences_behind_the_base(
 
         def slowly(*args: Any) -> Facts:
             # After it has looked for the last number, and before it puts a fence behind it.
-            monkeypatch.setattr(objects_module, "_told", real)
+            monkeypatch.setattr(objects_module, "header_of", real)
             found = real(*args)
             asyncio.run_coroutine_threadsafe(go_on(), loop).result()
             return found
 
-        monkeypatch.setattr(objects_module, "_told", slowly)
+        monkeypatch.setattr(objects_module, "header_of", slowly)
         second = facts(journal="j2", epoch=4)
         await asyncio.to_thread(fence, log.store, PREFIX, second, KEY)
         journal.step(4, b"s4", told.of(4))
