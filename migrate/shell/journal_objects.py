@@ -562,7 +562,13 @@ class ObjectLog:
         self._clearing: set[asyncio.Task[None]] = set()
 
     def run(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
-        """Run something that blocks."""
+        """Run something that blocks.
+
+        Raises:
+            StoreError: The log is closed.
+        """
+        if self.closing:
+            raise StoreError("the node closes")
         return self.loop.run_in_executor(self._threads, function, *args)
 
     async def is_gone(self, node: str) -> bool:

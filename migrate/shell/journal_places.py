@@ -427,7 +427,10 @@ class StorePlace(Place):
             node=self._node,
             epoch=row.epoch,
         )
-        got = await self.log.run(self._fence_and_read, facts, row.journal)
+        try:
+            got = await self.log.run(self._fence_and_read, facts, row.journal)
+        except StoreError as error:
+            raise BadJournal("store", f"it cannot be fenced: {error.reason}") from error
         if got is None:
             return None
         self._next[row.journal], found = got
@@ -435,15 +438,12 @@ class StorePlace(Place):
 
     def _fence_and_read(self, facts: Facts, stream: TransferId) -> tuple[int, Found] | None:
         where = self.log
-        try:
-            numbers = segments(where.store, where.prefix, facts.server)
-            if not numbers:
-                return None  # it is kept elsewhere
-            # What is another cluster's is not fenced: nobody could read on behind it.
-            header_of(where.store, where.prefix, facts.server, numbers[-1], where.key)
-            number = fence(where.store, where.prefix, facts, where.key)
-        except StoreError as error:
-            raise BadJournal("store", f"it cannot be fenced: {error.reason}") from error
+        numbers = segments(where.store, where.prefix, facts.server)
+        if not numbers:
+            return None  # it is kept elsewhere
+        # What is another cluster's is not fenced: nobody could read on behind it.
+        header_of(where.store, where.prefix, facts.server, numbers[-1], where.key)
+        number = fence(where.store, where.prefix, facts, where.key)
         return number, load_objects(
             where.store, where.prefix, facts.server, stream, where.key, self._bytes_max
         )

@@ -30,12 +30,19 @@ CALLERS = 8
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: pathlib.Path, nodes: int = 2) -> AsyncIterator[migrate.LocalCluster]:
-    """One whose servers are kept in a folder, and are not stopped in the end."""
+async def cluster(
+    folder: pathlib.Path,
+    nodes: int = 2,
+    *,
+    url: str | None = None,
+    options: migrate.NodeOptions = OPTIONS,
+) -> AsyncIterator[migrate.LocalCluster]:
+    """One whose servers are kept in a folder, or a store, and are not stopped in the end."""
     made = migrate.LocalCluster(
         nodes,
-        data=folder,
-        options=OPTIONS,
+        data=url or folder,
+        directory=f"sqlite:///{folder / 'cluster.db'}" if url else None,
+        options=options,
         env={"LIVEMIGRATE_SECRET_FILE": str(folder / "secret")},
     )
     async with made:
@@ -163,10 +170,11 @@ def test_a_node_without_a_folder_refuses_durable_servers() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kept", ["in a folder", "in a store"])
 def test_migrate_up_with_data_brings_them_back_after_everything_was_killed(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, kept: str
 ) -> None:
-    data = tmp_path / "data"
+    data = f"file://{tmp_path / 'data'}" if kept == "in a store" else str(tmp_path / "data")
     env = {
         **os.environ,
         "HOME": str(tmp_path),
@@ -177,7 +185,7 @@ def test_migrate_up_with_data_brings_them_back_after_everything_was_killed(
 
     def started() -> tuple[subprocess.Popen[str], list[int]]:
         up = subprocess.Popen(
-            [sys.executable, "-m", "migrate", "up", "-n", "2", "--data", str(data), "--json"],
+            [sys.executable, "-m", "migrate", "up", "-n", "2", "--data", data, "--json"],
             stdout=subprocess.PIPE,
             text=True,
             env=env,
@@ -216,10 +224,12 @@ def test_migrate_up_with_data_brings_them_back_after_everything_was_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kept", ["in a folder", "in a store"])
 def test_whenever_all_processes_are_killed_nothing_acknowledged_is_lost_or_repeated(
-    tmp_path: pathlib.Path, request: pytest.FixtureRequest
+    tmp_path: pathlib.Path, kept: str
 ) -> None:
     """Callers note lines, each its own, and know which were acknowledged; moves go on meanwhile."""
+    url = f"file://{tmp_path / 'store'}" if kept == "in a store" else None
     kills = int(os.environ.get("DURABLE_KILLS", "6"))
     rng = random.Random(11)
     acknowledged: set[int] = set()
@@ -250,7 +260,7 @@ def test_whenever_all_processes_are_killed_nothing_acknowledged_is_lost_or_repea
 
     async def main() -> None:
         for life in range(kills):
-            async with cluster(tmp_path) as made:
+            async with cluster(tmp_path, url=url) as made:
                 client = made.client
                 if life == 0:
                     book = await client.spawn(Ledger, options=migrate.SpawnOptions(name="book"))
@@ -274,7 +284,7 @@ def test_whenever_all_processes_are_killed_nothing_acknowledged_is_lost_or_repea
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        async with cluster(tmp_path) as made:
+        async with cluster(tmp_path, url=url) as made:
             ledger = await made.client.whereis("book")
             assert ledger is not None
             check(await ledger.all())

@@ -18,6 +18,7 @@ from migrate.errors import Outcome
 from migrate.shell import journal as journal_module
 from migrate.shell import journal_objects as objects_module
 from migrate.shell import stores
+from migrate.shell.journal_format import read_header
 from migrate.shell.journal_objects import ObjectJournal
 from migrate.shell.stores import Exists, MemoryStore, StoreError
 from tests.migrate.test_durable import DURABLE, Words, until
@@ -49,6 +50,11 @@ class Watched(MemoryStore):
 
     def journals(self) -> list[str]:
         return [name for name in self._kept if name.startswith("prefix/servers/")]
+
+    def fences(self) -> list[str]:
+        """But for the first of all, which stops nobody."""
+        kept = {name: self._kept[name] for name in self.journals()}
+        return [name for name, data in kept.items() if read_header(data)[0].stops]
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +233,58 @@ async def _as_it_is(self: migrate.Node) -> migrate.Node:
     if self._state == "new":
         await self.start()
     return self
+
+
+async def looked(at: migrate.Node) -> None:
+    """Until a node has looked for journals that it may open, and has opened them."""
+    journals = at._driver.streams.journals
+    assert journals is not None
+    real = journals._open_found
+    done = asyncio.Event()
+
+    async def open_found() -> bool:
+        again = await real()
+        done.set()
+        return again
+
+    journals._open_found = open_found  # type: ignore[method-assign]
+    journals.look()
+    await asyncio.wait_for(done.wait(), 30)
+    journals._open_found = real  # type: ignore[method-assign]
+
+
+def test_an_owner_that_lives_is_left_alone(tmp_path: pathlib.Path, store: Watched) -> None:
+    async def main() -> None:
+        async with node("a", tmp_path) as a:
+            ref = await a.spawn(Words, options=DURABLE)
+            await ref.add("one")
+            async with node("b", tmp_path) as b:
+                await looked(b)
+                assert not store.fences() and owners(a, b) == ["a"]
+            assert await ref.add("two") == 2
+
+    asyncio.run(main())
+
+
+def test_what_has_a_standby_is_left_to_it(
+    tmp_path: pathlib.Path, store: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with node("a", tmp_path) as a, node("b", tmp_path) as b, node("c", tmp_path) as c:
+            ref = await a.spawn(Words, options=DURABLE)
+            await a.replicate(ref, ["c"])
+            await ref.add("one")
+            thinks_gone(b, a, monkeypatch)
+            await looked(b)
+            assert not store.fences() and owners(a, b, c) == ["a"]
+            # Until that is gone too.
+            thinks_gone(b, c, monkeypatch)
+            await until(lambda: owners(a, b, c), lambda found: "b" in found)
+            await until(lambda: owners(a, b, c), lambda found: found == ["b"])
+            again = await b.whereis("words")
+            assert again is not None and await again.add("two") == 2
+
+    asyncio.run(main())
 
 
 def test_an_owner_that_lives_and_was_taken_for_gone_is_deposed_and_nothing_is_lost(
