@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import random
 import signal
+import time
 
 import pytest
 
@@ -180,3 +182,97 @@ def test_a_store_that_cannot_be_had_is_said_before_any_node_is_started(
         assert caught.value.outcome is Outcome.NOT_DONE
 
     asyncio.run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "paused"])
+def test_however_often_an_owner_is_gone_nothing_acknowledged_is_lost_or_repeated(
+    tmp_path: pathlib.Path, how: str
+) -> None:
+    """Two nodes look for its journal at the same time; of those that were paused the former owner
+    does not know what has become of it.
+    """
+    times = int(os.environ.get("DURABLE_KILLS", "6"))
+    rng = random.Random(7)
+    numbers = iter(range(10**9))
+    asked: set[int] = set()
+    # What was answered: the line, how many there were then, and when it was asked and answered.
+    answers: list[tuple[int, int, float, float]] = []
+
+    async def caller(book: migrate.Ref[Ledger]) -> None:
+        while True:
+            line = next(numbers)
+            asked.add(line)
+            began = time.monotonic()
+            length = await book.add(line)
+            answers.append((line, length, began, time.monotonic()))
+
+    def check(lines: list[int]) -> None:
+        assert len(set(lines)) == len(lines), "repeated"
+        assert {line for line, *_ in answers} <= set(lines) <= asked
+        for line, length, _, _ in answers:
+            assert lines[length - 1] == line
+        # What was answered before another one was asked stands before it.
+        ended = sorted(answers, key=lambda it: it[3])
+        begun = sorted(answers, key=lambda it: it[2])
+        most, at = 0, 0
+        for _, length, began, _ in begun:
+            while at < len(ended) and ended[at][3] < began:
+                most = max(most, ended[at][1])
+                at += 1
+            assert length > most
+
+    async def main() -> None:
+        async with cluster(tmp_path, 4, url=url_in(tmp_path), options=QUICK) as made:
+            client = made.client
+            await client.cordon("n1")  # which this client is told by, and lives
+            book = await client.spawn(Ledger, options=migrate.SpawnOptions(name="book", on="n2"))
+            tasks = [asyncio.create_task(caller(book)) for _ in range(8)]
+
+            async def more(than: int) -> None:
+                async with asyncio.timeout(60):
+                    while len(answers) < than:
+                        await asyncio.sleep(0.001)
+                        for task in tasks:
+                            if task.done():
+                                task.result()
+
+            for _ in range(times):
+                await more(len(answers) + rng.randrange(1, 200))
+                owner = (await client.info(book)).node
+                gone = made.node(owner)
+                if how == "killed":
+                    gone.kill()
+                else:
+                    os.kill(gone.pid, signal.SIGSTOP)
+                # What comes from now on may be answers that were under way; then it is another's.
+                await until(
+                    lambda: _owner(client, book), lambda now, owner=owner: now not in ("", owner)
+                )
+                await more(len(answers) + 20)
+                if how == "killed":
+                    await made.add_node(owner)
+                else:
+                    os.kill(gone.pid, signal.SIGCONT)
+            await more(len(answers) + 50)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            check(await book.all())
+            await killed(made)
+        async with cluster(tmp_path, 1, url=url_in(tmp_path)) as made:
+            again = await made.client.whereis("book")
+            assert again is not None
+            check(await again.all())
+
+    asyncio.run(main())
+    assert len(answers) > 20 * times
+
+
+async def _owner(client: migrate.Client, ref: migrate.Ref[Ledger]) -> str:
+    """Where a server is, as far as anybody can say."""
+    try:
+        async with asyncio.timeout(2):
+            return (await client.info(ref)).node
+    except (TimeoutError, migrate.MigrateError):
+        return ""
