@@ -48,8 +48,8 @@ class SpawnOptions:
         standbys: Hot standbys: how many, or the names of their nodes; see `replicate`. The
             spawn returns when they are in sync, or fails.
         standby_mode: How they follow, see `replicate`.
-        durable: Keep a journal on the node's disk; so does `@server(durable=True)`. The spawn
-            returns when it is there, or fails.
+        durable: Keep a journal, where the node keeps them (`Node(data=...)`); so does
+            `@server(durable=True)`. The spawn returns when it is there, or fails.
 
     Raises:
         UsageError: Both `on` and `near` are given, or a name is empty, too long

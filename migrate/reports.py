@@ -97,7 +97,7 @@ class ServerInfo:
         standbys: Names of the nodes that may take over; each has all that was ever let out
             (mode "sync"), or all but the last of it ("async").
         mode: How they follow; None without standbys.
-        durable: Whether a journal is kept on disk.
+        durable: Whether a journal is kept.
         moving: The move that is under way; None if there is none.
         followers: Each of them, and those that are about to join, with how far it is.
     """

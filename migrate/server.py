@@ -433,8 +433,9 @@ def server(cls: Any = None, /, **options: Any) -> Any:
             and their arguments (no clock, no randomness, no order of sets), so a standby
             can run them too, instead of being told what they changed; what it finds out to
             differ is told loudly, and from then on it is told changes. `durable` (bool,
-            False): a journal is kept on its node's disk (`Node(data=...)`): replies wait until
-            what they depend on is there, and it comes back after every process was killed.
+            False): a journal is kept where its node keeps journals (`Node(data=...)`): replies
+            wait until what they depend on is there, and it comes back after every process
+            was killed.
 
     Returns:
         The class itself, or a decorator for it.

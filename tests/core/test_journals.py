@@ -216,6 +216,30 @@ def test_an_owner_whose_journal_was_fenced_lets_nothing_out_before_the_row_names
     assert [reply.seq for reply in again.replies()] == [1, 2] and again.ports[E].ran == ["n"]
 
 
+def test_a_journal_that_a_swap_may_yet_name_is_not_taken_for_useless() -> None:
+    """It was fenced too, and another is begun; but the row may come to name it before that."""
+    world = Disks(A)
+    world.own(A)
+    world.durable()
+    first = world.row().journal
+    world.fenced.add(first)
+    world.deaf.add(A)
+    world.send(A, env(1, "m"))
+    world.later(1_000)
+    (second,) = world.files.keys() - {first}
+    standbys = world.cores[A].standbys
+    assert standbys.may_name(SERVER, second) and not standbys.may_name(SERVER, first)
+    standbys.journaled(SERVER, 0, "another writer", world.now_ms, stream=second, anew=True)
+    world.run()
+    assert second not in standbys.streams and standbys.may_name(SERVER, second)
+    world.deaf.clear()
+    world.later(1_000)
+    # It was named, and then another one.
+    assert world.row().epoch == 4 and world.row().journal not in (first, second)
+    assert not standbys.may_name(SERVER, second)
+    assert [reply.seq for reply in world.replies()] == [1]
+
+
 def test_of_an_owner_that_was_fenced_and_an_opener_that_is_first_the_owner_is_deposed() -> None:
     world = Disks(A, D)
     world.own(A)
