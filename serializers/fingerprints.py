@@ -6,7 +6,8 @@ imported. Such a record changes only in that something in it becomes another obj
 attribute or item comes or goes; so it is as it was if each object in it still refers to the same
 objects, in the same order. `Fingerprint` takes down these references for a range of records, level
 by level (all records, then all that they hold, ...), as arrays of addresses; comparing them again
-runs in C throughout and costs a fraction of pickling.
+runs in C throughout and costs a fraction of pickling. Dicts, and instances by their `__dict__`,
+that hold immutable values alone are not even looked into, if their `versions` are as they were.
 
 Why equal addresses mean equal values. Immutable values are held by the fingerprint, so their
 addresses cannot be given to others. Containers and instances are not held, lest they outlive their
@@ -32,12 +33,13 @@ import types
 import uuid
 import zoneinfo
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain, compress, repeat
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .auto import leaves_to_pickle
 from .by_value import is_importable
+from .versions import Versions, patched, picked, versions_of
 
 LEVELS_MAX: Final = 24
 """Deepest nesting within a record; beyond, records are not plain."""
@@ -245,15 +247,26 @@ class _Flat:
     Attributes:
         where: Their addresses.
         held: Those that are immutable values; they stay alive, so that their addresses stay theirs.
+        more: The same, of those that came later in the place of others.
         children: The other ones, by type: which of the row they are (None: all), and their node.
     """
 
-    __slots__ = ("children", "held", "where")
+    __slots__ = ("children", "held", "more", "where")
 
     def __init__(self, items: tuple[Any, ...]) -> None:
         self.where = addresses(items)
         self.held: tuple[Any, ...] = ()
+        # NB: apart from the many, which the collector then need not go through again.
+        self.more: list[Any] = []
         self.children: list[tuple[bytes | None, _Node]] = []
+
+    def replace(self, places: list[int], items: tuple[Any, ...]) -> bool:
+        """Have other immutable values in some places; False if too much is held by now."""
+        if _POINTER_BYTES * len(self.more) > len(self.where):
+            return False  # Most of it has been replaced in its turn.
+        self.where = patched(self.where, places, addresses(items))
+        self.more += items
+        return True
 
 
 class _Node:
@@ -267,9 +280,10 @@ class _Node:
         sizes: For each how many items it has.
         ends: `sizes`, added up.
         flats: Their items; of dicts and instances the keys, then the values; or slot by slot.
+        versions: Of dicts and instances that hold immutable values alone, if they can be had.
     """
 
-    __slots__ = ("dicts", "ends", "flats", "kind", "owners", "sizes", "where")
+    __slots__ = ("dicts", "ends", "flats", "kind", "owners", "sizes", "versions", "where")
 
     def __init__(self, kind: type, owners: Sequence[int], objects: tuple[Any, ...]) -> None:
         self.kind = kind
@@ -279,6 +293,7 @@ class _Node:
         self.sizes: tuple[int, ...] = ()
         self.ends: list[int] = []
         self.flats: list[_Flat] = []
+        self.versions: Versions | None = None
 
 
 def _dicts_of(kind: type, objects: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -334,37 +349,41 @@ class Changes:
             belongs to whom is as it was.
     """
 
-    __slots__ = ("_found", "_rows", "is_shallow", "records")
+    __slots__ = ("_found", "_rows", "_versions", "is_shallow", "records")
 
     def __init__(self) -> None:
         self.records: list[int] = []
         self.is_shallow = True
         self._found: set[int] = set()
-        # Rows in which immutable values were replaced: as they were, as they are, and where.
-        self._rows: list[tuple[_Flat, tuple[Any, ...], list[int]]] = []
+        # Rows in which immutable values were replaced, where, and by what.
+        self._rows: list[tuple[_Flat, list[int], tuple[Any, ...]]] = []
+        # Where versions have changed, and to what.
+        self._versions: list[tuple[Versions, list[int], bytes]] = []
 
     def add(self, others: Changes, numbers: Sequence[int]) -> None:
         """Have all changes of other records as well, whose numbers here are given."""
         self.records = sorted([*self.records, *map(numbers.__getitem__, others.records)])
         self.is_shallow = self.is_shallow and others.is_shallow
         self._rows += others._rows
+        self._versions += others._versions
 
-    def _replaced(self, flat: _Flat, items: tuple[Any, ...], places: list[int]) -> None:
+    def _replaced(self, flat: _Flat, places: list[int], items: tuple[Any, ...]) -> None:
+        """Note what stands in some places of a row, instead of what stood there."""
         if not self.is_shallow:
             return
-        for at in places:
+        for at, item in zip(places, items, strict=True):
             was_atom = all(mask is not None and not mask[at] for mask, _ in flat.children)
-            if not was_atom or not _is_atom(type(items[at])):
+            if not was_atom or not _is_atom(type(item)):
                 self.is_shallow = False
                 return
-        self._rows.append((flat, items, places))
+        self._rows.append((flat, places, items))
 
     def equals(self, other: Changes) -> bool:
         """Whether two shallow changes of a fingerprint lead to the same."""
         if not self.is_shallow or self.records != other.records:
             return False
         return len(self._rows) == len(other._rows) and all(
-            mine[0] is theirs[0] and are_at(mine[1], addresses(theirs[1]))
+            mine[:2] == theirs[:2] and are_at(mine[2], addresses(theirs[2]))
             for mine, theirs in zip(self._rows, other._rows, strict=True)
         )
 
@@ -374,9 +393,8 @@ class Changes:
         Raises:
             NotPlain: They are not plain.
         """
-        for _, items, places in self._rows:
-            new = tuple([items[at] for at in places])
-            _check_atoms(new, set(map(type, new)))
+        for _, _, items in self._rows:
+            _check_atoms(items, set(map(type, items)))
 
     def apply(self) -> bool:
         """Let the fingerprint be that of the records as they are now, if the change is shallow.
@@ -390,13 +408,16 @@ class Changes:
         if not self.is_shallow:
             return False
         self.check()
-        for flat, items, places in self._rows:
-            if len(flat.held) > 2 * len(items):
-                return False  # Too much is held that has been replaced.
-            flat.where = addresses(items)
-            more = tuple(items[at] for at in places)
-            flat.held = flat.held + more if flat.children else items
-        return True
+        for versions, places, now in self._versions:
+            versions.settle(places, now)
+        return all([flat.replace(places, items) for flat, places, items in self._rows])
+
+
+class Held(Protocol):
+    """Records that somebody else has."""
+
+    def value(self, number: int) -> Any: ...
+    def values(self) -> tuple[Any, ...]: ...
 
 
 class Fingerprint:
@@ -477,6 +498,8 @@ class Fingerprint:
             if not set(map(type, items)) <= ATOMS:
                 whose = tuple(chain.from_iterable(map(repeat, owners, node.sizes)))
             self._descend(below, items, whose, level + 1)
+        if (kind is dict or node.dicts) and not any([flat.children for flat in node.flats]):
+            node.versions = versions_of(holders)
         return node
 
     def _see(self, objects: tuple[Any, ...]) -> None:
@@ -508,6 +531,11 @@ class Fingerprint:
                     found += zip(ids[start:end], repeat(record))
         return found
 
+    def atoms(self) -> tuple[Any, ...] | None:
+        """The records as they were taken down, if they are immutable values; else None."""
+        root = self._root
+        return None if root.children or root.more else root.held
+
     def changed(self, records: tuple[Any, ...]) -> list[int]:
         """Numbers of the records that are not what they were, ascending; see `compare`."""
         return self.compare(records).records
@@ -522,8 +550,33 @@ class Fingerprint:
         if not are_at(records, self._root.where):
             places = self._places(self._root, records, range(self.count))
             changes._found.update(places)
-            changes._replaced(self._root, records, places)
+            changes._replaced(self._root, places, tuple([records[at] for at in places]))
         self._compare_below(self._root, records, changes)
+        changes.records = sorted(changes._found - self.left_out)
+        return changes
+
+    def compare_held(self, held: Held) -> Changes:
+        """As `compare`, of the very records that there were, each in its place and never away.
+
+        Args:
+            held: The records.
+        """
+        changes = Changes()
+        for mask, node in self._root.children:
+            versions = node.versions
+            if versions is not None and node.kind is dict:
+                # They are alive, so nothing else can lie where they do.
+                now = versions.look()
+                if now == versions.seen:
+                    continue
+                unlike = _differences(versions.seen, now)
+                if len(unlike) * _LOOK_SHARE <= len(node.owners):
+                    dicts = {at: held.value(node.owners[at]) for at in unlike}
+                    self._look_into(node, dicts, unlike, now, changes)
+                    continue
+            items = held.values()
+            objects = items if mask is None else tuple(compress(items, mask))
+            self._compare(node, objects, changes)
         changes.records = sorted(changes._found - self.left_out)
         return changes
 
@@ -559,10 +612,21 @@ class Fingerprint:
                 changes.is_shallow &= odd <= left_out
                 found |= odd
             if not are_at(holders, node.dicts):
-                unlike = _differences(node.dicts, addresses(holders))
-                moved = {owners[at] for at in unlike}
+                elsewhere = _differences(node.dicts, addresses(holders))
+                moved = {owners[at] for at in elsewhere}
                 changes.is_shallow &= moved <= left_out
                 found |= moved
+        unlike: list[int] = []
+        versions, now = node.versions, b""
+        if versions is not None:
+            is_here = are_at(holders, node.dicts or node.where)
+            now = versions.look() if is_here else versions.look_at(holders)
+            if now == versions.seen:
+                return
+            unlike = _differences(versions.seen, now)
+            if len(unlike) * _LOOK_SHARE <= len(holders):
+                self._look_into(node, holders, unlike, now, changes)
+                return
         sizes, rows = _rows(kind, holders)
         if sizes != node.sizes:
             rows, resized = self._align(node, sizes, rows)
@@ -573,10 +637,67 @@ class Fingerprint:
                 ends = node.ends
                 places = self._places(flat, items, owners, ends)
                 found.update([owners[bisect_right(ends, at)] for at in places])
-                changes._replaced(flat, items, places)
+                changes._replaced(flat, places, tuple([items[at] for at in places]))
+        if versions is not None:
+            changed = [at for at in unlike if owners[at] in found and owners[at] not in left_out]
+            changes._versions.append((versions, changed, picked(now, changed)))
+            same = sorted(set(unlike) - set(changed))
+            versions.settle(same, picked(now, same))
         for flat, items in zip(node.flats, rows, strict=True):
             if flat.children:
                 self._compare_below(flat, items, changes)
+
+    def _look_into(
+        self,
+        node: _Node,
+        holders: Mapping[int, Any] | tuple[Any, ...],
+        numbers: list[int],
+        now: bytes,
+        changes: Changes,
+    ) -> None:
+        """Compare what some dicts hold, all of it immutable values as it was.
+
+        Args:
+            node: Whose they are.
+            holders: Its dicts as they are, by number; others in the place of those of records that
+                were found before.
+            numbers: Which to compare.
+            now: The versions of all.
+            changes: Grows.
+        """
+        versions = node.versions
+        assert versions is not None
+        same: list[int] = []
+        changed: list[int] = []
+        for number in numbers:
+            owner = node.owners[number]
+            if owner in self.left_out:
+                same.append(number)  # It is not to be found again and again.
+                continue
+            held = holders[number]
+            end = node.ends[number]
+            start = end - node.sizes[number]
+            if len(held) != end - start:
+                changes._found.add(owner)
+                changes.is_shallow = False
+                continue
+            is_same = True
+            for flat, items in zip(node.flats, (tuple(held), tuple(held.values())), strict=True):
+                before = flat.where[start * _POINTER_BYTES : end * _POINTER_BYTES]
+                if not are_at(items, before):
+                    is_same = False
+                    places = _differences(before, addresses(items))
+                    new = tuple([items[at] for at in places])
+                    changes._replaced(flat, [start + at for at in places], new)
+            if is_same:
+                same.append(number)  # It was changed, and changed back.
+            else:
+                changed.append(number)
+                changes._found.add(owner)
+        if same:
+            versions.settle(same, picked(now, same))
+        if changed:
+            changes._versions.append((versions, changed, picked(now, changed)))
 
     def _places(
         self,
@@ -654,6 +775,10 @@ def _is_plain_zone(zone: datetime.tzinfo | None) -> bool:
             return False
     return zone is None or kind is datetime.timezone
 
+
+_LOOK_SHARE: Final = 16
+"""Dicts are looked into one by one if no more than one in so many has another version. Source:
+measured, that takes about 2 us for one of four items, and 0.17 us for each if all are."""
 
 _stand_ins: dict[type, Any] = {}
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from .fingerprints import Changes, Fingerprint, NotPlain, addresses, are_at
 from .sink import PROTOCOL
+from .versions import version_of
 
 CUT_ITEMS_MIN: Final = 1024
 """Containers with fewer items are pickled with all else, which takes about 0.3 ms."""
@@ -64,9 +65,13 @@ class Part:
         late: Fingerprint of those that were written later than the others, which `values` leaves
             out; None if there are none.
         places: Their positions, ascending.
+        version: That of the container when it had what is noted here, in its place; 0: unknown.
     """
 
-    __slots__ = ("anchors", "count", "cut", "keys", "late", "number", "places", "values")
+    __slots__ = (
+        *("anchors", "count", "cut", "keys", "late", "number", "places", "values"),
+        "version",
+    )
 
     def __init__(self, cut: Cut, number: int, count: int) -> None:
         self.cut = cut
@@ -77,6 +82,7 @@ class Part:
         self.values: Fingerprint | None = None
         self.late: Fingerprint | None = None
         self.places: list[int] = []
+        self.version = 0
 
     def note(self, values: Fingerprint | None) -> None:
         """Have all values as they were written in one fingerprint."""
@@ -128,6 +134,76 @@ class Part:
                 yield found
 
 
+class Items:
+    """What stands in one part, as long as nothing changes its container."""
+
+    __slots__ = ("_all", "_count", "_keys", "_start")
+
+    def __init__(self, held: _All, start: int, count: int) -> None:
+        self._all = held
+        self._start = start
+        self._count = count
+        self._keys: tuple[Any, ...] | None = None
+
+    def know_keys(self, keys: tuple[Any, ...] | None) -> None:
+        """Find single values by these keys, which the part has, rather than take out all values."""
+        self._keys = keys
+
+    def keys(self) -> tuple[Any, ...] | None:
+        """Its keys; None in a list."""
+        keys = self._all.keys()
+        return None if keys is None else keys[self._start : self._start + self._count]
+
+    def values(self) -> tuple[Any, ...]:
+        """Its values."""
+        return self._all.values()[self._start : self._start + self._count]
+
+    def value(self, number: int) -> Any:
+        """One of its values."""
+        if self._keys is not None:
+            return self._all.container[self._keys[number]]
+        return self._all.values()[self._start + number]
+
+
+class _All:
+    """What stands in a container, taken out once it is asked for."""
+
+    __slots__ = ("_keys", "_values", "container")
+
+    def __init__(self, container: Cuttable) -> None:
+        self.container: Any = container
+        self._keys: tuple[Any, ...] | None = None
+        self._values: tuple[Any, ...] | None = None
+
+    def keys(self) -> tuple[Any, ...] | None:
+        if self._keys is None and type(self.container) is dict:
+            self._keys = tuple(self.container)
+        return self._keys
+
+    def values(self) -> tuple[Any, ...]:
+        if self._values is None:
+            held = self.container
+            self._values = tuple(held if type(held) is list else held.values())
+        return self._values
+
+
+class _Late:
+    """Those of some items that were written later."""
+
+    __slots__ = ("_items", "_places")
+
+    def __init__(self, items: Items, places: list[int]) -> None:
+        self._items = items
+        self._places = places
+
+    def value(self, number: int) -> Any:
+        return self._items.value(self._places[number])
+
+    def values(self) -> tuple[Any, ...]:
+        values = self._items.values()
+        return tuple([values[at] for at in self._places])
+
+
 class Change:
     """What of one part is to be written.
 
@@ -152,6 +228,7 @@ class Cut:
         number: Its name on the wire.
         container: The live dict or list.
         parts: Its parts, in order.
+        version: Of the container when its parts were found in it, all of them; 0: unknown.
         has_moved: The reader has not been told the present order of the parts.
         next_part: Number of the next new part.
         heat: Deltas of late that found most of it changed, less those that did not.
@@ -164,6 +241,7 @@ class Cut:
         self.number = number
         self.container = container
         self.parts: list[Part] = []
+        self.version = 0
         self.has_moved = True
         self._owners = owners
         self.next_part = 0
@@ -192,20 +270,20 @@ class Cut:
         keys = tuple(islice(held, start, start + count))
         return keys, tuple(islice(held.values(), start, start + count))
 
-    def all_slices(self) -> Iterator[tuple[Part, tuple[Any, ...] | None, tuple[Any, ...]]]:
-        """Each part with its keys (None for a list) and values, while nothing changes."""
-        held: Any = self.container
-        is_list = type(held) is list
-        keys = None if is_list else tuple(held)
-        values = tuple(held if is_list else held.values())
+    def all_items(self) -> Iterator[tuple[Part, Items]]:
+        """Each part with what stands in it, while nothing changes."""
+        held = _All(self.container)
         start = 0
         for part in self.parts:
-            end = start + part.count
-            yield part, None if keys is None else keys[start:end], values[start:end]
-            start = end
+            yield part, Items(held, start, part.count)
+            start += part.count
 
     def align(self) -> None:
         """Find the parts again after items came or went; what lies between them is new parts."""
+        version = version_of(self.container)
+        if version == self.version != 0:
+            return
+        self.version = version
         row = addresses(tuple(self.container))
         before = b"".join([part.anchors for part in self.parts])
         if self.parts and row == before:
@@ -355,6 +433,9 @@ class Cut:
         self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
     ) -> Change | None:
         changes = self.compare(part, keys, values)
+        # NB: what was read stands where the part does only if nothing came or went since.
+        version = version_of(self.container)
+        part.version = version if version == self.version else 0
         if changes is not None:
             if not changes.records:
                 return None
@@ -378,6 +459,20 @@ class Cut:
         if part.late is not None:
             late = part.late.compare(tuple(values[at] for at in part.places))
             changes.add(late, part.places)
+        return changes if len(changes.records) * 4 <= part.count else None
+
+    def compare_items(self, part: Part, items: Items) -> Changes | None:
+        """As `compare`, of what stands in the part now that all were found in their places."""
+        if not part.version or part.version != version_of(self.container):
+            return self.compare(part, items.keys(), items.values())
+        # So it has the very keys and values that it had, and had them all the while.
+        if part.values is None:
+            return None
+        if part.keys is not None:
+            items.know_keys(part.keys.atoms())
+        changes = part.values.compare_held(items)
+        if part.late is not None:
+            changes.add(part.late.compare_held(_Late(items, part.places)), part.places)
         return changes if len(changes.records) * 4 <= part.count else None
 
     def _note(self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]) -> bool:
@@ -461,7 +556,7 @@ class Instant:
         self.changes: dict[Cut, list[Change]] = {cut: [] for cut in cuts}
         self._shallow: dict[Part, Changes] = {}
         self._looked: dict[Part, tuple[list[int] | None, Fingerprint | None, Fingerprint]] = {}
-        self._seen: dict[Part, tuple[tuple[Any, ...] | None, tuple[Any, ...]]] = {}
+        self._seen: dict[Part, Items] = {}
         self._heat: dict[Cut, int] = {}
         pending: list[tuple[Part, list[int] | None]] = []
         for cut in cuts:
@@ -469,7 +564,7 @@ class Instant:
         # Only now does `owners` have what is owned at this instant, and by whom.
         for part, changed in pending:
             cut = part.cut
-            keys, values = self._seen[part]
+            keys, values = self._seen[part].keys(), self._seen[part].values()
             try:
                 held = None if changed is not None or keys is None else _of_keys(keys)
                 now = values if changed is None else tuple(values[at] for at in changed)
@@ -482,6 +577,8 @@ class Instant:
             owners.update(dict.fromkeys(ids, part))
             self.changes[cut].append(_change(part, keys, values, changed))
             self._looked[part] = changed, held, made
+        if not goes_on:
+            self._seen.clear()
         for cut in cuts:
             # A record has it, and would have a copy of its own.
             rival = owners.get(id(cut.container))
@@ -498,8 +595,8 @@ class Instant:
         may_be_hot = is_new or (goes_on and cut.heat < HEAT_MAX)
         total = 0
         pending: list[tuple[Part, list[int] | None]] = []
-        for part, keys, values in cut.all_slices():
-            changes = cut.compare(part, keys, values)
+        for part, items in cut.all_items():
+            changes = cut.compare_items(part, items)
             changed = None if changes is None else changes.records
             if changed == []:
                 continue
@@ -507,12 +604,13 @@ class Instant:
                 total += part.count if changed is None else len(changed)
             if total * HOT_SHARE > len(cut.container) and not may_be_hot:
                 raise Shared(cut)
-            self._seen[part] = keys, values
+            self._seen[part] = items
             if changes is not None and changes.is_shallow:
                 # What belongs to whom is as it was.
                 self._check(cut, changes)
                 self._shallow[part] = changes
-                self.changes[cut].append(_change(part, keys, values, changed))
+                records = {at: items.value(at) for at in changes.records}
+                self.changes[cut].append(Change(part, None, records))
                 continue
             pending.append((part, changed))
             for where in part.owned(changed):
@@ -538,7 +636,8 @@ class Instant:
         cut.heat = self._heat[cut]
         for change in self.changes[cut]:
             part = change.part
-            keys, values = self._seen[part]
+            items = self._seen.pop(part)
+            keys, values = items.keys(), items.values()
             shallow = self._shallow.get(part)
             if shallow is None:
                 changed, held, made = self._looked[part]
@@ -550,25 +649,27 @@ class Instant:
             elif not shallow.apply():
                 part.note(Fingerprint(values))
             part.anchors = addresses(values if keys is None else keys)
+        for part in cut.parts:
+            part.version = cut.version
 
     def still_holds(self) -> bool:
         """Whether the containers are as they were when they were looked at."""
         for cut in self.changes:
             if len(cut.container) != sum([part.count for part in cut.parts]):
                 return False
-            for part, keys, values in cut.all_slices():
-                if not self._is_as_looked_at(part, keys, values):
+            for part, items in cut.all_items():
+                if not self._is_as_looked_at(part, items):
                     return False
         return True
 
-    def _is_as_looked_at(
-        self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
-    ) -> bool:
+    def _is_as_looked_at(self, part: Part, items: Items) -> bool:
         looked = self._looked.get(part)
         if looked is not None and looked[0] is None:
             _, held, made = looked
-            return not made.changed(values) and (held is None or not held.changed(keys or ()))
-        now = part.cut.compare(part, keys, values)
+            return not made.changed(items.values()) and (
+                held is None or not held.changed(items.keys() or ())
+            )
+        now = part.cut.compare_items(part, items)
         if now is None:
             return False
         shallow = self._shallow.get(part)
@@ -577,6 +678,7 @@ class Instant:
         if looked is None:
             return not now.records
         changed, _, made = looked
+        values = items.values()
         return now.records == changed and not made.changed(tuple(values[at] for at in changed))
 
 
@@ -595,8 +697,8 @@ class Shared(Exception):
 def places(cut: Cut) -> dict[int, tuple[int, int]]:
     """Where each record is: number of its part and position in it, by id; while nothing changes."""
     found: dict[int, tuple[int, int]] = {}
-    for part, _, values in cut.all_slices():
-        found.update(zip(map(id, values), zip(repeat(part.number), count()), strict=False))
+    for part, items in cut.all_items():
+        found.update(zip(map(id, items.values()), zip(repeat(part.number), count()), strict=False))
     return found
 
 
