@@ -65,7 +65,7 @@ class Part:
         late: Fingerprint of those that were written later than the others, which `values` leaves
             out; None if there are none.
         places: Their positions, ascending.
-        version: That of the container when it had what is noted here, in its place; 0: unknown.
+        version: That of the container when it had what is noted here; 0: unknown.
     """
 
     __slots__ = (
@@ -433,9 +433,7 @@ class Cut:
         self, part: Part, keys: tuple[Any, ...] | None, values: tuple[Any, ...]
     ) -> Change | None:
         changes = self.compare(part, keys, values)
-        # NB: what was read stands where the part does only if nothing came or went since.
-        version = version_of(self.container)
-        part.version = version if version == self.version else 0
+        part.version = version_of(self.container)
         if changes is not None:
             if not changes.records:
                 return None

@@ -1,8 +1,9 @@
 """Random programs by the ten thousand: `python -m tests.serializers.stream_campaign --runs N`.
 
-Each is run with the engine and the memory that its seed chooses, and as a stream that ends or as
-several that go on, so that all eight kinds come up alike. Exit status 1 if a reader ever had
-another object; the seed is told, and `--first SEED --runs 1` runs it again.
+Each is run with the engine and the memory that its seed chooses, as a stream that ends or as
+several that go on, and with records of all kinds or with flat ones, so that all sixteen kinds come
+up alike. Exit status 1 if a reader ever had another object; the seed is told, and `--first SEED
+--runs 1` runs it again.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ def main() -> int:
             engine, memory = KINDS[seed % len(KINDS)]
             goes_on = seed // len(KINDS) % 2 == 1
             run = stream_programs.run_followed if goes_on else stream_programs.run
+            is_flat = seed // len(KINDS) // 2 % 2 == 1
+            kind = stream_programs.FlatProgram if is_flat else stream_programs.Program
             try:
-                count.update(run(seed, engine, memory))
+                count.update(run(seed, engine, memory, kind))
             except Exception:
                 failed += 1
-                print(f"seed {seed} ({engine}, memory {memory}, goes on: {goes_on}):")
+                print(
+                    f"seed {seed} ({engine}, memory {memory}, goes on: {goes_on}, flat: {is_flat}):"
+                )
                 traceback.print_exc(limit=-4, file=sys.stdout)
                 if not chosen.go_on:
                     break

@@ -32,7 +32,7 @@ import pytest
 
 import serializers
 from rpc import shared_memory
-from serializers import dirty, parts, stream
+from serializers import dirty, fingerprints, parts, stream
 from serializers.stream import StreamReader, StreamWriter
 from tests.serializers import stream_classes as classes
 
@@ -378,7 +378,10 @@ class Program:
         container = self.random.choice(containers) if containers else {}
         if not container:
             return
-        with contextlib.suppress(AttributeError, TypeError, KeyError, ValueError, BufferError):
+        with contextlib.suppress(
+            *(AttributeError, TypeError, KeyError, IndexError, ValueError, BufferError),
+            StopIteration,
+        ):
             getattr(self, name)(container)
 
     def do_replace(self, held: Any) -> None:
@@ -674,6 +677,100 @@ class Program:
         pass
 
 
+class FlatProgram(Program):
+    """A program with records that hold immutable values alone, so that their versions are asked."""
+
+    def __init__(self, seed: int) -> None:
+        self.instances: list[Any] = []
+        super().__init__(seed)
+
+    def container(self) -> Any:
+        pick = self.random.choice
+        shapes: tuple[Callable[[], Any], ...] = (
+            lambda: {"id": self.number(), "v": self.atom(), "w": 0},
+            lambda: {"id": self.number(), "v": self.atom(), "w": 0},
+            lambda: {self.number(): self.atom() for _ in range(self.random.randrange(4))},
+            lambda: classes.Plain(a=self.atom(), b=self.number()),
+            lambda: classes.Data(self.number(), self.atom()),
+            lambda: [{"id": self.number(), "v": self.atom()}, classes.Plain(a=self.number())],
+        )
+        self.usual = pick(shapes)
+        count = pick((30, 150, 300, 600))
+        if self.random.random() < 0.2:
+            return [self.record() for _ in range(count)]
+        return {self.number(): self.record() for _ in range(count)}
+
+    def leaf(self, held: Any) -> dict[Any, Any]:
+        """A dict that holds immutable values, or did."""
+        record = self.some(held)
+        if type(record) is list and record:
+            record = self.random.choice(record)
+        return record if type(record) is dict else vars(record)
+
+    def do_leaf(self, held: Any) -> None:
+        for _ in range(self.random.choice((1, 1, 1, 8, 40))):
+            self._change_leaf(self.leaf(held))
+
+    def _change_leaf(self, leaf: dict[Any, Any]) -> None:
+        pick = self.random.choice
+        if not leaf:
+            leaf["new"] = self.atom()
+        key = pick(list(leaf))
+        value = leaf[key]
+        changes: tuple[Callable[[], object], ...] = (
+            lambda: leaf.update({key: self.atom()}),
+            lambda: leaf.update({key: pick((1, True, 1.0, 0, False, 0.0, -0.0, math.nan))}),
+            lambda: leaf.update({key: [self.number()]}),
+            lambda: leaf.update({key: classes.Text("t")}),
+            lambda: (leaf.update({key: None}), leaf.update({key: value})),
+            lambda: leaf.update({key: leaf.pop(key)}),
+            lambda: leaf.update({f"{key}'": leaf.pop(key)}),
+            lambda: leaf.setdefault(self.key(), self.atom()),
+            lambda: leaf.popitem(),
+            lambda: leaf.__delitem__(key),
+            lambda: _fill_again(leaf),
+            lambda: _fill_again(leaf, leaf.pop(key)),
+            lambda: leaf.clear(),
+        )
+        # Those that make it no leaf any more are rare, else there soon are none.
+        pick(changes[:2] * 6 + changes[4:12] * 4 + changes)()
+
+    def do_equal_copy(self, held: Any) -> None:
+        at = self.place(held)
+        record = held[at]
+        if type(record) is dict:
+            held[at] = dict(record)
+        else:
+            record.__dict__ = dict(vars(record))
+
+    def do_same_place(self, held: Any) -> None:
+        """Take out the last one and put it in again: the same, but for what was done meanwhile."""
+        if type(held) is dict:
+            key, record = held.popitem()
+            if self.random.random() < 0.5:
+                self.do_leaf(held)
+            held[key] = record
+
+    def do_vars(self, held: Any) -> None:
+        """Make a record of what an instance has for its attributes."""
+        instance = classes.Plain(a=self.number(), b=self.atom())
+        held[self.place(held)] = vars(instance)
+        self.instances.append(instance)
+
+    def do_vars_again(self, held: Any) -> None:
+        if self.instances:
+            instance = self.random.choice(self.instances)
+            for _ in range(20):
+                instance.a = self.number()
+            instance.b = self.atom()
+
+
+def _fill_again(held: dict[Any, Any], _: Any = None) -> None:
+    items = list(held.items())
+    held.clear()
+    held.update(items)
+
+
 def _patched_state(self: Any) -> dict[str, Any]:
     return {**self.__dict__, "patched": 1}
 
@@ -693,6 +790,7 @@ def small_thresholds() -> Iterator[None]:
             patch.setattr(module, "CUT_ITEMS_MIN", 24)
         patch.setattr(parts, "PART_ITEMS_FIRST", 8)
         patch.setattr(parts, "PART_BYTES", 600)
+        patch.setattr(fingerprints, "_LOOK_SHARE", 2)
         patch.setattr(stream, "REGION_BYTES_MIN", 8_192)
         patch.setattr(stream, "SHARED_BYTES_MIN", 16_384)
         patch.setattr(stream, "COPY_BYTES", 20_000)
@@ -710,7 +808,9 @@ def sent(pieces: Sequence[Any], chance: random.Random) -> list[Any]:
     return [data[:cut], memoryview(bytearray(data[cut:]))]
 
 
-def run(seed: int, engine: Any, memory: bool) -> collections.Counter[str]:
+def run(
+    seed: int, engine: Any, memory: bool, kind: type[Program] = Program
+) -> collections.Counter[str]:
     """Run the program of a seed.
 
     Returns:
@@ -719,7 +819,7 @@ def run(seed: int, engine: Any, memory: bool) -> collections.Counter[str]:
     Raises:
         Lie: What the reader has is not what it should be.
     """
-    program = Program(seed)
+    program = kind(seed)
     chance = program.random
     root = program.root
     count: collections.Counter[str] = collections.Counter()
@@ -880,7 +980,9 @@ def settle(root: Any) -> None:
                 serializers.dumps(root)
 
 
-def run_followed(seed: int, engine: Any, memory: bool) -> collections.Counter[str]:
+def run_followed(
+    seed: int, engine: Any, memory: bool, kind: type[Program] = Program
+) -> collections.Counter[str]:
     """Run the program of a seed with streams that go on, up to three of them at a time.
 
     Returns:
@@ -889,7 +991,7 @@ def run_followed(seed: int, engine: Any, memory: bool) -> collections.Counter[st
     Raises:
         Lie: What a reader has is not what it should be.
     """
-    program = Program(seed)
+    program = kind(seed)
     chance = program.random
     root = program.root
     other = "hash" if engine == "pages" else "pages"
@@ -903,8 +1005,9 @@ def run_followed(seed: int, engine: Any, memory: bool) -> collections.Counter[st
             for _ in range(chance.choice((0, 0, 1, 1, 2, 5))):
                 program.change()
             if len(followers) < 3 and chance.random() < 0.3:
-                kind = chance.choice((engine, engine, other))
-                followers.append(Follower(program, kind, memory and chance.random() < 0.5))
+                engine_too = chance.choice((engine, engine, other))
+                shares = memory and chance.random() < 0.5
+                followers.append(Follower(program, engine_too, shares))
             for follower in list(followers):
                 _turn(follower, followers, count)
         if "sulky" in vars(root):

@@ -28,7 +28,7 @@ from serializers.base import BufferKind, pack_head
 from serializers.stream import _OP, StreamReader, StreamWriter
 from tests.serializers import stream_classes as classes
 from tests.serializers import stream_programs
-from tests.serializers.stream_programs import described
+from tests.serializers.stream_programs import FlatProgram, described
 
 LIMIT_BYTES = 1 << 30
 COUNT = 2000
@@ -106,6 +106,8 @@ def test_random_programs_with_streams_that_go_on(engine: Any, memory: bool) -> N
     with stream_programs.small_thresholds():
         for seed in (*ONCE_WRONG_FOLLOWED, *range(25)):
             count.update(stream_programs.run_followed(seed, engine, memory))
+        for seed in range(15):
+            count.update(stream_programs.run_followed(seed, engine, memory, FlatProgram))
     assert count["cuts"] > 5
     assert count["promotions"] > 5
 
@@ -115,11 +117,13 @@ def test_random_programs_bring_what_a_snapshot_would(engine: Any, memory: bool) 
     """Some of the campaign's; see `stream_campaign` for more."""
     if engine == "pages" and (refusal := dirty.pages_refusal()):
         pytest.skip(f"the kernel tracks no pages here: {refusal}")
-    cuts = 0
+    cuts = flat = 0
     with stream_programs.small_thresholds():
         for seed in (*ONCE_WRONG, *range(25)):
             cuts += stream_programs.run(seed, engine, memory)["cuts"]
-    assert cuts > 5  # Else all of them were pickled whole.
+        for seed in range(25):
+            flat += stream_programs.run(seed, engine, memory, FlatProgram)["cuts"]
+    assert min(cuts, flat) > 5  # Else all of them were pickled whole.
 
 
 # -- what goes ahead, and what is left for the last chunk
