@@ -32,6 +32,7 @@ import sys
 import types
 import uuid
 import zoneinfo
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain, compress, repeat
@@ -291,7 +292,7 @@ class _Node:
         self.where = addresses(objects)
         self.dicts = b""
         self.sizes: tuple[int, ...] = ()
-        self.ends: list[int] = []
+        self.ends = array("Q")
         self.flats: list[_Flat] = []
         self.versions: Versions | None = None
 
@@ -490,7 +491,7 @@ class Fingerprint:
                 raise NotPlain("an instance whose __dict__ is no dict")
             node.dicts = addresses(holders)
         node.sizes, rows = _rows(kind, holders)
-        node.ends = list(accumulate(node.sizes))
+        node.ends = array("Q", accumulate(node.sizes))
         for items in rows:
             below = _Flat(items)
             node.flats.append(below)

@@ -129,6 +129,17 @@ def test_random_programs_bring_what_a_snapshot_would(engine: Any, memory: bool) 
 # -- what goes ahead, and what is left for the last chunk
 
 
+def test_what_rounds_brought_is_collected_before_the_last_chunk_comes() -> None:
+    root = server(rows={n: {"id": n, "name": f"item {n}"} for n in range(40_000)})
+    made = Stream(root).round()
+    assert made.reader.taken_bytes > stream.COLLECTED_BYTES_MIN
+    parts_there = {id(part) for cut in made.reader._cuts.values() for part in cut.parts.values()}
+    young = {id(obj) for age in (0, 1) for obj in gc.get_objects(generation=age)}
+    assert parts_there and not parts_there & young
+
+    made.end()
+
+
 def test_the_last_chunk_has_only_what_changed() -> None:
     root = server(rows=rows(), array=np.arange(200_000))
     made = Stream(root).round()

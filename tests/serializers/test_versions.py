@@ -299,6 +299,44 @@ def test_a_dict_that_takes_the_place_of_one_that_is_gone_is_looked_into() -> Non
     assert reused > 100
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_value_that_came_later_stays_alive_so_that_its_address_stays_its_own(
+    monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    if not asked:
+        monkeypatch.setattr(fingerprints, "versions_of", lambda _: None)
+    row = tuple(map(_leaf, range(50)))
+    made = Fingerprint(row)
+    for n in range(20):
+        row[7]["score"] = n + 0.25
+        changes = made.compare(row)
+        assert changes.records == [7] and changes.apply()
+        del changes  # It has the value too.
+        before = id(row[7]["score"])
+        row[7]["score"] = None
+        others = [n + m / 1000 for m in range(300, 600)]
+        row[7]["score"] = next((other for other in others if id(other) == before), others[0])
+        assert made.changed(row) == [7]
+
+
+@known
+def test_no_version_is_looked_for_where_a_dict_does_not_lie_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There may be no memory at all."""
+    row: list[Any] = list(map(_leaf, range(50)))
+    made = Fingerprint(tuple(row))
+    row[7] = dict(row[7])
+    row[8] = None
+    row[9]["n"] = 1
+
+    def look(_: Any) -> bytes:
+        raise AssertionError("a look at what is gone")
+
+    monkeypatch.setattr(versions.Versions, "look", look)
+    assert made.changed(tuple(row)) == [7, 8, 9]
+
+
 @known
 def test_dicts_that_are_as_they_were_are_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
