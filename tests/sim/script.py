@@ -30,6 +30,7 @@ class Script(World):
         core: type[Core] = Core,
         period_ms: int = 0,
         reentrant: bool = False,
+        watches: bool = False,
         **plan: Any,
     ) -> None:
         self._period_ms = period_ms
@@ -48,6 +49,9 @@ class Script(World):
             ),
             node_class=type("ScriptNode", (SimNode,), {"core_class": core}),
         )
+        if not watches:
+            # So that moves take every step.
+            self.directory.watch = lambda *what: None  # type: ignore[method-assign]
         # Let the servers start.
         self.wait_us(5_000)
 

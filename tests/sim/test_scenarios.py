@@ -413,7 +413,7 @@ def test_s30_a_directory_that_fails_in_the_middle_of_a_move_stops_no_server(
 def test_s30_a_commit_whose_answer_was_lost_with_the_directory_is_heard_of_from_the_target(
     seed: int,
 ) -> None:
-    world = Script(seed, watch_ms=0)
+    world = Script(seed, watches=True, watch_ms=0)
     world.call()
     target = world.node(1)
 
