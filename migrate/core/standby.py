@@ -1012,6 +1012,7 @@ class Standbys:
             out.leaves = NEVER
             replica.uncut_outs.append((session, out))
             self.cut_soon(inc, now_ms)
+            self._unblock(inc, replica, now_ms)
             return
         route = session.route
         there = core.hosted.get(session.server)
@@ -1019,6 +1020,7 @@ class Standbys:
             core.bind(session, there.row.epoch if there is not None else route.epoch)
         out.leaves = self._tell_step(inc, replica, session, out, entry, now_ms)
         replica.outs.append((out.leaves, session, out))
+        self._unblock(inc, replica, now_ms)
 
     def unnumbered(
         self, session: SendSession, out: Outgoing, now_ms: int, status: int = 0, answer: bytes = b""
@@ -1156,6 +1158,28 @@ class Standbys:
             if other.node == JOURNAL:
                 other.unnamed = True
         self._wake(inc, now_ms)
+        self._unblock(inc, replica, now_ms)
+
+    def _unblock(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """Do without a journal that has to have a whole cut first, and of which there can be none
+        because a handler in mid-run waits for something that would wait for that cut.
+
+        Only a journal that was replaced in mid-run comes to this: no such handler is begun before
+        all have their whole cut. The row says so first, as when a disk fails.
+        """
+        due = [
+            it
+            for it in replica.followers.values()
+            if it.node == JOURNAL and it.phase is FollowerPhase.DUE and it.configured
+        ]
+        if not due or inc.quiet():
+            return
+        outs = [out for _, _, out in replica.outs] + [out for _, out in replica.uncut_outs]
+        for out in outs:
+            entry = inc.running.get(self.core.run_number(out.run)) if out.run else None
+            if entry is None or entry.waits:
+                self._lose(inc, due[0], "a running handler waits for what it cannot log", now_ms)
+                return
 
     def _kept_by(
         self, inc: Incarnation, replica: Replica, follower: Follower, number: int, now_ms: int

@@ -14,10 +14,10 @@ from migrate.core.actions import CopyAhead, DecodeState, SwapRow
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import Copied, Decoded, Encoded
 from migrate.core.ids import NodeId
-from migrate.core.messages import Cut, Dropped, Follow, Note, Step
+from migrate.core.messages import CAST, OK, Cut, Dropped, Follow, Note, Receipt, Step
 from migrate.core.standby import JOURNAL, Changed, Leftover
-from tests.core.fakes import SERVER, A, B, Port, core, env
-from tests.core.test_standby import World, begin_move
+from tests.core.fakes import SERVER, A, B, C, Port, core, env
+from tests.core.test_standby import OTHER, World, asks, begin_move
 
 
 class Disks(World):
@@ -238,6 +238,37 @@ def test_a_journal_that_a_swap_may_yet_name_is_not_taken_for_useless() -> None:
     assert world.row().epoch == 4 and world.row().journal not in (first, second)
     assert not standbys.may_name(SERVER, second)
     assert [reply.seq for reply in world.replies()] == [1]
+
+
+@pytest.mark.parametrize("first", ["request", "cast"])
+def test_a_handler_in_mid_run_does_not_wait_for_ever_for_a_journal_that_was_fenced(
+    first: str,
+) -> None:
+    """Seed 3 of the journals' schedules: what it asks for waited for a whole cut of the next
+    journal, and that one for the handler's end.
+    """
+    world = Disks(A, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.cores[A].route_hint(OTHER, C, 1)
+    world.durable()
+    world.ports[A].busy = True
+    world.send(A, env(1, "m"))
+    world.fenced.add(world.row().journal)
+    if first == "cast":
+        world.send(A, env(2, "n", CAST))
+        assert not world.replies(Receipt) and world.row().journal in world.fenced
+    asks(world, A, "fetch", f"{SERVER}/1")
+    world.later(1_000)
+    assert world.ports[C].ran == ["fetch"] and world.row().journal == ""
+    assert (JOURNAL, Changed.LOST) in world.ports[A].changed
+    # The next one is begun when the handler has ended.
+    world.ports[A].busy = False
+    world.cores[A].finish(*world.ports[A].began[-1], OK, b"done", None, world.now_ms)
+    world.durable()
+    world.later(1_000)
+    assert world.row().journal not in ("", *world.fenced)
+    assert [reply.payload for reply in world.replies() if reply.seq == 1] == [b"done"]
 
 
 def test_of_an_owner_that_was_fenced_and_an_opener_that_is_first_the_owner_is_deposed() -> None:
