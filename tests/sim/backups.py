@@ -140,7 +140,9 @@ class KeepingNode(SimNode):
             elif result.outcome is SwapOutcome.REFUSED or (
                 result.outcome is SwapOutcome.NOT_DONE and not doubtful
             ):
-                if result.outcome is SwapOutcome.REFUSED:
+                if result.outcome is SwapOutcome.REFUSED and not (
+                    inc.row.standbys or inc.row.journal
+                ):
                     self.world.fail("one owner", f"{inc.id} was taken from {self.id}: {now}")
                 self.core.end_replacing(inc, phase, self.now_ms())
                 self._go_on(inc, entry)
@@ -253,6 +255,8 @@ class Keeper:
         if world.calm_us >= 0:
             return
         self._next(self._take, 30)
+        if not world.alive_nodes():
+            return  # all are down at once
         server = self.rng.choice(world.servers)
         node = self._owner(server)
         if node is not None:
@@ -263,6 +267,8 @@ class Keeper:
         if world.calm_us >= 0:
             return
         self._next(self._back, 12)
+        if not world.alive_nodes():
+            return
         rows = world.directory.rows
         kept = [server for server in world.servers if server in self.backups and server in rows]
         lost = [s for s in kept if rows[s][0].state is RowState.LOST]

@@ -35,6 +35,8 @@ IN_USE_US, IN_USE_LOOKS = 5_000, 20
 
 AGAIN_US = 20_000
 
+FENCED = "another writer has begun"
+
 _NOTE, _STEP = b"N", b"S"
 _cut = msgpack.Decoder(CutRecord)
 _step = msgpack.Decoder(StepRecord)
@@ -52,6 +54,7 @@ class Settings:
     bare: float  # of the nodes, those that have no folder
     full_bytes: int  # a journal that has grown by so much begins anew
     faults: int  # of disks, over the whole schedule
+    back: bool  # servers go back to checkpoints, too
 
     @classmethod
     def draw(cls, rng: Random) -> Settings:
@@ -64,6 +67,7 @@ class Settings:
             bare=rng.choice((0.0, 0.0, 0.0, 0.3)),
             full_bytes=rng.choice((1_500, 6_000, 1 << 40)),
             faults=rng.choice((0, 0, 3, 12)),
+            back=rng.random() < 0.25,
         )
 
 
@@ -256,7 +260,17 @@ class JournalNode(StandbyNode):
         self._point("journaled", server)
         if reason:
             self.world.note(f"{self.id}: the journal {stream} failed: {reason}")
-        self.core.standbys.journaled(server, number, reason, self.now_ms())
+        anew = reason == FENCED
+        self.core.standbys.journaled(
+            server, number, reason, self.now_ms(), stream=stream, anew=anew
+        )
+
+    def fenced(self, log: Log) -> None:
+        """A journal here can be written no more, and the server does not go on without one."""
+        stream = log.facts.journal
+        if self.logs.get(stream) is log and not log.error:
+            log.error = FENCED
+            self._journaled(log.facts.server, stream, 0, FENCED)
 
     def end_stream(self, stream: TransferId) -> None:
         """`Port.end_stream`; the file of a journal goes when the row names it no more."""
@@ -496,6 +510,8 @@ class JournalWorld(StandbyWorld):
             shared = shared or disk
             self.disks[f"n{i}"] = disk
         super()._build()
+        if self.journals.back:
+            self.keeper.start()
         self._again(self._blackout, self.journals.blackouts)
         self._again(self._disk_fault, self.journals.faults)
 
@@ -545,13 +561,24 @@ class JournalWorld(StandbyWorld):
             return
         self._again(self._disk_fault, self.journals.faults)
         disk = self.all_disks[self.between(0, len(self.all_disks) - 1)]
-        kind = ("full", "failing", "slow")[self.between(0, 2)]
+        kind = ("full", "failing", "slow", "fenced")[self.between(0, 3)]
         self.note(f"{disk.name} {kind}")
-        if kind == "slow":
+        if kind == "fenced":
+            self._fence(disk)
+        elif kind == "slow":
             disk.slow = self.between(5, 100)
         else:
             setattr(disk, kind, True)
         self.at(self.between(1_000, 100_000), self._disk_well, disk)
+
+    def _fence(self, disk: Disk) -> None:
+        """Somebody else has begun to write where the journals of a disk are, in an object store."""
+        for node in self.alive_nodes():
+            assert isinstance(node, JournalNode)
+            for log in list(node.logs.values()):
+                if log.disk is disk and log.named and not log.error and self.chance(0.3):
+                    self.counts["journal fenced"] += 1
+                    node.input(node.fenced, log)
 
     def _disk_well(self, disk: Disk) -> None:
         disk.full = disk.failing = False
