@@ -1598,18 +1598,18 @@ class Core:
             return False
         options = self.options
         full = inc.records >= options.records_max or inc.record_bytes >= options.record_bytes_max
-        if any(entry.kept for entry in session.early.values()) and not full:
-            if len(inc.mailbox) < inc.limit:
-                return True  # They do not take the room of what they wait for.
-        if len(inc.mailbox) + inc.early > inc.limit:
+        # Those do not take the room of what they wait for.
+        kept = any(entry.kept for entry in session.early.values())
+        is_awaited = kept and not full and len(inc.mailbox) < inc.limit
+        if len(inc.mailbox) + inc.early > inc.limit and not is_awaited:
             return False
         for other in (session, *inc.sessions.values()):
             seqs = [seq for seq, entry in other.early.items() if not entry.kept]
             if seqs:
                 del other.early[max(seqs)]
                 inc.early -= 1
-                return not self._no_room(inc)
-        return False
+                return is_awaited or not self._no_room(inc)
+        return is_awaited
 
     def _refuse(self, inc: Incarnation, session: ReceiveSession) -> None:
         session.starved = True

@@ -1785,3 +1785,16 @@ def test_who_is_seen_dead_is_not_followed() -> None:
     world.kill(A)
     world.cores[B].receive(A, [Follow("late", SERVER, 1, "cls", 1, False, "")], world.now_ms)
     assert world.cores[B].standbys.coming == {}
+
+
+def test_what_waits_for_kept_messages_takes_the_room_of_those_that_come_again() -> None:
+    """Seed 29 of the journals' schedules: both were held, and the mailbox was beyond its limit."""
+    at, port = core(A)
+    inc = host(at, limit=2)
+    port.busy = True
+    at.receive(CLIENT, [env(1, session=session_id(CLIENT, NOW, 1))], NOW)  # it runs
+    mine, other = session_id(CLIENT, NOW, 2), session_id(CLIENT, NOW, 3)
+    at.receive(CLIENT, [env(3, session=mine, kind=CAST), env(2, session=other)], NOW)
+    inc.sessions[mine].early[3].kept = True
+    at.receive(CLIENT, [env(1, session=mine), env(2, session=mine)], NOW)
+    assert [entry.seq for entry in inc.mailbox] == [1, 2, 3] and inc.early == 0
