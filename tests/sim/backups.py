@@ -140,9 +140,9 @@ class KeepingNode(SimNode):
             elif result.outcome is SwapOutcome.REFUSED or (
                 result.outcome is SwapOutcome.NOT_DONE and not doubtful
             ):
-                if result.outcome is SwapOutcome.REFUSED and not (
-                    inc.row.standbys or inc.row.journal
-                ):
+                replica = inc.replica
+                if result.outcome is SwapOutcome.REFUSED and replica is None:
+                    # Else a standby took over, or the owner has just changed who stands by.
                     self.world.fail("one owner", f"{inc.id} was taken from {self.id}: {now}")
                 self.core.end_replacing(inc, phase, self.now_ms())
                 self._go_on(inc, entry)

@@ -295,8 +295,9 @@ class JournalNode(StandbyNode):
 
         def read(known: bool, row: Row | None, rev: int) -> None:
             left = Leftover.WAIT
-            if known:
-                left = self.core.standbys.leftover(row, name, writer, first=False)
+            standbys = self.core.standbys
+            if known and not standbys.may_name(server, name):
+                left = standbys.leftover(row, name, writer, first=False)
             if left is Leftover.WAIT:
                 self.later(AGAIN_US, self._look_after, name, server, writer)
             elif left is Leftover.OPEN:
