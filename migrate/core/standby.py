@@ -94,6 +94,9 @@ LOAD_BYTES_PER_MS = 2_000
 """Slowest standby that is still waited for. Small records are loaded at 20,000 to 60,000 bytes in a
 millisecond by a core that has nothing else to do."""
 
+OVER_MAX = 1_000
+"""Streams that are over and known to be; what is sent in one comes late by seconds at most."""
+
 Logged: TypeAlias = Cut | Step | Note
 """What is in a server's log, in the order of its numbers."""
 
@@ -457,6 +460,8 @@ class Standbys:
         self.backups: dict[ServerId, Backup] = {}
         self.coming: dict[TransferId, Backup] = {}
         self.streams: dict[TransferId, ServerId] = {}  # of followers here
+        # Of which this node had a copy, and has it no more: they never begin again.
+        self.over: dict[TransferId, None] = {}
         self.suspected: dict[NodeId, None] = {}
         # What owners below these epochs say is refused: while this node tries to take over, and
         # after it did, until the owner that it took over from is sure to know it (see `_unfence`).
@@ -1610,7 +1615,7 @@ class Standbys:
         if follow.epoch < fence:
             core.send(node, KeepRefused(follow.stream, fence, "another owner is about to be"))
             return
-        if node in core.dead:
+        if node in core.dead or follow.stream in self.over:
             return  # It was sent before, and came late; nobody waits for the answer.
         if server in core.hosted:
             refusal = "it holds the server itself"
@@ -1773,6 +1778,10 @@ class Standbys:
         self.port.end_stream(backup.stream)
         if self.backups.get(backup.server) is backup:
             del self.backups[backup.server]
+            if backup.valid:
+                self.over[backup.stream] = None
+                if len(self.over) > OVER_MAX:
+                    del self.over[next(iter(self.over))]
             self._unfence(backup.server)
             self._claim_over(backup.server)
             if backup.journal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from copy import deepcopy
 from typing import Any
 from unittest.mock import ANY
 
@@ -1798,3 +1799,36 @@ def test_what_waits_for_kept_messages_takes_the_room_of_those_that_come_again() 
     inc.sessions[mine].early[3].kept = True
     at.receive(CLIENT, [env(1, session=mine), env(2, session=mine)], NOW)
     assert [entry.seq for entry in inc.mailbox] == [1, 2, 3] and inc.early == 0
+
+
+def test_a_stream_that_is_over_does_not_begin_again_by_what_comes_late() -> None:
+    """The row may still name a standby that has lost its copy: with the first cut, told once more
+    by a link that was slow, it would take over as the server was long ago.
+    """
+    world = World(A, B)
+    world.own(A)
+    told: list[Message] = []
+    receive = world.cores[B].receive
+
+    def listening(node: NodeId, messages: list[Message], now_ms: int) -> list[Message]:
+        told.extend(it for it in deepcopy(messages) if isinstance(it, Follow | Cut))
+        return receive(node, messages, now_ms)
+
+    world.cores[B].receive = listening  # type: ignore[method-assign]
+    world.replicate(B)
+    late, told[:] = told[:2], []
+    assert [type(it) for it in late] == [Follow, Cut]
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+    # B cannot keep the next one, and A cannot change the row before it dies.
+    world.deaf.add(A)
+    world.ports[B].keeps = "no room"
+    world.send(A, env(2, "n"))
+    assert SERVER not in world.cores[B].standbys.backups and world.row().standbys == (B,)
+    world.ports[B].keeps = True
+    for message in late:
+        receive(A, [message], world.now_ms)
+        world.run()
+    world.kill(A)
+    world.later(1_000)
+    assert world.row().owner != B
