@@ -226,6 +226,7 @@ class Node(Peer):
             await self._hear_clock()
             await self._open_journals()
         except BaseException as error:
+            self._stop_journals()
             await self._close()
             if self._own_directory:
                 await self._directory.close()
@@ -315,7 +316,13 @@ class Node(Peer):
         replicated = [inc for inc in core.hosted.values() if inc.row.standbys]
         await asyncio.gather(*map(leave, replicated))
 
+    def _stop_journals(self) -> None:
+        journals = self._driver.streams.journals
+        if journals is not None:
+            journals.stop()
+
     async def _release(self) -> None:
+        self._stop_journals()
         await self._close()
         if self._own_directory:
             await self._directory.close()

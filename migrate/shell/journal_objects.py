@@ -71,6 +71,9 @@ SEGMENTS_MAX: Final = 256
 """A journal with so many segments after its base is full: each takes a request to read back."""
 THREADS: Final = 8
 """Journals that put at the same time."""
+READS: Final = 8
+"""Segments that are read at the same time. A request takes some 20 ms however small it is, and a
+server is away for as long."""
 WAITS_S: Final = (0.1, 0.4)
 """Before a put that failed is tried again at once."""
 AGAIN_FIRST_S: Final = 0.5
@@ -181,10 +184,16 @@ def load_objects(
         BadJournal: It cannot be used.
     """
     kept: list[tuple[int, bytes | bytearray]] = []
+    readers = concurrent.futures.ThreadPoolExecutor(READS)
     try:
-        for number in reversed(segments(store, prefix, server)):
+        numbers = segments(store, prefix, server)[::-1]
+        reads = [
+            readers.submit(store.read, _name(prefix, server, number), bytes_max)
+            for number in numbers
+        ]
+        for number, read in zip(numbers, reads, strict=True):
             try:
-                data = store.read(_name(prefix, server, number), bytes_max)
+                data = read.result()
             except NotThere:
                 break  # removed meanwhile, as what is before a base is
             # Verified, also of what is passed over: else a change there would hide a segment.
@@ -201,6 +210,8 @@ def load_objects(
                 return read_segments(kept, key, journal)
     except StoreError as error:
         raise BadJournal("store", f"it cannot be read: {error.reason}") from error
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)
     if kept:
         raise BadJournal("truncated", "its first whole cut is not there")
     raise BadJournal("missing", f"there is no segment of journal {journal}")
@@ -626,9 +637,15 @@ class ObjectLog:
         waits = [*closed, *self._clearing]
         if waits:
             await asyncio.wait(waits, timeout=CLOSE_S)
-        self.closing = True
         for which in left:
             which._fail(JournalFailed("the store could not be reached before the node closed"))
+        self.stop()
+
+    def stop(self) -> None:
+        """End at once; whatever is not there yet is not told to be."""
+        self.closing = True
+        for which in list(self._journals):
+            which._fail(JournalFailed("the node has ended"))
         for task in self._clearing:
             task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -32,6 +32,7 @@ from migrate.shell.directories.base import DirectoryError
 from migrate.shell.journal import Appends, Journal, JournalLog, Phase, Post
 from migrate.shell.journal_format import BadJournal, Facts, Found
 from migrate.shell.journal_objects import (
+    THREADS,
     ObjectJournal,
     ObjectLog,
     fence,
@@ -107,9 +108,11 @@ class Place(abc.ABC):
     Attributes:
         is_shared: Other nodes may open what this one writes. A journal that fails is then not done
             without: the server waits for the next one.
+        at_once: So many journals are opened at the same time.
     """
 
     is_shared: bool
+    at_once: int
 
     @abc.abstractmethod
     def create(self, facts: Facts, former: Appends | None, on_full: OnFull) -> Appends:
@@ -178,6 +181,10 @@ class Place(abc.ABC):
     async def close(self) -> None:
         """Close all journals in order."""
 
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """End at once; nothing happens if it is closed."""
+
 
 class FolderPlace(Place):
     """Files in a folder of one node.
@@ -195,6 +202,7 @@ class FolderPlace(Place):
     """
 
     is_shared = False
+    at_once = 2
 
     def __init__(
         self,
@@ -306,6 +314,9 @@ class FolderPlace(Place):
         """See `Place.close`."""
         await self.log.close()
 
+    def stop(self) -> None:
+        """See `Place.stop`: its threads end with the process."""
+
 
 class StorePlace(Place):
     """Objects in a store that several nodes share, below `<prefix>servers/`.
@@ -321,6 +332,7 @@ class StorePlace(Place):
     """
 
     is_shared = True
+    at_once = THREADS  # most of the time goes by while requests are under way
 
     def __init__(
         self,
@@ -455,6 +467,10 @@ class StorePlace(Place):
     async def close(self) -> None:
         """See `Place.close`."""
         await self.log.close()
+
+    def stop(self) -> None:
+        """See `Place.stop`."""
+        self.log.stop()
 
 
 async def try_out(store: Store, prefix: str, url: str, node: str = "") -> None:

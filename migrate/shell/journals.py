@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("migrate")
 
-OPENED_AT_ONCE: Final = 2
-"""Journals that are read at the same time."""
-
 AGAIN_FIRST_S: Final = 0.2
 AGAIN_MAX_S: Final = 5.0
 """Waits before it is looked again whether a journal is of use to anybody. The server of one that
@@ -209,6 +206,11 @@ class NodeJournals:
         for server in list(self._opening):
             self._release(server)
 
+    def stop(self) -> None:
+        """End at once, as a node does that was said to be dead, or that could not start."""
+        self._closing = True
+        self.place.stop()
+
     # ------------------------------------------------------------------ opening
 
     async def open_all(self) -> None:
@@ -242,13 +244,18 @@ class NodeJournals:
         except (DirectoryError, MigrateError) as error:
             log.error("it cannot be found out which journals have no owner: %s", error)
             return True
-        limit = asyncio.Semaphore(OPENED_AT_ONCE)
+        limit = asyncio.Semaphore(self.place.at_once)
 
         async def opened(key: str) -> bool:
             async with limit:
                 return await self._try_to_open(key)
 
         return not all(await asyncio.gather(*map(opened, keys))) or again
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing is written or opened any more."""
+        return self._closing
 
     async def _try_to_open(self, key: str) -> bool:
         """Open a journal; whether there is a decision."""
@@ -263,6 +270,8 @@ class NodeJournals:
                     return True
             return await self._open(key)
         except BadJournal as error:
+            if self.is_closing:
+                return True
             log.error("the journal %s cannot be opened: %s", key, error.reason)
             if error.flaw == "store":
                 return False

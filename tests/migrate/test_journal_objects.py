@@ -306,6 +306,7 @@ def test_who_opens_while_what_it_has_seen_is_removed_fences_behind_the_base(
     async def body(log: ObjectLog, told: Told) -> None:
         journal = await begin(log, told)
         journal.prune()
+        await cleared(log)
         loop = asyncio.get_running_loop()
 
         async def go_on() -> None:
