@@ -2434,7 +2434,7 @@ class Core:
 
     def _begin(self, source: SourceMove, now_ms: int) -> None:
         inc = self.hosted.get(source.server)
-        if inc is not None and inc.replica is not None and inc.replica.swap is not None:
+        if inc is not None and self.standbys.is_changing(inc):
             self.delayed[source.server] = source
             return
         self.moves_out[source.transfer] = source

@@ -706,15 +706,24 @@ class Standbys:
         replica.swap_rev = inc.rev
         self._ask_swap(inc, replica, now_ms)
 
+    def is_changing(self, inc: Incarnation) -> bool:
+        """Whether the row is about to be changed, and a move had better not begin before."""
+        replica = inc.replica
+        return replica is not None and (
+            replica.swap is not None
+            or any(it.unnamed and not it.leaving for it in replica.followers.values())
+        )
+
     def _may_change_row(self, inc: Incarnation, replica: Replica, now_ms: int) -> bool:
         """A move compares the row as it was when it began. Who joins waits for its end; if somebody
-        has to leave, it is given up, if it still can be.
+        has to leave, or to take somebody's place, it is given up, if it still can be.
         """
         core = self.core
         transfer = core.leaving.get(inc.id)
         if transfer is None or inc.id in core.delayed:
             return True
-        if not any(it.leaving for it in replica.followers.values()):
+        # NB: a journal that has no name holds back everything, and so the move as well.
+        if not any(it.leaving or it.unnamed for it in replica.followers.values()):
             return False
         core.withdraw_move(transfer, Withdraw("a standby of the server has to change"), now_ms)
         return inc.id not in core.leaving
@@ -758,10 +767,11 @@ class Standbys:
         inc.row, inc.rev = row, rev
         inc.sender.epoch = row.epoch
         replica.swap = None
-        self.core.row_changed(inc, now_ms)
-        for follower in list(replica.followers.values()):
+        for follower in replica.followers.values():
             if follower.stream == row.journal:
                 follower.unnamed = False
+        self.core.row_changed(inc, now_ms)
+        for follower in list(replica.followers.values()):
             named = self._is_named(inc, follower)
             if follower.leaving and not named:
                 self._forget(inc, replica, follower)

@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from migrate.core import directory
-from migrate.core.actions import CopyAhead, DecodeState, SwapRow
+from migrate.core.actions import CheckClass, CopyAhead, DecodeState, SwapRow
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import Copied, Decoded, Encoded
 from migrate.core.ids import NodeId
@@ -364,6 +364,39 @@ def moved(world: Disks, to: NodeId) -> None:
     world.run()
     target.started(SERVER, world.now_ms)
     world.run()
+
+
+def test_a_move_waits_until_the_row_names_the_journal_of_the_present_owner() -> None:
+    """It would wait for what is held back until then, and the row would wait for its end."""
+    world = Disks(A, B)
+    world.own(A)
+    world.durable()
+    world.slow.add(B)
+    moved(world, B)
+    world.send(B, env(1, "m"))
+    back = world.cores[B]
+    back.move(SERVER, A, "back", False, "", world.now_ms)
+    world.run()
+    assert back.leaving == {SERVER: "back"} and not back.moves_out
+    assert not world.ports[A].did(CheckClass)
+    world.slow.clear()
+    world.run()
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert "/b@" in world.row().journal and world.ports[A].did(CheckClass)
+
+
+def test_a_move_is_given_up_when_the_journal_has_to_be_replaced_meanwhile() -> None:
+    world = Disks(A, B)
+    world.own(A)
+    world.durable()
+    first = world.row().journal
+    begin_move(world, B)
+    assert list(world.cores[A].moves_out) == ["t"]
+    assert world.ports[A].did(CopyAhead)
+    world.fenced.add(first)
+    world.send(A, env(1, "m"))
+    assert [reply.seq for reply in world.replies()] == [1]
+    assert world.row().journal != first and SERVER not in world.cores[A].leaving
 
 
 def test_a_move_leaves_the_journal_in_the_row_until_another_takes_its_place() -> None:
