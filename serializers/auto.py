@@ -31,6 +31,7 @@ from .by_value import (
     TYPE_REDUCERS,
     Namespaces,
     Reduced,
+    is_by_value_module,
     is_importable,
     reduce_cell,
     reduce_class,
@@ -41,6 +42,7 @@ from .by_value import (
 from .deep import DeepPickler
 from .errors import CheckReport
 from .objects import (
+    attributes_alone,
     beside_reducer,
     forget_tables,
     is_ordinary,
@@ -435,6 +437,28 @@ def _is_small_and_plain(obj: Any) -> bool:
     return True
 
 
+def _ordinary_body(obj: object) -> bytes | None:
+    """What pickle writes by itself of an object of an ordinary class that has few attributes, all
+    built-in values: the same as if our pickler were set up, and asked about class and object.
+    """
+    kind = type(obj)
+    action = _actions.get(kind)
+    if (
+        type(action) is not _Ordinary
+        or not action.is_pickles_own
+        or not is_still_ordinary(kind)
+        or is_by_value_module(kind.__module__)
+    ):
+        return None
+    attributes = attributes_alone(obj)
+    if attributes is None or not _is_small_and_plain(attributes):
+        return None
+    try:
+        return pickle.dumps(obj, PROTOCOL)
+    except Exception:
+        return None  # Its class is not the one of that name any more: our pickler takes it.
+
+
 def dumps(obj: object) -> bytes:
     """Serialize `obj`, and all that it refers to, into one self-contained byte string.
 
@@ -442,7 +466,11 @@ def dumps(obj: object) -> bytes:
         NotSerializable: Something cannot travel; names the path to it. `obj` is as before.
     """
     if _is_small_and_plain(obj):
-        body = pickle.dumps(obj, PROTOCOL)
+        body: bytes | None = pickle.dumps(obj, PROTOCOL)
+    else:
+        notice_registrations()
+        body = _ordinary_body(obj)
+    if body is not None:
         return plain_head(body) + body
     sink, code_by_value = _write(obj)
     if code_by_value or sink.found:

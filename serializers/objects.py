@@ -205,6 +205,18 @@ class _Alone:
     pass
 
 
+def attributes_alone(obj: Any) -> dict[str, Any] | None:
+    """The attributes of an object of an ordinary class, if nothing else has to go on seeing them,
+    and none of them says how it is pickled; else None.
+    """
+    attributes = obj.__dict__
+    if getrefcount(attributes) > _ALONE or type(attributes) is not dict:
+        return None
+    if "__reduce_ex__" in attributes or "__getstate__" in attributes:
+        return None
+    return attributes
+
+
 _ALONE = _references(_Alone())
 """References that a `__dict__` shows, to functions like that one, if its instance alone holds it.
 With more than that something else holds it too, and must go on seeing it: a closure over
