@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 import secrets
@@ -37,6 +36,7 @@ from migrate.ref import RefObject
 from migrate.reports import LinkInfo, MoveReport, NodeInfo, ServerInfo
 from migrate.server import spec_of
 from migrate.shell import classes, wire
+from migrate.shell.bell import Posts
 from migrate.shell.checkpoint_verbs import CheckpointVerbs
 from migrate.shell.directories import open_directory
 from migrate.shell.directories.base import (
@@ -253,13 +253,14 @@ class Node(Peer):
             )
         else:
             folder = self._data
-            post = functools.partial(driver.loop.call_soon_threadsafe, context=driver.context)
+            posts = Posts(driver.loop, driver.context)
             leftover = driver.core.standbys.leftover
             try:
                 place = await asyncio.to_thread(
-                    FolderPlace, folder, key, post, driver.rows, leftover, bytes_max
+                    FolderPlace, folder, key, posts, driver.rows, leftover, bytes_max
                 )
             except OSError as error:
+                posts.close()
                 raise UsageError(
                     f"the folder {folder} for journals cannot be had: {error.strerror or error}",
                     node=self._name,

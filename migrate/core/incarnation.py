@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeAlias
 
 from migrate.core.delivery import (
@@ -222,7 +222,7 @@ def _session_record(
     session: ReceiveSession,
     expected: int,
     records: dict[int, Record],
-    early: Iterable[Entry],
+    early: Collection[Entry],
     pack: Callable[[object], bytes],
     now_ms: int,
 ) -> SessionRecord:
@@ -234,7 +234,7 @@ def _session_record(
         now_ms - session.heard_ms,
         session.sender_epoch,
         {seq: (record.status, record.payload) for seq, record in records.items()},
-        [entry_record(entry, pack, now_ms) for entry in early],
+        [entry_record(entry, pack, now_ms) for entry in early] if early else [],
         session.ended,
     )
 
@@ -353,6 +353,7 @@ def cut(
             record = session.records.get(seq)
             if record is not None:
                 records.setdefault(session.id, {})[seq] = record
+    # On the way of each call: what is not there, as mostly, is not looked for.
     return CutRecord(
         limit=inc.limit,
         reentrant=inc.reentrant,
@@ -368,14 +369,14 @@ def cut(
             )
             for session in sessions.values()
         ],
-        sending=[_send_record(session, pack, now_ms) for session in sending.values()],
-        timers=_timer_records(inc, now_ms),
-        plans=_plan_records(inc, now_ms),
+        sending=[_send_record(it, pack, now_ms) for it in sending.values()] if sending else [],
+        timers=_timer_records(inc, now_ms) if inc.timers else [],
+        plans=_plan_records(inc, now_ms) if inc.plans else [],
         met=dict(inc.sender.met),
         wanted=inc.wanted,
         ended=[] if changes is None else list(changes.ended),
         sending_ended=[] if changes is None else list(changes.sending_ended),
-        steps=_replays_left(inc),
+        steps=_replays_left(inc) if inc.sender.replays else [],
     )
 
 

@@ -34,15 +34,16 @@ import fcntl
 import functools
 import hmac
 import os
-import queue
 import secrets
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from migrate.errors import Outcome
+from migrate.shell.bell import Bell
 from migrate.shell.journal_format import (
     HEAD_BYTES,
     NUMBER_MAX,
@@ -77,6 +78,9 @@ by two 2.0, by four 1.4, by eight 1.2 ms."""
 PIECES_MAX: Final = 1024
 """Pieces that the system writes with one call (IOV_MAX)."""
 
+JOINED_BYTES_MAX: Final = 64 << 10
+"""A group up to this size is copied into one piece, which costs less than handling many."""
+
 _ZEROS: Final = memoryview(bytes(ROOM_BYTES_MAX))
 
 
@@ -106,6 +110,12 @@ class LogDisk(Disk):
 
     def write_at(self, handle: int, pieces: Sequence[memoryview], offset: int) -> None:
         """Write all of the pieces, one after the other, from an offset on."""
+        if len(pieces) == 1 and pieces[0].nbytes <= WRITE_BYTES:
+            wrote = os.pwritev(handle, pieces, offset)
+            if wrote == pieces[0].nbytes:
+                return
+            pieces = [pieces[0][wrote:]]
+            offset += wrote
         todo = [piece for piece in pieces if piece.nbytes]
         todo.reverse()
         while todo:
@@ -223,6 +233,8 @@ class _File:
             if not pieces:
                 return
             end = encoder.offset
+            if end - start <= JOINED_BYTES_MAX:
+                pieces = [b"".join(pieces)]
             views = [memoryview(piece).cast("B") for piece in pieces]
             if end > self._size:
                 room = 0
@@ -293,46 +305,51 @@ class _Committer:
 
     def __init__(self, name: str, post: Post) -> None:
         self._post = post
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._queue: deque[_Work | None] = deque()
         self._syncs: concurrent.futures.ThreadPoolExecutor | None = None
         self._name = name
+        self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
 
     def put(self, work: _Work) -> None:
         """Queue it; its `done` is called on the loop."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        if self._bell is None:
+            self._bell = Bell()
+            self._thread = threading.Thread(
+                target=self._run, args=[self._bell], name=self._name, daemon=True
+            )
             self._thread.start()
-        self._queue.put(work)
+        self._queue.append(work)
+        self._bell.ring()
 
     def stop(self) -> None:
         """End when all that was queued is done; blocks."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+        bell, thread = self._bell, self._thread
+        if bell is not None and thread is not None:
+            self._queue.append(None)
+            bell.ring()
+            thread.join()
+            bell.close()
+            self._bell = self._thread = None
         if self._syncs is not None:
             self._syncs.shutdown()
 
-    def _run(self) -> None:
+    def _run(self, bell: Bell) -> None:
         waiting = self._queue
-        while (work := waiting.get()) is not None:
-            group = [work]
-            size = work.size
-            stop = False
-            while size < GROUP_BYTES_MAX:
-                try:
-                    work = waiting.get_nowait()
-                except queue.Empty:
-                    break
+        while True:
+            group: list[_Work] = []
+            size = 0
+            while size < GROUP_BYTES_MAX and waiting:  # nobody else takes from it
+                work = waiting.popleft()
                 if work is None:
-                    stop = True
-                    break
+                    self._commit(group)
+                    return
                 group.append(work)
                 size += work.size
-            self._commit(group)
-            if stop:
-                return
+            if group:
+                self._commit(group)
+            else:
+                bell.wait()
 
     def _commit(self, group: list[_Work]) -> None:
         files: dict[_File, list[_Work]] = {}
@@ -341,22 +358,31 @@ class _Committer:
             files.setdefault(work.file, []).append(work)
         for file, works in files.items():
             file.write(works)
-        if len(files) == 1:
-            file.sync()
-        else:
-            if self._syncs is None:
-                self._syncs = concurrent.futures.ThreadPoolExecutor(SYNCS_MAX, self._name)
-            for _ in self._syncs.map(_File.sync, files):
-                pass
+        self._sync(list(files))
         for file, works in files.items():
-            kinds = {work.kind for work in works}
-            if _Op.SETTLE in kinds:
-                file.settle()
+            ends = False
+            for work in works:
+                if work.kind is _Op.SETTLE:
+                    file.settle()
+                elif work.kind is Kind.END or work.kind is _Op.CLOSE:
+                    ends = True
             error = file.error
-            if Kind.END in kinds or _Op.CLOSE in kinds:
+            if ends:
                 file.close()
             results += [(work, error) for work in works]
-        self._tell(results)
+        if results:
+            self._tell(results)
+
+    def _sync(self, files: list[_File]) -> None:
+        if len(files) > 1:
+            if self._syncs is None:
+                self._syncs = concurrent.futures.ThreadPoolExecutor(SYNCS_MAX - 1, self._name)
+            others = [self._syncs.submit(file.sync) for file in files[1:]]
+            files[0].sync()
+            for other in others:
+                other.result()
+        elif files:
+            files[0].sync()
 
     def _tell(self, results: list[tuple[_Work, JournalFailed | None]]) -> None:
         def tell() -> None:
@@ -468,11 +494,15 @@ class Appends(abc.ABC):
 
     @staticmethod
     def _size(record: Buffer, state: Sequence[Buffer]) -> int:
-        record_bytes = memoryview(record).nbytes
-        state_bytes = sum(memoryview(piece).nbytes for piece in state)
+        record_bytes = _bytes_of(record)
+        state_bytes = sum(map(_bytes_of, state))
         if record_bytes > RECORD_BYTES_MAX or state_bytes > STATE_BYTES_MAX:
             raise ValueError(f"a record of {record_bytes} and a state of {state_bytes} bytes")
         return HEAD_BYTES + record_bytes + state_bytes
+
+
+def _bytes_of(piece: Buffer) -> int:
+    return len(piece) if type(piece) is bytes else memoryview(piece).nbytes
 
 
 class Journal(Appends):
@@ -582,11 +612,7 @@ class Journal(Appends):
         self._appends += 1
         place = self._appends
         slow = not self._quick and not self._waits
-
-        def appended(error: JournalFailed | None) -> None:
-            self.backlog_bytes -= size
-            self._appended(place, first, slow, done or _ignore, error)
-
+        appended = functools.partial(self._appended, place, size, first, slow, done or _ignore)
         self._queue(_Work(self._file, kind, appended, number, record, state, whole, size))
 
     @property
@@ -604,8 +630,15 @@ class Journal(Appends):
             self._log.bases.put(work)
 
     def _appended(
-        self, place: int, first: bool, slow: bool, done: Done, error: JournalFailed | None
+        self,
+        place: int,
+        size: int,
+        first: bool,
+        slow: bool,
+        done: Done,
+        error: JournalFailed | None,
     ) -> None:
+        self.backlog_bytes -= size
         if slow:
             self._slow -= 1
         if self._superseded:

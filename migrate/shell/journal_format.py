@@ -225,7 +225,7 @@ class Encoder:
         mac = hmac.digest(key, line + text, "sha256")
         self.header = line + mac.hex().encode() + b"\n" + text
         self.offset = len(self.header)
-        self._key, self._mark = _keys(key, mac)
+        self._hash, self._mark = _keys(key, mac)
         self.tag = previous or mac[:TAG_BYTES]
 
     def record(
@@ -248,25 +248,32 @@ class Encoder:
             whole: See `Record`.
             synced: Up to which offset the file is synced now.
         """
-        record = memoryview(record).cast("B")
-        pieces = [memoryview(piece).cast("B") for piece in state]
-        size = sum(piece.nbytes for piece in pieces)
+        told = _flat(record)
+        pieces = [_flat(piece) for piece in state]
+        size = sum(map(len, pieces))
         fields = _FIELDS.pack(
-            self._mark, kind, _WHOLE * whole, record.nbytes, size, number, synced, self.tag
+            self._mark, kind, _WHOLE * whole, len(told), size, number, synced, self.tag
         )
-        self.tag = _tag(self._key, self.offset, fields, (record, *pieces))
-        self.offset += HEAD_BYTES + record.nbytes + size
-        return [fields + self.tag, record, *pieces]
+        self.tag = _tag(self._hash, self.offset, fields, (told, *pieces))
+        self.offset += HEAD_BYTES + len(told) + size
+        return [fields + self.tag, told, *pieces]
 
 
-def _keys(key: bytes, mac: bytes) -> tuple[bytes, bytes]:
-    """Key and mark of the records of one file, whose header has that MAC."""
+def _flat(piece: Buffer) -> bytes | memoryview:
+    """A piece whose length is its number of bytes."""
+    return piece if type(piece) is bytes else memoryview(piece).cast("B")
+
+
+def _keys(key: bytes, mac: bytes) -> tuple[blake2b, bytes]:
+    """Hash, with its key, and mark of the records of one file, whose header has that MAC."""
     own = hmac.digest(key, b"livemigrate journal records 1" + mac, "sha256")
-    return own, blake2b(b"mark", key=own, digest_size=_MARK_BYTES).digest()
+    mark = blake2b(b"mark", key=own, digest_size=_MARK_BYTES).digest()
+    return blake2b(key=own, digest_size=TAG_BYTES), mark
 
 
-def _tag(key: bytes, offset: int, fields: Buffer, pieces: Sequence[Buffer]) -> bytes:
-    hashed = blake2b(offset.to_bytes(8, "little") + fields, key=key, digest_size=TAG_BYTES)
+def _tag(keyed: blake2b, offset: int, fields: Buffer, pieces: Sequence[Buffer]) -> bytes:
+    hashed = keyed.copy()
+    hashed.update(offset.to_bytes(8, "little") + fields)
     for piece in pieces:
         hashed.update(piece)
     return hashed.digest()
@@ -347,7 +354,7 @@ class _Reader:
             raise BadJournal("damaged", "its header was changed: the signature does not fit")
         self._data = data
         self._view = memoryview(data).toreadonly()
-        self._key, self._mark = _keys(key, mac)
+        self._hash, self._mark = _keys(key, mac)
         self._tag = previous or mac[:TAG_BYTES]
 
     @property
@@ -366,7 +373,7 @@ class _Reader:
         if mark != self._mark or end > len(data):
             return None
         body = at + _FIELDS.size
-        tag = _tag(self._key, at, data[at:body], (data[at + HEAD_BYTES : end],))
+        tag = _tag(self._hash, at, data[at:body], (data[at + HEAD_BYTES : end],))
         if not hmac.compare_digest(tag, data[body : body + TAG_BYTES]):
             return None
         return (*fields, tag, end)

@@ -28,8 +28,9 @@ from migrate.core.ids import NodeId, TransferId
 from migrate.core.standby import Leftover
 from migrate.errors import MigrateError, Outcome, StaleJournal
 from migrate.shell import journal, stores
+from migrate.shell.bell import Posts
 from migrate.shell.directories.base import DirectoryError
-from migrate.shell.journal import Appends, Journal, JournalLog, Phase, Post
+from migrate.shell.journal import Appends, Journal, JournalLog, Phase
 from migrate.shell.journal_format import BadJournal, Facts, Found
 from migrate.shell.journal_objects import (
     THREADS,
@@ -192,7 +193,7 @@ class FolderPlace(Place):
     Args:
         folder: Made if it is not there.
         key: What signs them.
-        post: Runs a function on the loop soon; called from any thread.
+        posts: Run functions of its threads on the loop; closed with it.
         rows: Of servers.
         leftover: What the core says, see `Standbys.leftover`.
         bytes_max: No larger file is read.
@@ -208,12 +209,13 @@ class FolderPlace(Place):
         self,
         folder: str,
         key: bytes,
-        post: Post,
+        posts: Posts,
         rows: Rows,
         leftover: AskLeftover,
         bytes_max: int,
     ) -> None:
-        self.log = JournalLog(folder, key, post)
+        self.log = JournalLog(folder, key, posts.post)
+        self._posts = posts
         self._key = key
         self._rows = rows
         self._leftover = leftover
@@ -313,6 +315,7 @@ class FolderPlace(Place):
     async def close(self) -> None:
         """See `Place.close`."""
         await self.log.close()
+        self._posts.close()
 
     def stop(self) -> None:
         """See `Place.stop`: its threads end with the process."""

@@ -48,6 +48,11 @@ class Inline(journal_module._Committer):
             self._commit(group)
         return bool(group)
 
+    def _sync(self, files: list[journal_module._File]) -> None:
+        # One after the other: the same steps each time.
+        for file in files:
+            file.sync()
+
     def stop(self) -> None:
         pass
 

@@ -723,14 +723,15 @@ def test_a_former_journal_that_goes_on_telling_would_be_noticed(
 def test_without_chain_and_own_key_the_records_of_an_older_file_would_be_taken(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def weak(key: bytes, offset: int, fields: bytes, pieces: object) -> bytes:
+    def weak(keyed: fmt.blake2b, offset: int, fields: bytes, pieces: object) -> bytes:
         # A checksum of the record alone, as good as any against chance.
         blank = bytes(fields)[:-16]
-        return real(key, 0, blank, pieces)  # type: ignore[arg-type]
+        return real(keyed, 0, blank, pieces)  # type: ignore[arg-type]
 
     real = fmt._tag
+    same = fmt.blake2b(key=b"k" * 32, digest_size=fmt.TAG_BYTES)
     monkeypatch.setattr(fmt, "_tag", weak)
-    monkeypatch.setattr(fmt, "_keys", lambda key, mac: (b"k" * 32, b"markmark"))
+    monkeypatch.setattr(fmt, "_keys", lambda key, mac: (same, b"markmark"))
 
     class Unchained(fmt._Reader):
         def _head(self, at: int) -> tuple[object, ...] | None:
