@@ -1230,10 +1230,13 @@ class Standbys:
             if replica.due and not inc.running:
                 self.due[inc.id] = inc
             return
-        if any(it.unnamed for it in gating):
-            self._configure(inc, replica, now_ms)
-            return
-        replica.acked = acked = min(it.acked for it in gating)
+        acked = gating[0].acked
+        for follower in gating:
+            if follower.unnamed:
+                self._configure(inc, replica, now_ms)
+                return
+            acked = min(acked, follower.acked)
+        replica.acked = acked
         cuts = replica.cuts
         while cuts and cuts[0] <= acked:
             cuts.popleft()

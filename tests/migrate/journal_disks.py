@@ -44,14 +44,17 @@ class Inline(journal_module._Committer):
     def run(self, works_max: int | None = None) -> bool:
         """Commit what waits as one group; tell whether there was anything."""
         group, self.works = self.works[:works_max], self.works[works_max or len(self.works) :]
-        if group:
-            self._commit(group)
-        return bool(group)
-
-    def _sync(self, files: list[journal_module._File]) -> None:
-        # One after the other: the same steps each time.
+        files: dict[journal_module._File, list[journal_module._Work]] = {}
+        for work in group:
+            files.setdefault(work.file, []).append(work)
+        # Side by side, as threads may do it.
+        for file, works in files.items():
+            file.write(works)
         for file in files:
             file.sync()
+        for file, works in files.items():
+            self._end(file, works)
+        return bool(group)
 
     def stop(self) -> None:
         pass

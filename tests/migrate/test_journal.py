@@ -9,6 +9,8 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 
@@ -924,6 +926,71 @@ def test_with_real_threads_everything_is_told_and_there(
         found = load(path, KEY, ALL)
         assert found.records[-1].number == 699 and found.closed
         assert os.path.getsize(path) < 3 * 50_000 + journal_module.ROOM_BYTES_MAX
+
+
+def test_a_sync_that_hangs_holds_up_no_other_file_and_takes_all_that_comes_meanwhile_next_time(
+    tmp_path: pathlib.Path,
+) -> None:
+    go_on = threading.Event()
+
+    class Hanging(LogDisk):
+        def __init__(self) -> None:
+            self.hangs = -1
+            self.syncs: Counter[int] = Counter()
+            self.began = asyncio.Event()
+
+        def create(self, path: str) -> int:
+            handle = super().create(path)
+            if self.hangs < 0:
+                self.hangs = handle
+            return handle
+
+        def sync_data(self, handle: int) -> None:
+            self.syncs[handle] += 1
+            if handle == self.hangs and self.syncs[handle] == 2:
+                loop.call_soon_threadsafe(self.began.set)
+                assert go_on.wait(30)
+            super().sync_data(handle)
+
+    disk = Hanging()
+
+    async def main() -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        log = JournalLog(tmp_path, KEY, loop.call_soon_threadsafe, disk)
+
+        async def told(start: Callable[[Callable[[object], None]], None]) -> object:
+            future: asyncio.Future[object] = loop.create_future()
+            start(future.set_result)
+            return await future
+
+        async def begun(server: str) -> Journal:
+            made = log.create(facts(server=server))
+            assert await told(lambda d: made.cut(1, b"", [], whole=True, done=d)) is None
+            return made
+
+        held, other = await begun("held"), await begun("other")
+        held_up = [loop.create_future()]
+        held.step(2, b"", held_up[0].set_result)
+        await disk.began.wait()
+        for number in range(3, 40):
+            held_up.append(loop.create_future())
+            held.step(number, b"", held_up[-1].set_result)
+        for number in range(2, 40):
+            assert await told(lambda d, n=number: other.step(n, b"", d)) is None
+        assert not any(future.done() for future in held_up)
+        go_on.set()
+        assert set(await asyncio.gather(*held_up)) == {None}
+        assert disk.syncs[disk.hangs] == 3
+        await log.close()
+
+    loop: asyncio.AbstractEventLoop
+    try:
+        asyncio.run(asyncio.wait_for(main(), 60))
+    finally:
+        go_on.set()
+    for path in find(tmp_path):
+        assert load(path, KEY, ALL).records[-1].number == 39
 
 
 WRITER = """
