@@ -144,15 +144,20 @@ class NodeJournals:
         reason = error.reason if error is not None else ""
         if reason and (stream in self._written or not self.place.is_shared):
             log.error("the journal of server %s failed: %s", server, reason)
-        self._driver.core.standbys.journaled(
-            server,
-            number,
-            reason,
-            self._driver.now_ms(),
-            stream=stream if self.place.is_shared else "",
-            anew=self.place.is_shared,
-        )
-        self._driver.flush()
+        driver = self._driver
+        is_shared = self.place.is_shared
+        driver.peers.flush_comes()
+        try:
+            driver.core.standbys.journaled(
+                server,
+                number,
+                reason,
+                driver.now_ms(),
+                stream=stream if is_shared else "",
+                anew=is_shared,
+            )
+        finally:
+            driver.flush()
 
     def _full(self, server: ServerId, stream: TransferId) -> None:
         if stream in self._written and not self._closing:

@@ -119,6 +119,10 @@ class Peers:
             self._dirty.remove(node)
             self._send_now(node, box)
 
+    def flush_comes(self) -> None:
+        """What is sent from here on needs no turn of the loop: `flush` is about to be called."""
+        self._scheduled = True
+
     def _linger(self) -> None:
         self._scheduled = self._lingering = True
         self._loop.call_soon(self._lingered, 0, LINGER_TURNS_MAX, 0, context=self._context)

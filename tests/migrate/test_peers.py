@@ -81,3 +81,27 @@ def test_control_goes_along_with_the_others_where_nothing_waits():
     assert sent(0, [envelope(1), Abort("t"), envelope(2)]) == [
         ("ordinary", ["Envelope", "Abort", "Envelope"])
     ]
+
+
+def test_what_its_sender_flushes_asks_for_no_turn_of_the_loop_and_the_next_one_does_again():
+    async def body() -> None:
+        links: Any = FakeLinks(0)
+        loop = asyncio.get_running_loop()
+        turns: list[object] = []
+
+        class Loop:
+            def call_soon(self, do: Any, *args: Any, context: Any) -> None:
+                turns.append(do)
+                loop.call_soon(do, *args, context=context)
+
+        counting: Any = Loop()
+        peers = Peers(links, counting, contextvars.copy_context(), lambda node: None)
+        peers.flush_comes()
+        peers.send("b", envelope(1))
+        peers.flush()
+        assert links.sent == [("ordinary", ["Envelope"])] and not turns
+        peers.send("b", envelope(2))
+        await asyncio.sleep(0)
+        assert len(links.sent) == 2 and turns
+
+    run(body())
