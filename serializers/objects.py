@@ -206,13 +206,9 @@ class _Alone:
 
 
 def attributes_alone(obj: Any) -> dict[str, Any] | None:
-    """The attributes of an object of an ordinary class, if nothing else has to go on seeing them,
-    and none of them says how it is pickled; else None.
-    """
+    """The attributes of an object of an ordinary class, unless something else sees them too."""
     attributes = obj.__dict__
     if getrefcount(attributes) > _ALONE or type(attributes) is not dict:
-        return None
-    if "__reduce_ex__" in attributes or "__getstate__" in attributes:
         return None
     return attributes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import os
 import select
 import threading
@@ -11,7 +12,7 @@ from collections import deque
 
 import pytest
 
-from migrate.shell.bell import Bell
+from migrate.shell.bell import Bell, Posts
 
 
 def test_a_ring_is_kept_until_it_is_heard() -> None:
@@ -111,5 +112,36 @@ def test_one_that_was_closed_leaves_no_descriptor_and_nothing_at_the_loop() -> N
         bell.close()
         assert not loop.remove_reader(heard)
         assert os.listdir("/proc/self/fd") == before
+
+    asyncio.run(main())
+
+
+def test_posted_functions_run_in_order_and_one_that_fails_takes_no_other_along() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        failures: list[object] = []
+        loop.set_exception_handler(lambda loop, told: failures.append(told["exception"]))
+        posts = Posts(loop, contextvars.copy_context())
+        ran: list[int] = []
+        over: asyncio.Future[None] = loop.create_future()
+
+        def step(number: int) -> None:
+            ran.append(number)
+            if number == 2:
+                raise ValueError(number)
+            if number == 5:
+                over.set_result(None)
+
+        def post() -> None:
+            for number in range(1, 6):
+                posts.post(functools.partial(step, number))
+
+        await asyncio.to_thread(post)
+        await asyncio.wait_for(over, 30)
+        assert ran == [1, 2, 3, 4, 5]
+        assert [type(failure) for failure in failures] == [ValueError]
+        posts.post(lambda: ran.append(6))
+        posts.close()
+        assert ran[-1] == 6
 
     asyncio.run(main())
