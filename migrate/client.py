@@ -43,6 +43,8 @@ SILENT_S: Final = 1.0
 class _AskedRows:
     """Rows as a node of the cluster reads them (see `driver.Rows`)."""
 
+    one_machine = True  # a client takes no servers in, so it watches none
+
     def __init__(self, client: Client) -> None:
         self._client = client
 

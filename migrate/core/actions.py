@@ -170,7 +170,7 @@ class ReadRow:
 @dataclass(frozen=True, slots=True)
 class WatchRow:
     """Target: tell by RowSeen what the server's row is, and each change of it, until GoLive or
-    Finish. For speed only: the shell may leave it, or give it up at any time.
+    Finish. For speed only: the shell may begin late, or leave it, or give it up at any time.
     """
 
 

@@ -36,13 +36,13 @@ asked again at the new revision. A READY target that hears nothing reads the row
 copy away at any time before LIVE, because the source keeps the frozen one until it hears
 Activated, and takes the server back otherwise.
 
-Far directories. A target that waits for its source for some milliseconds watches the row, and once
-it is READY goes live by what it sees there. Where the directory is near the target and a round trip
-away from the source, it lives, and has said so, by the time that the source hears of its own swap;
-and its Activated proves the commit to a source that has not heard of it. So a server stands still
-for two and a half round trips, whichever of the two has the directory near: state and Ready, commit
-and Activated, Dropped. A watch decides nothing else, as what it shows may be old, and nothing needs
-it: Activate is sent all the same.
+Far directories. From RESERVED on the target watches the row, and once it is READY it goes live by
+the commit it sees there. Where the directory is near the target and a round trip away from the
+source, it lives, and has said so, by the time that the source hears of its own swap; and its
+Activated proves the commit to a source that has not heard of it. So a server stands still for two
+and a half round trips, whichever of the two has the directory near: state and Ready, commit and
+Activated, Dropped. A watch decides nothing else, as what it shows may be old, and nothing needs it:
+Activate is sent all the same.
 
 Pre-copy. While it serves, the source sends its state ahead in rounds of chunks: all that is large
 first, then what changed since, and each chunk waits for the former one's ChunkTaken. Rounds go on
@@ -143,9 +143,6 @@ class MoveTimes:
         confirm_ms: How long a live target waits for the source's Dropped before it confirms
             its ownership in the directory.
         reserve_ms: How long a target keeps what a silent source left with it.
-        watch_ms: A target that has waited so long for its source, RESERVED or READY, watches the
-            row. Between nodes that are close to each other what it waits for comes sooner, and
-            nobody watches; between others it does so before the server has to stand still.
         ship_bytes_per_ms: Slowest transfer that is still waited for.
         copy_ms: A round of pre-copy whose bytes take less than this is the last one: the final
             delta will be about as quick, and another round would cost what it saves.
@@ -160,7 +157,6 @@ class MoveTimes:
     reclaim_ms: int = 10_000
     confirm_ms: int = 1_000
     reserve_ms: int = 60_000
-    watch_ms: int = 5
     ship_bytes_per_ms: int = 20_000
     copy_ms: int = 2
     rounds_max: int = 8
@@ -687,7 +683,6 @@ class TargetMove:
         "_source_dead",
         "_times",
         "_version",
-        "_watching",
         "chunks",
         "follows",
         "node",
@@ -716,7 +711,6 @@ class TargetMove:
         self._version = 0
         self._deadline_ms = 0
         self._source_dead = False
-        self._watching = False
         self.chunks = 0  # taken
         self.follows = False  # it has the server as a standby
         self._installing = False
@@ -767,7 +761,11 @@ class TargetMove:
                     )
                 self._version = event.version
                 self.phase = TargetPhase.RESERVED
-                return [Tell(self.source, self._prepared()), SetTimer(self._times.watch_ms)]
+                return [
+                    Tell(self.source, self._prepared()),
+                    WatchRow(),
+                    SetTimer(self._times.reserve_ms),
+                ]
             case Prepare() if phase is TargetPhase.RESERVED:
                 return [Tell(self.source, self._prepared())]
             case Chunk() if phase is TargetPhase.RESERVED:
@@ -794,7 +792,7 @@ class TargetMove:
                 return [
                     Reach(Point.READY),
                     Tell(self.source, Ready(self.transfer)),
-                    SetTimer(self._times.confirm_ms if self._watching else self._times.watch_ms),
+                    SetTimer(self._times.confirm_ms),
                 ]
             case DecodeFailed() if phase is TargetPhase.DECODING or (
                 phase is TargetPhase.RESERVED and self._installing
@@ -896,12 +894,6 @@ class TargetMove:
     def _is_mine(self, row: Row | None) -> bool:
         return row is not None and row.transfer == self.transfer and row.owner == self.node
 
-    def _watch(self) -> list[Action]:
-        if self._watching or self.phase is TargetPhase.CHECKING:
-            return []
-        self._watching = True
-        return [WatchRow()]
-
     def _row_seen(self, event: RowSeen, now_ms: int) -> list[Action]:
         if not self._is_mine(event.row):
             return []  # as it was before the commit, or what a reading will show
@@ -940,9 +932,7 @@ class TargetMove:
         phase = self.phase
         if phase is TargetPhase.RESERVED or phase is TargetPhase.CHECKING:
             left = self._deadline_ms - now_ms
-            return [*self._watch(), SetTimer(left)] if left > 0 else self._discard()
-        if phase is TargetPhase.READY and not self._watching:
-            return [*self._watch(), SetTimer(self._times.confirm_ms)]
+            return [SetTimer(left)] if left > 0 else self._discard()
         if phase is TargetPhase.READY:
             return [
                 Tell(self.source, Ready(self.transfer)),

@@ -147,12 +147,23 @@ TURN_S: Final = 0.002
 """How long plain handlers are run one after the other before the loop gets a turn: what a call to
 another server of the node may have to wait for those of one."""
 
+WATCH_AFTER_S: Final = 0.005
+"""How long a target waits before it watches the row of a server that is coming. Between nodes that
+are close to each other the move is over by then; between others it begins, all the same, before the
+server has to stand still."""
+
 SERVER_KEY: Final = "server/"
 NAME_KEY: Final = "name/"
 
 
 class Rows(Protocol):
-    """Reading a server's row: from the directory, or for a client through a node."""
+    """Reading a server's row: from the directory, or for a client through a node.
+
+    Attributes:
+        one_machine: Whether all who swap rows are certainly of one machine.
+    """
+
+    one_machine: bool
 
     async def read(self, server: ServerId) -> tuple[Row | None, int]:
         """The row and its revision; raises DirectoryError where it cannot be known."""
@@ -161,11 +172,7 @@ class Rows(Protocol):
         """Compare-and-swap; never raises but for cancellation."""
 
     def watch(self, server: ServerId) -> AsyncIterator[tuple[Row, int]]:
-        """The row and its revision as it is, and after each change.
-
-        It ends where the directory is of one machine: nobody there is told of a swap noticeably
-        later than it takes effect. Raises as `read`.
-        """
+        """The row and its revision as it is, and after each change; raises as `read`."""
 
 
 class DirectoryRows:
@@ -173,6 +180,7 @@ class DirectoryRows:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
+        self.one_machine = directory.one_machine
 
     async def read(self, server: ServerId) -> tuple[Row | None, int]:
         """See `Rows`."""
@@ -202,8 +210,6 @@ class DirectoryRows:
 
     async def watch(self, server: ServerId) -> AsyncIterator[tuple[Row, int]]:
         """See `Rows`."""
-        if self.directory.one_machine:
-            return
         key = SERVER_KEY + server
         # NB: from the store's revision, for that of an old row may have left the log.
         entries, rev = await self.directory.list(key)
@@ -853,6 +859,8 @@ class Driver:
                 self._task_now(self._swap(transfer, incoming, action), f"swap of {transfer}")
             case ReadRow():
                 self.task(self._read_row(transfer, incoming), f"row of {transfer}")
+            case WatchRow() if self.rows.one_machine:
+                pass  # Word of a swap comes as soon as a watch shows it.
             case WatchRow():
                 watching = self.task(self._watch_row(transfer), f"watch of the row of {transfer}")
                 self._row_watches[transfer] = watching
@@ -1282,6 +1290,7 @@ class Driver:
         self.move_event(transfer, incoming, RowRead(True, row, rev))
 
     async def _watch_row(self, transfer: TransferId) -> None:
+        await asyncio.sleep(WATCH_AFTER_S)
         try:
             async for row, rev in self.rows.watch(self.core.moves_in[transfer].server):
                 self.move_event(transfer, True, RowSeen(row, rev))

@@ -394,31 +394,13 @@ def test_a_ready_target_goes_live_by_the_row_alone() -> None:
     assert only(actions, GoLive) == GoLive(committed_row(), 4)
 
 
-@pytest.mark.parametrize("phase", [TargetPhase.RESERVED, TargetPhase.READY])
-def test_a_target_that_waits_for_its_source_watches_the_row_once(phase: TargetPhase) -> None:
+def test_a_target_watches_the_row_from_before_the_server_stands_still() -> None:
     target = target_move(TargetPhase.CHECKING)
-    waits = only(target.handle(Checked(1), 0), SetTimer)
-    now = 0
-    if phase is TargetPhase.READY:
-        target.handle(Final(T, SERVER, 7, b"s"), 0)
-        assert target.handle(TimerFired(), now) == []
-        waits = only(target.handle(Decoded(), 0), SetTimer)
-    assert waits == SetTimer(TIMES.watch_ms)
-    now = TIMES.watch_ms
-    assert only(target.handle(TimerFired(), now), WatchRow) == WatchRow()
-    if phase is TargetPhase.RESERVED:
-        assert WatchRow not in kinds(target.handle(TimerFired(), now))
-        target.handle(Final(T, SERVER, 7, b"s"), now)
-        assert only(target.handle(Decoded(), now), SetTimer) == SetTimer(TIMES.confirm_ms)
+    assert kinds(target.handle(Checked(1), 0)) == [Tell, WatchRow, SetTimer]
+    target.handle(Final(T, SERVER, 7, b"s"), 0)
+    assert WatchRow not in kinds(target.handle(Decoded(), 0))
     # What it sees may be lost like anything else, so it reads the row, too.
-    assert kinds(target.handle(TimerFired(), now + TIMES.confirm_ms)) == [Tell, ReadRow, SetTimer]
-
-
-def test_a_target_that_waits_in_vain_gives_up_what_it_has_reserved() -> None:
-    target = target_move(TargetPhase.RESERVED)
-    left = only(target.handle(TimerFired(), TIMES.watch_ms), SetTimer).delay_ms
-    assert left == TIMES.reserve_ms - TIMES.watch_ms
-    assert only(target.handle(TimerFired(), TIMES.reserve_ms), Finish).result is Result.ROLLED_BACK
+    assert kinds(target.handle(TimerFired(), TIMES.confirm_ms)) == [Tell, ReadRow, SetTimer]
 
 
 def test_a_target_that_sees_the_commit_lives_before_it_is_told_and_says_so() -> None:

@@ -29,7 +29,6 @@ from migrate.core.actions import (
     ReadRow,
     SwapRow,
     TakeChunk,
-    WatchRow,
 )
 from migrate.core.delivery import Outgoing
 from migrate.core.directory import Row
@@ -40,7 +39,6 @@ from migrate.core.events import (
     DecodeFailed,
     Encoded,
     RowRead,
-    RowSeen,
     SwapOutcome,
     SwapResult,
     Taken,
@@ -71,14 +69,14 @@ OPTIONS: Final = CoreOptions(
 
 
 class Shell(Port):
-    """Performs what moves ask for; swaps, reads and watches wait until a turn answers them."""
+    """Performs what moves ask for; swaps and reads wait until a turn answers them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.core: Core
         self.now = NOW
         self.rows: dict[str, tuple[Row, int]] = {}
-        self.asked: deque[tuple[str, bool, SwapRow | ReadRow | WatchRow]] = deque()
+        self.asked: deque[tuple[str, bool, SwapRow | ReadRow]] = deque()
         self.todo: deque[tuple[str, bool, Action]] = deque()
         self.tokens = 0
         self.ahead = False
@@ -90,7 +88,7 @@ class Shell(Port):
 
     def perform(self, transfer: str, incoming: bool, action: Action) -> None:
         match action:
-            case SwapRow() | ReadRow() | WatchRow():
+            case SwapRow() | ReadRow():
                 self.asked.append((transfer, incoming, action))
             case CheckClass() | CopyAhead() | TakeChunk() | DecodeState() | EncodeState():
                 self.todo.append((transfer, incoming, action))
@@ -134,7 +132,7 @@ class Shell(Port):
         raise AssertionError(action)
 
     def answer(self, outcome: int) -> None:
-        """Answer the oldest question; `outcome` 2: not done; 3, 4: unknown (and done)."""
+        """Answer the oldest swap or read; `outcome` 2: not done; 3, 4: unknown (and done)."""
         if not self.asked:
             return
         transfer, incoming, action = self.asked.popleft()
@@ -147,10 +145,6 @@ class Shell(Port):
         if isinstance(action, ReadRow):
             known = outcome != 3
             event = RowRead(known, now_row if known else None, rev if known else 0)
-        elif isinstance(action, WatchRow):
-            if now_row is None:
-                return
-            event = RowSeen(now_row, rev)
         elif outcome == 2:
             event = SwapResult(SwapOutcome.NOT_DONE, None, 0)
         else:

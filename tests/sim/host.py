@@ -233,7 +233,6 @@ class SimNode:
                 reclaim_ms=200,
                 confirm_ms=40,
                 reserve_ms=1_500,
-                watch_ms=plan.watch_ms,
             ),
         )
 
@@ -691,14 +690,7 @@ class SimNode:
                     self._move(transfer, incoming),
                 )
             case WatchRow():
-                self._later_out(
-                    world.directory.watch,
-                    self,
-                    self.core.moves_in[transfer].server,
-                    transfer,
-                    lambda row, rev: self._told(transfer, incoming, RowSeen(row, rev)),
-                    self._move(transfer, incoming),
-                )
+                self.later(world.plan.watch_ms * 1_000, self._watch_row, transfer)
             case GoLive() | Resume():
                 world.directory.unwatch(transfer)
                 world.note(f"{self.id} {transfer} {type(action).__name__} e={action.row.epoch}")
@@ -723,6 +715,18 @@ class SimNode:
                     world.invariants.move_ended(self, transfer, action)
             case _:
                 raise AssertionError(f"the core should apply {action} itself")
+
+    def _watch_row(self, transfer: TransferId) -> None:
+        target = self.core.moves_in.get(transfer)
+        if target is not None:
+            self._later_out(
+                self.world.directory.watch,
+                self,
+                target.server,
+                transfer,
+                lambda row, rev: self._told(transfer, True, RowSeen(row, rev)),
+                target,
+            )
 
     def _move(self, transfer: TransferId, incoming: bool) -> Move | None:
         core = self.core
