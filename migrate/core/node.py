@@ -2223,6 +2223,8 @@ class Core:
 
     def end_replacing(self, inc: Incarnation, phase: Phase, now_ms: int) -> None:
         """It was not replaced: admit and send again; `finish` follows."""
+        if self.hosted.get(inc.id) is not inc:
+            return  # Somebody else has taken it over meanwhile.
         inc.phase = Phase.RUNNING if phase is Phase.STARTING and not inc.starting else phase
         inc.sender.muted = False
         self._arm_ticks(inc, now_ms)

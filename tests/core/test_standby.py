@@ -1832,3 +1832,20 @@ def test_a_stream_that_is_over_does_not_begin_again_by_what_comes_late() -> None
     world.kill(A)
     world.later(1_000)
     assert world.row().owner != B
+
+
+def test_an_owner_that_was_replaced_while_it_was_to_go_back_in_time_does_not_go_on() -> None:
+    world = World(A, B)
+    inc = world.own(A, timers=[("tick", 100)])
+    world.replicate(B)
+    at, port = world.cores[A], world.ports[A]
+    # A swap of its own is under way, and its word comes when the server stands still.
+    world.deaf.add(A)
+    world.replicate()
+    phase = at.begin_replacing(inc, world.now_ms)
+    at.standbys.configured(
+        SERVER, SwapResult(SwapOutcome.REFUSED, structs.replace(world.row(), owner=B), 99), NOW
+    )
+    assert port.deposed_ones == [inc] and SERVER not in at.hosted
+    at.end_replacing(inc, phase, world.now_ms)
+    assert inc.phase is Phase.FROZEN and at.timers.due_ms(("tick", SERVER, "tick")) is None
