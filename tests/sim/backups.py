@@ -61,12 +61,14 @@ class Wish:
     def __init__(self, backup: Backup | None, transfer: str) -> None:
         self.backup = backup  # None: one is to be taken
         self.transfer = transfer
+        self.row: Row | None = None  # as it was when the new one was made
 
 
 class KeepingNode(SimNode):
     """A node that takes checkpoints, restores what is lost and replaces what lives."""
 
     world: RollbackWorld
+    is_sole = True  # nobody else changes the rows of its servers
 
     def move(self, server: ServerId, target: NodeId, transfer: TransferId) -> None:
         """See `SimNode.move`; as the shell, it does not move what it is about to replace."""
@@ -102,6 +104,7 @@ class KeepingNode(SimNode):
             self.later(self.world.keeper.between(0, 4_000), self._pickled, inc, entry, ran)
             return
         self.world.note(f"{self.id} replaces {inc.id} {wish.transfer}")
+        wish.row = inc.row
         new = self.world.keeper.row(wish.backup, self.id, inc.row, wish.transfer)
         phase = self.core.begin_replacing(inc, self.now_ms())
         self._swap_own(inc, entry, phase, new, inc.rev, False)
@@ -123,7 +126,7 @@ class KeepingNode(SimNode):
         self, inc: Incarnation, entry: Entry, phase: Phase, new: Row, rev: int, doubtful: bool
     ) -> None:
         def done(result: SwapResult) -> None:
-            now = result.row
+            now, row = result.row, entry.args.row
             if result.outcome is SwapOutcome.DONE or (
                 result.outcome is SwapOutcome.REFUSED
                 and now is not None
@@ -134,15 +137,13 @@ class KeepingNode(SimNode):
             elif (
                 result.outcome is SwapOutcome.REFUSED
                 and now is not None
-                and (now.owner, now.epoch) == (inc.row.owner, inc.row.epoch)
+                and (now.owner, now.epoch) == (row.owner, row.epoch)
             ):
                 self._swap_own(inc, entry, phase, new, result.rev, doubtful)
             elif result.outcome is SwapOutcome.REFUSED or (
                 result.outcome is SwapOutcome.NOT_DONE and not doubtful
             ):
-                replica = inc.replica
-                if result.outcome is SwapOutcome.REFUSED and replica is None:
-                    # Else a standby took over, or the owner has just changed who stands by.
+                if result.outcome is SwapOutcome.REFUSED and self.is_sole:
                     self.world.fail("one owner", f"{inc.id} was taken from {self.id}: {now}")
                 self.core.end_replacing(inc, phase, self.now_ms())
                 self._go_on(inc, entry)

@@ -124,6 +124,7 @@ class StandbyNode(KeepingNode):
     """A node that has standbys and is one."""
 
     world: StandbyWorld
+    is_sole = False
 
     def __init__(self, world: World, name: str, incarnation: int, *, hosts: bool) -> None:
         self.sent_parts: dict[TransferId, Sent] = {}
