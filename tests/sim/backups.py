@@ -433,7 +433,11 @@ class RollbackInvariants(Invariants):
     def _told(self, server: ServerId, items: list[str]) -> None:
         seen = dict.fromkeys(items)
         undone: dict[str, list[tuple[int, str]]] = {}
+        # A handler that is run again after a failover is answered again.
+        last = {uid: at for at, uid in self.acks.get(server, ())}
         for at, uid in self.acks.get(server, ()):
+            if last[uid] != at:
+                continue
             sender = self.makers[server, uid]
             if uid not in seen:
                 undone.setdefault(sender, []).append((at, uid))
