@@ -213,6 +213,32 @@ def test_a_damaged_journal_is_refused_and_stays(
         asyncio.run(main())
 
 
+def test_a_journal_that_a_move_has_left_goes_on_when_the_new_owner_dies_too_early(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer lives on, and the row names it until the new owner has one of its own."""
+
+    async def main() -> None:
+        directory = f"sqlite:///{tmp_path / 'cluster.db'}"
+        other = migrate.Node("m", directory=directory, data=tmp_path / "other")
+        async with node(tmp_path) as here, other:
+            ref = await here.spawn(Words, options=DURABLE)
+            assert await ref.add("a") == 1
+            journals = other._driver.streams.journals
+            assert journals is not None
+            # Its disk is so slow that nothing of it is ever safe.
+            monkeypatch.setattr(journals, "append", lambda inc, message: None)
+            await here.migrate(ref, to="m")
+            assert (await here.info(ref)).node == "m"
+            driver = here._driver
+            driver.core.node_dead(other._id, driver.now_ms())
+            driver.flush()
+            await until(lambda: here.info(ref), lambda info: info.node == "n")
+            assert await ref.add("b") == 2
+
+    asyncio.run(main())
+
+
 def test_async_standbys_of_a_durable_server_are_refused(tmp_path: pathlib.Path) -> None:
     """It would go back in time, behind what its journal has."""
     with pytest.raises(migrate.UsageError, match="async"):
