@@ -145,7 +145,6 @@ class NodeJournals:
         if reason and (stream in self._written or not self.place.is_shared):
             log.error("the journal of server %s failed: %s", server, reason)
         driver = self._driver
-        is_shared = self.place.is_shared
         driver.peers.flush_comes()
         try:
             driver.core.standbys.journaled(
@@ -153,8 +152,8 @@ class NodeJournals:
                 number,
                 reason,
                 driver.now_ms(),
-                stream=stream if is_shared else "",
-                anew=is_shared,
+                stream=stream,
+                anew=self.place.is_shared,
             )
         finally:
             driver.flush()

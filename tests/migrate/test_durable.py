@@ -15,6 +15,7 @@ from typing import IO, Any
 import pytest
 
 import migrate
+from migrate.core.standby import Standing
 from migrate.shell import journal as journal_module
 from migrate.shell import journal_places as places_module
 from tests.migrate.journal_disks import Failing
@@ -211,6 +212,25 @@ def test_a_damaged_journal_is_refused_and_stays(
 
     with caplog.at_level(logging.ERROR, "migrate"):
         asyncio.run(main())
+
+
+def test_what_an_ended_journal_tells_late_does_not_cost_the_present_one(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            (inc,) = here._driver.core.hosted.values()
+            named = inc.row.journal
+            journals = here._driver.streams.journals
+            assert journals is not None
+            late = journal_module.JournalFailed("its disk is full")
+            journals._done(inc.id, "another", 1, late)
+            assert await ref.add("a") == 1 and inc.row.journal == named != ""
+            ((_, standing, _),) = here._driver.core.standbys.standbys_of(inc.id)
+            assert standing is Standing.IN_SYNC
+
+    asyncio.run(main())
 
 
 def test_a_journal_that_a_move_has_left_goes_on_when_the_new_owner_dies_too_early(
