@@ -18,11 +18,14 @@ from tests.sim.journals import JournalNode, Log
 
 
 class NotSynced(JournalNode):
-    """What waits for the journal leaves as soon as it is told what there is to write."""
+    """What waits for the journal leaves as soon as it is told what there is to write; a file is
+    named by the row when it is safe.
+    """
 
     def journal(self, inc: Incarnation, message: Logged) -> None:
         super().journal(inc, message)
-        self.later(0, self._journaled, inc.id, message.stream, message.number, "")
+        if message.stream == inc.row.journal:
+            self.later(0, self._journaled, inc.id, message.stream, message.number, "")
 
 
 class TailNotCut(JournalNode):
@@ -86,15 +89,6 @@ class _StaleOpened(Standbys):
         super()._claim_journal(backup, claim, row, rev)
 
 
-class _SetAsideAtOnce(Standbys):
-    def leftover(
-        self, row: Row | None, journal: TransferId, writer: NodeId, *, first: bool
-    ) -> Leftover:
-        if row is not None and row.journal == journal:
-            return super().leftover(row, journal, writer, first=first)
-        return Leftover.USELESS
-
-
 class _NotNamed(Standbys):
     def take_on(self, inc: Incarnation, now_ms: int, opened: TransferId = "") -> None:
         super().take_on(inc, now_ms, opened)
@@ -117,9 +111,6 @@ OpenedWithoutSwap = node_with(_OpenedWithoutSwap, JournalNode)
 StaleOpened = node_with(_StaleOpened, JournalNode)
 """A journal is opened whether the row names it or not."""
 
-SetAsideAtOnce = node_with(_SetAsideAtOnce, JournalNode)
-"""A journal that the row does not name is set aside, though its dead writer may have asked."""
-
 NotNamed = node_with(_NotNamed, JournalNode)
 """A new owner lets things out when its journal has them, and the row names the former owner's."""
 
@@ -134,7 +125,6 @@ __all__ = [
     "NotNamed",
     "NotSynced",
     "OpenedWithoutSwap",
-    "SetAsideAtOnce",
     "StaleOpened",
     "TailNotCut",
 ]

@@ -36,10 +36,3 @@ NOTHING_LOST = ("nothing lost", "linear", "one history")
 )
 def test_journals_without(node: type[JournalNode], checkers: tuple[str, ...]) -> None:
     assert caught(checkers, node, JournalWorld) <= SEEDS_MAX
-
-
-def test_journals_set_aside_at_once() -> None:
-    """Rare: the last swap of an owner that dies comes through after the next process has looked.
-    It takes 290 seeds from 0 on.
-    """
-    assert caught(("journals",), off.SetAsideAtOnce, JournalWorld, first=280) <= SEEDS_MAX

@@ -25,7 +25,6 @@ def caught(
     checkers: tuple[str, ...],
     node: type[StandbyNode],
     world_class: type[StandbyWorld] = StandbyWorld,
-    first: int = 0,
 ) -> int:
     """How many seeds it takes until one of `checkers` sees the absence of a mechanism.
 
@@ -33,7 +32,7 @@ def caught(
         AssertionError: None does within SEEDS_MAX.
     """
     others: Counter[str] = Counter()
-    for seed in range(first, first + SEEDS_MAX):
+    for seed in range(SEEDS_MAX):
         world = world_class(seed, node_class=node)
         try:
             world.advance(
@@ -44,10 +43,10 @@ def caught(
         except Violation as violation:
             if violation.checker in checkers:
                 print(
-                    f"caught by [{violation.checker}] after {seed - first + 1} seeds; before that "
+                    f"caught by [{violation.checker}] after {seed + 1} seeds; before that "
                     f"{sum(others.values())} were caught by others: {dict(others)}\n{violation}"
                 )
-                return seed - first + 1
+                return seed + 1
             others[violation.checker] += 1
     raise AssertionError(f"{checkers} saw nothing in {SEEDS_MAX} seeds; others: {dict(others)}")
 
