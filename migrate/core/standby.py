@@ -205,6 +205,9 @@ class StandbyPort(Protocol):
     def journal(self, inc: Incarnation, message: Logged) -> None:
         """Append to the journal; `journaled` follows."""
 
+    def journal_goes_on(self, stream: TransferId) -> None:
+        """The row has been swapped since `journal_fenced`: the journal is this owner's still."""
+
     def has_stream(self, stream: TransferId) -> bool:
         """Whether a move there should go on with what was told by it: the object is large."""
 
@@ -251,12 +254,14 @@ class Follower:
     __slots__ = (
         "acked",
         "anew",
+        "asserts",
         "bytes",
         "cause",
         "checks",
         "chunk",
         "chunks",
         "configured",
+        "fenced",
         "first",
         "gates",
         "leaving",
@@ -289,6 +294,8 @@ class Follower:
         self.leaving = False
         self.anew = False  # a journal whose next cut is to be whole
         self.unnamed = False  # a journal of a new owner: the row names the former owner's still
+        self.fenced = False  # a journal that another writer has begun to open
+        self.asserts = False  # and the swap that is under way shows whose it is
         self.cause = ""
         self.chunks = 0
         self.chunk = b""
@@ -694,11 +701,15 @@ class Standbys:
             elif joins and follower.node not in named:
                 named.append(follower.node)
         mode = replica.mode if named else Mode.SYNC
-        if (tuple(named), mode, journal) == (row.standbys, row.mode, row.journal):
+        is_fenced = any(it.fenced for it in replica.followers.values())
+        as_it_is = (tuple(named), mode, journal) == (row.standbys, row.mode, row.journal)
+        if as_it_is and not is_fenced:
             return
         if not self._may_change_row(inc, replica, now_ms):
             return
         for follower in replica.followers.values():
+            # NB: no swap that was asked for before the fence was seen will do.
+            follower.asserts, follower.fenced = follower.fenced, False
             if follower.node in named or follower.stream == journal:
                 follower.configured = True
         transfer = f"{self.core.node}/{row.epoch}"
@@ -711,7 +722,9 @@ class Standbys:
         replica = inc.replica
         return replica is not None and (
             replica.swap is not None
-            or any(it.unnamed and not it.leaving for it in replica.followers.values())
+            or any(
+                (it.unnamed or it.fenced) and not it.leaving for it in replica.followers.values()
+            )
         )
 
     def _may_change_row(self, inc: Incarnation, replica: Replica, now_ms: int) -> bool:
@@ -722,8 +735,9 @@ class Standbys:
         transfer = core.leaving.get(inc.id)
         if transfer is None or inc.id in core.delayed:
             return True
-        # NB: a journal that has no name holds back everything, and so the move as well.
-        if not any(it.leaving or it.unnamed for it in replica.followers.values()):
+        # NB: what a journal holds back that has no name, or is fenced, holds back the move as well.
+        changing = (it.leaving or it.unnamed or it.fenced for it in replica.followers.values())
+        if not any(changing):
             return False
         core.withdraw_move(transfer, Withdraw("a standby of the server has to change"), now_ms)
         return inc.id not in core.leaving
@@ -754,6 +768,8 @@ class Standbys:
                 replica.swap = None
                 for follower in replica.followers.values():
                     follower.configured = follower.unnamed or self._is_named(inc, follower)
+                    follower.fenced = follower.fenced or follower.asserts
+                    follower.asserts = False
                 self._arrange(inc, replica, now_ms)
             else:
                 self.depose(inc, f"the row is now {row}", now_ms)
@@ -770,6 +786,9 @@ class Standbys:
         for follower in replica.followers.values():
             if follower.stream == row.journal:
                 follower.unnamed = False
+            if follower.asserts:
+                follower.asserts = False
+                self.port.journal_goes_on(follower.stream)
         self.core.row_changed(inc, now_ms)
         for follower in list(replica.followers.values()):
             named = self._is_named(inc, follower)
@@ -1027,7 +1046,6 @@ class Standbys:
             out.leaves = NEVER
             replica.uncut_outs.append((session, out))
             self.cut_soon(inc, now_ms)
-            self._unblock(inc, replica, now_ms)
             return
         route = session.route
         there = core.hosted.get(session.server)
@@ -1035,7 +1053,6 @@ class Standbys:
             core.bind(session, there.row.epoch if there is not None else route.epoch)
         out.leaves = self._tell_step(inc, replica, session, out, entry, now_ms)
         replica.outs.append((out.leaves, session, out))
-        self._unblock(inc, replica, now_ms)
 
     def unnumbered(
         self, session: SendSession, out: Outgoing, now_ms: int, status: int = 0, answer: bytes = b""
@@ -1122,79 +1139,37 @@ class Standbys:
                 self.cut_soon(inc, now_ms)
         self.core.flush(now_ms)
 
-    def journaled(
-        self,
-        server: ServerId,
-        number: int,
-        reason: str,
-        now_ms: int,
-        *,
-        stream: TransferId = "",
-        anew: bool = False,
-    ) -> None:
-        """All up to `number` is in the journal; or, with a reason, it failed and takes no more.
-
-        Args:
-            server: Hosted here.
-            number: Of what was appended.
-            reason: Why it failed.
-            now_ms: The time.
-            stream: The journal's id; of another one than the present one nothing is heard. Empty:
-                it is the present one.
-            anew: The server does not go on without: it lets out nothing until another journal takes
-                the place of the one that failed.
-        """
+    def journaled(self, server: ServerId, number: int, reason: str, now_ms: int) -> None:
+        """All up to `number` is in the journal; or, with a reason, it failed and takes no more."""
         inc = self.core.hosted.get(server)
         replica = inc.replica if inc is not None else None
         if inc is None or replica is None:
             return
         for follower in list(replica.followers.values()):
-            if follower.node == JOURNAL and stream in ("", follower.stream):
-                if not reason:
-                    self._kept_by(inc, replica, follower, number, now_ms)
-                elif anew and not follower.leaving and self._is_named(inc, follower):
-                    self._replace_journal(inc, replica, follower, now_ms)
-                else:
+            if follower.node == JOURNAL:
+                if reason:
                     self._lose(inc, follower, reason, now_ms)
+                else:
+                    self._kept_by(inc, replica, follower, number, now_ms)
         self.core.flush(now_ms)
 
-    def _replace_journal(
-        self, inc: Incarnation, replica: Replica, follower: Follower, now_ms: int
-    ) -> None:
-        """Another writer has begun where the journal is, or it can be written no more.
+    def journal_fenced(self, server: ServerId, stream: TransferId, now_ms: int) -> None:
+        """Another writer has begun where a journal is, because it takes its owner for gone.
 
-        What it has is all that was let out. It stays in the row until the next one takes its place
-        by a swap, as after a move: that is refused if somebody else has opened it, and whoever is
-        about to is refused if he comes later.
+        It has read, or is about to read, all that was let out, and then swaps the row as it was
+        before. So this owner swaps the row too, before it writes on: one of the two is refused. If
+        it is this one, somebody else has the server; else nobody can have it who has not read
+        what is written from now on. Nothing else changes, and what was appended stays appended.
         """
-        self._forget(inc, replica, follower)
-        self._ask(inc, replica, JOURNAL, now_ms, configured=True)
-        for other in replica.followers.values():
-            if other.node == JOURNAL:
-                other.unnamed = True
-        self._wake(inc, now_ms)
-        self._unblock(inc, replica, now_ms)
-
-    def _unblock(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
-        """Do without a journal that has to have a whole cut first, and of which there can be none
-        because a handler in mid-run waits for something that would wait for that cut.
-
-        Only a journal that was replaced in mid-run comes to this: no such handler is begun before
-        all have their whole cut. The row says so first, as when a disk fails.
-        """
-        due = [
-            it
-            for it in replica.followers.values()
-            if it.node == JOURNAL and it.phase is FollowerPhase.DUE and it.configured
-        ]
-        if not due or inc.quiet():
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        follower = replica.followers.get(stream) if replica is not None else None
+        if inc is None or replica is None or follower is None:
             return
-        outs = [out for _, _, out in replica.outs] + [out for _, out in replica.uncut_outs]
-        for out in outs:
-            entry = inc.running.get(self.core.run_number(out.run)) if out.run else None
-            if entry is None or entry.waits:
-                self._lose(inc, due[0], "a running handler waits for what it cannot log", now_ms)
-                return
+        follower.fenced = True
+        self._configure(inc, replica, now_ms)
+        self._wake(inc, now_ms)
+        self.core.flush(now_ms)
 
     def _kept_by(
         self, inc: Incarnation, replica: Replica, follower: Follower, number: int, now_ms: int
@@ -1409,7 +1384,10 @@ class Standbys:
         if inc.replica is replica and (
             replica.swap is not None
             or any(
-                it.phase < FollowerPhase.DUE or (it.unacked and it.node != JOURNAL) or it.leaving
+                it.phase < FollowerPhase.DUE
+                or (it.unacked and it.node != JOURNAL)
+                or it.leaving
+                or it.fenced
                 for it in replica.followers.values()
             )
         ):
@@ -2031,12 +2009,6 @@ class Standbys:
             claim.row, claim.rev = seen
         self.port.read_standby_row(server)
         return ""
-
-    def may_name(self, server: ServerId, journal: TransferId) -> bool:
-        """Whether a swap of this node's is under way after which the row would name a journal."""
-        inc = self.core.hosted.get(server)
-        swap = inc.replica.swap if inc is not None and inc.replica is not None else None
-        return swap is not None and swap.journal == journal
 
     def leftover(
         self, row: Row | None, journal: TransferId, writer: NodeId, *, first: bool

@@ -308,6 +308,7 @@ class Driver:
         self.wall_s = streams.wall_s
         self.code_of = streams.code_of
         self.journal = streams.journal
+        self.journal_goes_on = streams.journal_goes_on
         self.copy_for = streams.copy_for
         self.has_stream = streams.has_stream
         self.adopt_stream = streams.adopt_stream

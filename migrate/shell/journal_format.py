@@ -474,8 +474,8 @@ def read_segments(
     tag, size, facts = b"", 0, None
     for number, data in segments:
         reader = _Reader(data, key, tag)
-        if facts is not None and number != facts.segment + 1:
-            raise BadJournal("damaged", f"segment {facts.segment + 1} is missing")
+        if facts is not None and number <= facts.segment:
+            raise BadJournal("damaged", f"segment {number} follows segment {facts.segment}")
         if reader.facts.segment != number:
             raise BadJournal("damaged", f"segment {number} says that it is {reader.facts.segment}")
         facts = reader.facts

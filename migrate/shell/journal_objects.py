@@ -15,9 +15,13 @@ nowhere else: whoever has put a fence of his own there since has stopped this wr
     a new journal     fence, base, swap the row so that it names this journal
     opened again      read the row, fence, read the journal, swap the row as it was read, base
 
-Either way a swap lies between the fence and whatever is let out, and of two who do this at once one
-swap is refused, because it compares the row as it was before that one's fence. Until the row names
-a new journal, the old one is all there; one that was opened goes on under its id.
+    an owner fenced   look for the last number, swap the row as it is, the next segment behind it
+
+Whatever is let out lies behind a swap after the fence, and of two who do this at once one swap is
+refused, because it compares the row as it was before that one's fence. So an owner that lives and
+was taken for gone is either replaced, or goes on past the fences of those whose swaps are refused:
+whoever comes later takes its number again. Until the row names a new journal, the old one is all
+there; one that was opened goes on under its id.
 
 Nobody removes what somebody else may still need. What is before the base goes when the row is known
 to name the journal (`prune`), but for fences: one stays as long as the node that it keeps from
@@ -86,6 +90,10 @@ _DIGITS: Final = 16
 
 class JournalFenced(JournalFailed):
     """Another writer has begun: nothing that this one appends counts any more."""
+
+
+class _Fenced(Exception):
+    """A number is taken."""
 
 
 class _Append(msgspec.Struct, eq=False):
@@ -200,6 +208,8 @@ def load_objects(
             facts = check_header(data, key)
             if facts.server != server:
                 raise BadJournal("damaged", f"segment {number} is of server {facts.server}")
+            if not facts.journal:
+                continue  # a fence, of whoever opens it now, or did not get it
             if facts.journal != journal:
                 if kept:
                     break
@@ -282,6 +292,7 @@ class ObjectJournal(Appends):
         facts: Facts,
         segment: int,
         on_full: Callable[[ObjectJournal], None] | None,
+        on_fenced: Callable[[ObjectJournal], None] | None,
     ) -> None:
         super().__init__()
         self.facts = facts
@@ -293,6 +304,7 @@ class ObjectJournal(Appends):
         self.backlog_bytes = 0
         self._log = log
         self._on_full = on_full
+        self._on_fenced = on_fenced
         self._asked = False
         self._base = 0  # number of the last base that is there
         self._tag = b""
@@ -301,7 +313,10 @@ class ObjectJournal(Appends):
         self._timer: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
         self._named = segment != 0  # what was opened goes on under its id
-        self._before: dict[int, str] = {}  # what is before its first segment: whom each stops
+        self._fenced = False  # and nothing is put until it is known whose it is
+        self._last = segment - 1  # number that it has put last
+        self._passed: set[int] = set()  # numbers that others had put first
+        self._others: dict[int, str] = {}  # what others have put: whom it stops
 
     def close(self, done: Done | None = None) -> None:
         """See `Appends.close`."""
@@ -311,6 +326,9 @@ class ObjectJournal(Appends):
         elif self.number is None:
             self._fail(JournalFailed("the journal was closed before its first cut"))
             told(None)
+        elif self._fenced:
+            self._fail(self._fenced_error())
+            told(self.error)
         else:
             self._append(Kind.END, self.number, b"", (), False, told)
             self.phase = Phase.CLOSED
@@ -337,29 +355,38 @@ class ObjectJournal(Appends):
             StoreError: Something is left.
         """
         if not is_named:
-            await self._clear(self.segment)
+            await self._clear(self._last + 1)
         # By whoever stopped this one, if anybody did. It tries to write no more.
-        is_stopped = await self._log.run(self._stops, self.segment) == self.facts.node
+        number = max(self._last, self.first - 1) + 1
+        is_stopped = await self._log.run(self._stops, number) == self.facts.node
         if is_stopped:
-            await self._log.run(self._remove, [self.segment])
+            await self._log.run(self._remove, [number])
         return is_stopped or not is_named
 
     async def _clear(self, before: int) -> None:
         """Remove what nobody needs any more of what is before a number.
 
-        What was there before this journal is somebody else's, unless the row has named this one.
+        What others have put is somebody else's, unless the row has named this one.
         """
         found: list[int] = await self._log.run(self._segments)
-        numbers = [it for it in found if it < before and (it >= self.first or self._named)]
-        for number in numbers:
-            if number < self.first and number not in self._before:
-                self._before[number] = await self._log.run(self._stops, number)
-        stopped = {node for number in numbers if (node := self._before.get(number))}
+        numbers = []
+        for number in [it for it in found if it < before]:
+            is_mine = self.first <= number <= self._last and number not in self._passed
+            if is_mine:
+                numbers.append(number)
+            elif self._named:
+                numbers.append(number)
+                if number not in self._others:
+                    self._others[number] = await self._log.run(self._stops, number)
+        stopped = {node for number in numbers if (node := self._others.get(number))}
+        # This node has come past what stopped it before, or has ended what it stopped.
+        stopped.discard(self.facts.node)
         writing = {node for node in sorted(stopped) if not await self._log.is_gone(node)}
-        doomed = [it for it in numbers if self._before.get(it) not in writing]
+        doomed = [it for it in numbers if self._others.get(it) not in writing]
         await self._log.run(self._remove, doomed)
         for number in doomed:
-            self._before.pop(number, None)
+            self._others.pop(number, None)
+            self._passed.discard(number)
 
     def _segments(self) -> list[int]:
         return segments(self._log.store, self._log.prefix, self.facts.server)
@@ -389,12 +416,8 @@ class ObjectJournal(Appends):
             raise self.error
         if self.phase is Phase.CLOSED:
             raise JournalFailed("the journal is closed", Outcome.NOT_DONE)
+        # No bound: the core has few cuts under way, and what it goes on without would be lost.
         size = self._size(record, state)
-        too_much = self.backlog_bytes + size > journal.BACKLOG_BYTES_MAX
-        if self.backlog_bytes and too_much and kind is not Kind.END:
-            raise JournalFailed(
-                f"{self.backlog_bytes} bytes wait to be written to the journal", Outcome.NOT_DONE
-            )
         self.backlog_bytes += size
         self._waiting.append(
             _Append(kind, number, record, state, whole, size, done or journal._ignore)
@@ -443,6 +466,7 @@ class ObjectJournal(Appends):
         log = self._log
         if not self.segment:
             self.first = self.segment = fence(log.store, log.prefix, self.facts, log.key)
+            self._last = self.first - 1
         if not flight.pieces:
             facts = msgspec.structs.replace(self.facts, segment=self.segment, base=flight.base)
             encoder = Encoder(facts, log.key, flight.previous)
@@ -457,7 +481,30 @@ class ObjectJournal(Appends):
                     synced=0,
                 )
             flight.pieces, flight.tag = pieces, encoder.tag
-        _put(log.store, _name(log.prefix, self.facts.server, self.segment), flight.pieces)
+        try:
+            _put(log.store, _name(log.prefix, self.facts.server, self.segment), flight.pieces)
+        except Exists as error:
+            # Whoever opens it was seen before the swap that is to show whose it is. One who comes
+            # later is not; he takes the number that comes next here.
+            known = segments(log.store, log.prefix, self.facts.server)
+            number = max([self.segment, *known[-1:]]) + 1
+            self._passed.update(range(self.segment, number))
+            self.segment = number
+            flight.pieces = []
+            raise _Fenced from error
+
+    def go_on(self) -> None:
+        """The row was swapped since the journal was fenced, and it is this owner's still."""
+        if self._fenced:
+            self._fenced = False
+            self._fly()
+
+    def _fenced_error(self) -> JournalFenced:
+        return JournalFenced(
+            f"what follows segment {self._last} of server {self.facts.server} is there already: "
+            "another writer has begun",
+            Outcome.NOT_DONE,
+        )
 
     def _arrived(self, flight: _Flight, future: asyncio.Future[None]) -> None:
         if self.error is not None:
@@ -468,14 +515,12 @@ class ObjectJournal(Appends):
         match future.exception():
             case None:
                 self._is_there(flight)
-            case Exists():
-                self._fail(
-                    JournalFenced(
-                        f"segment {self.segment} of server {self.facts.server} is there already: "
-                        "another writer has begun",
-                        Outcome.NOT_DONE,
-                    )
-                )
+            case _Fenced():
+                if self._on_fenced is None or self.phase is Phase.CLOSED:
+                    self._fail(self._fenced_error())
+                else:
+                    self._fenced = True
+                    self._on_fenced(self)
             case StoreError() as error:
                 self._wait(flight, error)
             case error:
@@ -504,6 +549,7 @@ class ObjectJournal(Appends):
         if flight.waits:
             log.warning("the journal of server %s is written again", self.facts.server)
         self._flight = None
+        self._last = self.segment
         self._tag = flight.tag
         self.backlog_bytes -= flight.size
         if flight.base:
@@ -606,6 +652,7 @@ class ObjectLog:
         former: ObjectJournal | None = None,
         segment: int = 0,
         on_full: Callable[[ObjectJournal], None] | None = None,
+        on_fenced: Callable[[ObjectJournal], None] | None = None,
     ) -> ObjectJournal:
         """Begin a journal.
 
@@ -616,10 +663,12 @@ class ObjectLog:
             segment: Number of its first segment, as `fence` has told it, of one that is opened: the
                 row names it, and has been swapped since. 0: it puts a fence of its own first.
             on_full: Called when a whole cut is wanted, to be appended as any other.
+            on_fenced: Called when somebody else has put a fence; nothing is put before `go_on`.
+                None: the journal fails.
         """
         if former is not None and former.error is None:
             return former
-        made = ObjectJournal(self, facts, segment, on_full)
+        made = ObjectJournal(self, facts, segment, on_full, on_fenced)
         self._journals.append(made)
         return made
 

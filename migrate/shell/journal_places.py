@@ -58,7 +58,7 @@ TRY_S: Final = 20.0
 FOLDER: Final = "servers/"
 """What is below the URL of a store."""
 
-OnFull = Callable[[], None]
+Tell = Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -107,8 +107,7 @@ class Place(abc.ABC):
     """Where the journals of a node are.
 
     Attributes:
-        is_shared: Other nodes may open what this one writes. A journal that fails is then not done
-            without: the server waits for the next one.
+        is_shared: Other nodes may open what this one writes.
         at_once: So many journals are opened at the same time.
     """
 
@@ -116,14 +115,22 @@ class Place(abc.ABC):
     at_once: int
 
     @abc.abstractmethod
-    def create(self, facts: Facts, former: Appends | None, on_full: OnFull) -> Appends:
+    def create(
+        self, facts: Facts, former: Appends | None, on_full: Tell, on_fenced: Tell
+    ) -> Appends:
         """What the next whole cut of a server is to be appended to.
 
         Args:
             facts: What a header tells.
             former: The journal of that id so far.
             on_full: Called when a whole cut is wanted.
+            on_fenced: Called when another node has begun to open it; nothing is written any more
+                before `go_on`.
         """
+
+    @abc.abstractmethod
+    def go_on(self, written: Appends) -> None:
+        """A journal that was fenced is its owner's still."""
 
     @abc.abstractmethod
     def is_named(self, written: Appends) -> None:
@@ -221,10 +228,15 @@ class FolderPlace(Place):
         self._leftover = leftover
         self._bytes_max = bytes_max
 
-    def create(self, facts: Facts, former: Appends | None, on_full: OnFull) -> Appends:
+    def create(
+        self, facts: Facts, former: Appends | None, on_full: Tell, on_fenced: Tell
+    ) -> Appends:
         """See `Place.create`."""
         replaces = former if isinstance(former, Journal) and former.phase is Phase.OPEN else None
         return self.log.create(facts, replaces=replaces, on_full=lambda _: on_full())
+
+    def go_on(self, written: Appends) -> None:
+        """See `Place.go_on`: nobody else can write to a file of this node's."""
 
     def is_named(self, written: Appends) -> None:
         """See `Place.is_named`."""
@@ -362,14 +374,22 @@ class StorePlace(Place):
         except (DirectoryError, MigrateError):
             return False
 
-    def create(self, facts: Facts, former: Appends | None, on_full: OnFull) -> Appends:
+    def create(
+        self, facts: Facts, former: Appends | None, on_full: Tell, on_fenced: Tell
+    ) -> Appends:
         """See `Place.create`."""
         return self.log.create(
             facts,
             former=former if isinstance(former, ObjectJournal) else None,
             segment=self._next.pop(facts.journal, 0),
             on_full=lambda _: on_full(),
+            on_fenced=lambda _: on_fenced(),
         )
+
+    def go_on(self, written: Appends) -> None:
+        """See `Place.go_on`."""
+        assert isinstance(written, ObjectJournal)
+        written.go_on()
 
     def is_named(self, written: Appends) -> None:
         """See `Place.is_named`."""

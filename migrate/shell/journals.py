@@ -129,7 +129,10 @@ class NodeJournals:
         )
         server = inc.id
         written = self._written[message.stream] = self.place.create(
-            facts, former, lambda: self._full(server, message.stream)
+            facts,
+            former,
+            lambda: self._full(server, message.stream),
+            lambda: self._fenced(server, message.stream),
         )
         written.epoch(wire.encode_row(row))
         return written
@@ -142,21 +145,29 @@ class NodeJournals:
         if server in self._opening and error is None:
             self._release(server)  # It holds a whole cut of this owner.
         reason = error.reason if error is not None else ""
-        if reason and (stream in self._written or not self.place.is_shared):
+        if reason:
             log.error("the journal of server %s failed: %s", server, reason)
         driver = self._driver
         driver.peers.flush_comes()
         try:
             driver.core.standbys.journaled(
-                server,
-                number,
-                reason,
-                driver.now_ms(),
-                stream=stream,
-                anew=self.place.is_shared,
+                server, number, reason, driver.now_ms(), stream=stream
             )
         finally:
             driver.flush()
+
+    def _fenced(self, server: ServerId, stream: TransferId) -> None:
+        """Another writer has begun: it is for the row to say whose the journal is."""
+        if stream in self._written and not self._closing:
+            log.warning("the journal of server %s was fenced by another node", server)
+            self._driver.core.standbys.journal_fenced(server, stream, self._driver.now_ms())
+            self._driver.flush()
+
+    def go_on(self, stream: TransferId) -> None:
+        """See `Port.journal_goes_on`."""
+        written = self._written.get(stream)
+        if written is not None:
+            self.place.go_on(written)
 
     def _full(self, server: ServerId, stream: TransferId) -> None:
         if stream in self._written and not self._closing:
@@ -189,13 +200,12 @@ class NodeJournals:
         wait_s = AGAIN_FIRST_S
         while not self._closing:
             left = Leftover.WAIT
-            if not self._driver.core.standbys.may_name(facts.server, facts.journal):
-                try:
-                    left = await self.place.leave(key, facts, written)
-                except (DirectoryError, MigrateError) as error:
-                    log.warning("the row of server %s cannot be read: %s", facts.server, error)
-                except StoreError as error:
-                    log.debug("the end of a journal of %s: %s", facts.server, error.reason)
+            try:
+                left = await self.place.leave(key, facts, written)
+            except (DirectoryError, MigrateError) as error:
+                log.warning("the row of server %s cannot be read: %s", facts.server, error)
+            except StoreError as error:
+                log.debug("the end of a journal of %s: %s", facts.server, error.reason)
             if left is Leftover.OPEN:
                 await self._try_to_open(key)
             if left is not Leftover.WAIT:

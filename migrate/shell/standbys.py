@@ -203,6 +203,11 @@ class StandbyStreams:
             )
         )
 
+    def journal_goes_on(self, stream: TransferId) -> None:
+        """See `Port.journal_goes_on`."""
+        if self.journals is not None:
+            self.journals.go_on(stream)
+
     def _writer(self, inc: Incarnation, stream: TransferId) -> StreamWriter:
         host: Hosted = inc.host  # type: ignore[assignment]
         assert inc.replica is not None

@@ -71,6 +71,7 @@ class Port:
         self.begun: list[tuple[Incarnation, str]] = []
         self.deposed_ones: list[Incarnation] = []
         self.changed: list[tuple[str, Changed]] = []
+        self.going_on: list[str] = []
 
     def send(self, node: str, message: Message) -> None:
         self.sent.append((node, message))
@@ -153,6 +154,9 @@ class Port:
     def keep_delta(self, stream: str, number: int, first: bool, state: bytes) -> bool | str | None:
         self.objects[stream] = state
         return self.keeps
+
+    def journal_goes_on(self, stream: str) -> None:
+        self.going_on.append(stream)
 
     def journal(self, inc: Incarnation, message: Cut | Step | Note) -> None:
         self.journaled.append(message)

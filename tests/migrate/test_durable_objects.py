@@ -346,7 +346,7 @@ def test_an_owner_that_was_fenced_goes_on_if_the_opener_does_not(
             assert await ref.add("after") == 2
             after, _ = await a._driver.rows.read(ref._server_id)
             assert row is not None and after is not None
-            assert after.owner == row.owner and after.journal != row.journal
+            assert after.owner == row.owner and after.journal == row.journal
             assert after.epoch == row.epoch + 1
             # By now the opener is late, and has not read what was let out since its fence.
             patch.undo()

@@ -35,8 +35,6 @@ IN_USE_US, IN_USE_LOOKS = 5_000, 20
 
 AGAIN_US = 20_000
 
-FENCED = "another writer has begun"
-
 _NOTE, _STEP = b"N", b"S"
 _cut = msgpack.Decoder(CutRecord)
 _step = msgpack.Decoder(StepRecord)
@@ -84,6 +82,7 @@ class Log:
         self.full_from = node.world.journals.full_bytes
         self.named = False
         self.error = ""
+        self.waiting: list[Callable[[], None]] | None = None  # of one that is fenced
         self._writer = Writer(node, disk, self.file)
         self._encoder = Encoder(facts, KEY)
         self._head = self._encoder.header
@@ -101,6 +100,13 @@ class Log:
         told: Callable[[str], None],
     ) -> None:
         """Append one record; `told` as of `Writer.append`, and not before the file has its name."""
+        if self.waiting is not None:
+            again = (kind, number, record, state, whole, told)
+            self.waiting.append(functools.partial(self.append, *again))
+            return
+        if self.error:
+            self.node.later(0, told, self.error)
+            return
         synced = self.file.kept
         pieces = self._encoder.record(kind, number, record, [state], whole=whole, synced=synced)
         data, self._head = b"".join([self._head, *pieces]), b""
@@ -109,6 +115,7 @@ class Log:
 
     def close(self, done: Callable[[], None]) -> None:
         """End it in order, when it has its name."""
+        self.waiting = None
         if not self.error and not self.named:
             self._closing = done
             return
@@ -260,17 +267,23 @@ class JournalNode(StandbyNode):
         self._point("journaled", server)
         if reason:
             self.world.note(f"{self.id}: the journal {stream} failed: {reason}")
-        anew = reason == FENCED
-        self.core.standbys.journaled(
-            server, number, reason, self.now_ms(), stream=stream, anew=anew
-        )
+        self.core.standbys.journaled(server, number, reason, self.now_ms())
 
     def fenced(self, log: Log) -> None:
-        """A journal here can be written no more, and the server does not go on without one."""
+        """Nothing more is written to a journal here, until it is known whose it is."""
         stream = log.facts.journal
-        if self.logs.get(stream) is log and not log.error:
-            log.error = FENCED
-            self._journaled(log.facts.server, stream, 0, FENCED)
+        if self.logs.get(stream) is log and not log.error and log.waiting is None:
+            log.waiting = []
+            self.core.standbys.journal_fenced(log.facts.server, stream, self.now_ms())
+
+    def journal_goes_on(self, stream: TransferId) -> None:
+        """`Port.journal_goes_on`."""
+        log = self.logs.get(stream)
+        if log is not None and log.waiting is not None:
+            self.world.counts["journal goes on"] += 1
+            waiting, log.waiting = log.waiting, None
+            for write in waiting:
+                write()
 
     def end_stream(self, stream: TransferId) -> None:
         """`Port.end_stream`; the file of a journal goes when the row names it no more."""
@@ -296,7 +309,7 @@ class JournalNode(StandbyNode):
         def read(known: bool, row: Row | None, rev: int) -> None:
             left = Leftover.WAIT
             standbys = self.core.standbys
-            if known and not standbys.may_name(server, name):
+            if known:
                 left = standbys.leftover(row, name, writer, first=False)
             if left is Leftover.WAIT:
                 self.later(AGAIN_US, self._look_after, name, server, writer)

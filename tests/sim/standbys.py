@@ -369,6 +369,9 @@ class StandbyNode(KeepingNode):
         else:
             self.ahead[transfer] = self.sent_parts[stream].items
 
+    def journal_goes_on(self, stream: TransferId) -> None:
+        """See `StandbyPort`; nothing here is fenced."""
+
     def journal(self, inc: Incarnation, message: Logged) -> None:
         """`Port.journal`."""
         raise AssertionError("nobody has a journal here")
