@@ -30,6 +30,7 @@ from migrate.shell.directories.base import DirectoryError
 from migrate.shell.host import Hosted
 from migrate.shell.journal import Appends, JournalFailed
 from migrate.shell.journal_format import BadJournal, Facts, Kind, Record
+from migrate.shell.journal_objects import JournalFenced
 from migrate.shell.journal_places import Opened, Place
 from migrate.shell.stores import StoreError
 from rpc.frames import Gathered
@@ -140,7 +141,8 @@ class NodeJournals:
     def _done(
         self, server: ServerId, stream: TransferId, number: int, error: JournalFailed | None
     ) -> None:
-        if self._closing or (stream not in self._written and error is None):
+        ended = stream not in self._written and (error is None or isinstance(error, JournalFenced))
+        if self._closing or ended:
             return
         if server in self._opening and error is None:
             self._release(server)  # It holds a whole cut of this owner.
@@ -286,6 +288,9 @@ class NodeJournals:
         except BadJournal as error:
             if self.is_closing:
                 return True
+            if self.place.is_shared and await self._is_changed(key, rev):
+                log.warning("the journal %s is somebody else's meanwhile: %s", key, error.reason)
+                return False
             log.error("the journal %s cannot be opened: %s", key, error.reason)
             if error.flaw == "store":
                 return False
@@ -298,6 +303,14 @@ class NodeJournals:
                 error,
             )
             return False
+
+    async def _is_changed(self, server: ServerId, rev: int) -> bool:
+        """Whether a row is another one than it was, as far as anybody can tell."""
+        try:
+            _, now = await self._driver.rows.read(server)
+        except (DirectoryError, MigrateError):
+            return False
+        return now != rev
 
     async def _open(self, key: str) -> bool:
         driver = self._driver
