@@ -1139,14 +1139,25 @@ class Standbys:
                 self.cut_soon(inc, now_ms)
         self.core.flush(now_ms)
 
-    def journaled(self, server: ServerId, number: int, reason: str, now_ms: int) -> None:
-        """All up to `number` is in the journal; or, with a reason, it failed and takes no more."""
+    def journaled(
+        self, server: ServerId, number: int, reason: str, now_ms: int, *, stream: TransferId = ""
+    ) -> None:
+        """All up to `number` is in the journal; or, with a reason, it failed and takes no more.
+
+        Args:
+            server: Hosted here.
+            number: Of what was appended.
+            reason: Why it failed.
+            now_ms: The time.
+            stream: The journal's id; of another one than the present one nothing is heard. Empty:
+                it is the present one.
+        """
         inc = self.core.hosted.get(server)
         replica = inc.replica if inc is not None else None
         if inc is None or replica is None:
             return
         for follower in list(replica.followers.values()):
-            if follower.node == JOURNAL:
+            if follower.node == JOURNAL and stream in ("", follower.stream):
                 if reason:
                     self._lose(inc, follower, reason, now_ms)
                 else:

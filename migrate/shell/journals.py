@@ -152,9 +152,7 @@ class NodeJournals:
         driver = self._driver
         driver.peers.flush_comes()
         try:
-            driver.core.standbys.journaled(
-                server, number, reason, driver.now_ms(), stream=stream
-            )
+            driver.core.standbys.journaled(server, number, reason, driver.now_ms(), stream=stream)
         finally:
             driver.flush()
 
