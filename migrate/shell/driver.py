@@ -194,8 +194,11 @@ class DirectoryRows:
         key = SERVER_KEY + row.server
         try:
             put = Put(key, wire.encode_row(row))
-            # A power cut ends every server of this host with its row: nothing to be durable for.
-            txn = await self.directory.txn([Compare(key, rev)], [put], [], durable=False)
+            # A power cut ends every server of this host with its row: nothing to be durable for,
+            # but for a journal, which is there after it, and of no use if the row does not name it.
+            txn = await self.directory.txn(
+                [Compare(key, rev)], [put], [], durable=bool(row.journal)
+            )
         except OutcomeUnknown as error:
             return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
         except DirectoryError as error:

@@ -18,6 +18,7 @@ import migrate
 from migrate.core.standby import Standing
 from migrate.shell import journal as journal_module
 from migrate.shell import journal_places as places_module
+from migrate.shell import wire
 from tests.migrate.journal_disks import Failing
 
 
@@ -273,6 +274,30 @@ def test_async_standbys_of_a_durable_server_are_refused(tmp_path: pathlib.Path) 
             assert await ref.add("a") == 1 and (await here.info(ref)).durable
 
     asyncio.run(main())
+
+
+def test_a_swap_that_names_a_journal_survives_a_power_cut(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is there after it; a row that does not name it would make it worthless."""
+    named: list[tuple[bool, bool]] = []
+
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            real = here._directory.txn
+
+            async def txn(compares: Any, puts: Any, deletes: Any, **how: Any) -> Any:
+                for put in puts:
+                    if put.key.startswith("server/"):
+                        row = wire.decode_row(put.value)
+                        named.append((bool(row.journal), how.get("durable", True)))
+                return await real(compares, puts, deletes, **how)
+
+            monkeypatch.setattr(here._directory, "txn", txn)
+            await here.spawn(Words, options=DURABLE)
+
+    asyncio.run(main())
+    assert (True, True) in named and (True, False) not in named
 
 
 def test_a_wish_that_is_no_wish_is_refused() -> None:
