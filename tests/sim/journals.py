@@ -267,7 +267,7 @@ class JournalNode(StandbyNode):
         self._point("journaled", server)
         if reason:
             self.world.note(f"{self.id}: the journal {stream} failed: {reason}")
-        self.core.standbys.journaled(server, number, reason, self.now_ms())
+        self.core.standbys.journaled(server, number, reason, self.now_ms(), stream=stream)
 
     def fenced(self, log: Log) -> None:
         """Nothing more is written to a journal here, until it is known whose it is."""
