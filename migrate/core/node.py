@@ -353,6 +353,8 @@ class Core:
                     self.port.look_up(server)
             case ("probe", run):
                 self._probe(run, now_ms)
+            case ("delayed", server):
+                self._delayed_too_long(server)
             case ("out", transfer):
                 source = self.moves_out.get(transfer)
                 if source is not None:
@@ -2104,7 +2106,7 @@ class Core:
         if inc is None:
             return
         self.standbys.end(inc, now_ms, stays=False)
-        delayed = self.delayed.pop(server, None)
+        delayed = self._undelay(server)
         if delayed is not None:
             self._finish_source(delayed, Finish(Result.ROLLED_BACK, "the server has stopped"))
         self._drop_timers(inc)
@@ -2212,7 +2214,7 @@ class Core:
         for queued in [source for source in self._queue if source.server == inc.id]:
             self._queue.remove(queued)
             self._finish_source(queued, Finish(Result.ROLLED_BACK, reason))
-        delayed = self.delayed.pop(inc.id, None)
+        delayed = self._undelay(inc.id)
         if delayed is not None:
             self._finish_source(delayed, Finish(Result.ROLLED_BACK, reason))
         phase = inc.phase
@@ -2438,6 +2440,8 @@ class Core:
         inc = self.hosted.get(source.server)
         if inc is not None and self.standbys.is_changing(inc):
             self.delayed[source.server] = source
+            # NB: a disk may hang for ever.
+            self.set_timer(("delayed", source.server), now_ms + self.options.move.quiesce_ms)
             return
         self.moves_out[source.transfer] = source
         if inc is None or inc.phase not in (Phase.RUNNING, Phase.STARTING):
@@ -2449,6 +2453,16 @@ class Core:
         self._apply_source(source, source.start(now_ms), now_ms)
         if source.target in self.dead:
             self._apply_source(source, source.handle(NodeDead(source.target), now_ms), now_ms)
+
+    def _undelay(self, server: ServerId) -> SourceMove | None:
+        self.timers.cancel(("delayed", server))
+        return self.delayed.pop(server, None)
+
+    def _delayed_too_long(self, server: ServerId) -> None:
+        source = self._undelay(server)
+        if source is not None:
+            reason = "its standbys or its journal have been changing for too long"
+            self._finish_source(source, Finish(Result.ROLLED_BACK, reason))
 
     def move_event(
         self, transfer: TransferId, incoming: bool, event: Happening, now_ms: int
@@ -2466,10 +2480,10 @@ class Core:
 
     def withdraw_moves(self, reason: str, now_ms: int) -> None:
         """Give up every move that can still be given up; this node is closing."""
-        for source in [*self._queue, *self.delayed.values()]:
+        delayed = [self._undelay(server) for server in list(self.delayed)]
+        for source in [*self._queue, *filter(None, delayed)]:
             self._finish_source(source, Finish(Result.ROLLED_BACK, reason))
         self._queue.clear()
-        self.delayed.clear()
         for source in list(self.moves_out.values()):
             self._apply_source(source, source.handle(Withdraw(reason), now_ms), now_ms)
         for target in list(self.moves_in.values()):
@@ -2795,7 +2809,7 @@ class Core:
         route = self.routes.get(inc.id)
         if route is not None:
             route.epoch = max(route.epoch, inc.row.epoch)
-        source = self.delayed.pop(inc.id, None)
+        source = self._undelay(inc.id)
         if source is not None:
             self._queue.appendleft(source)
             self.next_move(now_ms)
@@ -2811,7 +2825,7 @@ class Core:
         # Its handlers may run on; nobody hears what they end in.
         inc.holding = True
         inc.sender.muted = True
-        source = self.delayed.pop(inc.id, None)
+        source = self._undelay(inc.id)
         if source is not None:
             self._finish_source(source, Finish(Result.FENCED, "another node has taken it over"))
         self._drop_live(inc, now_ms)

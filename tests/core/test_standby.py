@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from migrate.core import directory
-from migrate.core.actions import CheckClass, DecodeState, EncodeState, Finish, SwapRow
+from migrate.core.actions import CheckClass, DecodeState, EncodeState, Finish, Result, SwapRow
 from migrate.core.delivery import Outgoing
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import (
@@ -1543,6 +1543,22 @@ def test_a_move_that_waits_for_a_swap_ends_with_its_server() -> None:
     at.removal_ended(SERVER, SwapOutcome.DONE, world.now_ms)
     assert not at.delayed and SERVER not in at.leaving
     assert world.ports[A].did(Finish)
+
+
+def test_a_move_does_not_wait_for_a_swap_for_ever() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.deaf.add(A)  # as a directory, or the disk of a journal, that hangs
+    world.replicate()
+    at = world.cores[A]
+    at.move(SERVER, B, "t", False, "", world.now_ms)
+    at.tick(world.now_ms + at.options.move.quiesce_ms - 1)
+    assert SERVER in at.delayed
+    at.tick(world.now_ms + at.options.move.quiesce_ms)
+    assert not at.delayed and SERVER not in at.leaving
+    (finish,) = world.ports[A].did(Finish)
+    assert finish.result is Result.ROLLED_BACK and "too long" in finish.reason
 
 
 def test_what_was_asked_for_while_a_standby_was_joining_is_known_to_it_when_it_has_joined() -> None:
