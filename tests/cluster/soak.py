@@ -127,6 +127,8 @@ class Soak:
                     )
                 await ref.drop()
             gc.collect()
+            for meter in self.meters.values():
+                await meter.collect()
             # Acknowledgements of the last results, and what they let go of, take a moment.
             await self.settled()
         self.report.calls = self.done
