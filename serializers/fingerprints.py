@@ -34,7 +34,7 @@ import uuid
 import zoneinfo
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate, chain, compress, repeat
 from typing import Any, Final, Protocol
 
@@ -72,6 +72,7 @@ ATOMS: Final[set[type]] = {
 """Types of immutable values, which plain pickle takes and whose identity means nothing."""
 
 _SEQUENCES: Final = (list, tuple, set, frozenset)
+_IMMUTABLE: Final = (tuple, frozenset)
 _ATOM_SIZE_MAX: Final = 1024
 """Longer strings (and integers of more bits) are no atoms: one that many records share would travel
 once with each range."""
@@ -482,7 +483,7 @@ class Fingerprint:
             raise NotPlain("records of too many shapes")
         node = _Node(kind, owners, objects)
         self._nodes.append(node)
-        if kind is not tuple and kind is not frozenset:
+        if kind not in _IMMUTABLE:
             self._see(objects)
         holders = _dicts_of(kind, objects)
         if holders is not objects:
@@ -519,7 +520,7 @@ class Fingerprint:
         if changed is None and self.left_out:
             changed = [record for record in range(self.count) if record not in self.left_out]
         for node in self._nodes:
-            if node.kind is tuple or node.kind is frozenset:
+            if node.kind in _IMMUTABLE:
                 continue
             for where in filter(None, (node.where, node.dicts)):
                 ids = memoryview(where).cast("Q")
@@ -530,6 +531,25 @@ class Fingerprint:
                     start = bisect_left(node.owners, record)
                     end = bisect_right(node.owners, record, start)
                     found += zip(ids[start:end], repeat(record))
+        return found
+
+    def references(self, others: Collection[int]) -> int:
+        """How many objects the records and what they have refer to: each takes a byte or more.
+
+        What is in tuples is not counted, for many may have one of them.
+
+        Args:
+            others: Numbers of records that do not count.
+        """
+        found = self.count - len(others)
+        for node in self._nodes:
+            if node.kind in _IMMUTABLE or not node.ends:
+                continue
+            items = node.ends[-1]
+            for record in others:
+                start = bisect_left(node.owners, record)
+                items -= sum(node.sizes[start : bisect_right(node.owners, record, start)])
+            found += items * len(node.flats)
         return found
 
     def atoms(self) -> tuple[Any, ...] | None:

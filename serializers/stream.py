@@ -45,9 +45,10 @@ be cut is due for another trial; so one of them may be pickled whole once before
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import io
 import pickle
+import re
 import struct
 import time
 import types
@@ -80,12 +81,11 @@ SHARED_BYTES_MIN: Final = 1 << 20
 """Regions from this size on are written into memory that the reader shares, if it can be had."""
 SHARED_BYTES_MAX: Final = 1 << 30
 """Larger ones travel in chunks: a message of the link holds up to twice as much."""
-TWICE_BYTES_MAX: Final = 1024
-TWICE_SHARE: Final = 100
-"""Strings that both the changes and the rest have may take so much, or one in so many bytes of
-what a snapshot would. The pickler of the rest cannot know those of the changes, so they would be
-written twice."""
-_TEXT_BYTES_MIN: Final = 16
+DEARER_BYTES_MAX: Final = 1024
+DEARER_SHARE: Final = 100
+"""A delta, or a last chunk, may take so many bytes more than a snapshot, and one more for so many
+of it; else a snapshot travels in its place. Changes and rest are pickles apart: what both of them
+have is written twice, and what a snapshot names in 2 bytes, for it met it early, they may in 5."""
 TRIALS_MAX: Final = 3
 """Times that the rest is pickled if doing so changes what goes ahead; then all goes as a snapshot.
 """
@@ -135,8 +135,8 @@ class _RestPickler(auto._AutoPickler):
         named: What it has named itself, in that order.
         met: The same, and what it has named a record of.
         asked: Objects that it was to look for in containers.
+        found: How many of them it found there.
         kinds: Types that it has met.
-        texts: Sizes of the longer strings that it has met, by id.
     """
 
     def __init__(self, sink: Sink, cuts: dict[int, Cut], owners: dict[int, Part]) -> None:
@@ -144,11 +144,11 @@ class _RestPickler(auto._AutoPickler):
         self._cuts = cuts
         self._owners = owners
         self.asked = 0
+        self.found = 0
         self.met: dict[Cut, None] = {}
         self.named: dict[Cut, None] = {}
         self._places: dict[Cut, dict[int, tuple[int, int]]] = {}
         self.kinds: set[type] = set()
-        self.texts: dict[int, int] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         self.kinds.add(type(obj))
@@ -161,12 +161,10 @@ class _RestPickler(auto._AutoPickler):
         if cut is not None:
             self.met[cut] = None
             self.named[cut] = None
+            self.found += 1
             return cut.number
         part = self._owners.get(which)
         if part is None:
-            kind = type(obj)
-            if (kind is str or kind is bytes) and len(obj) >= _TEXT_BYTES_MIN:
-                self.texts[which] = len(obj)
             return None
         cut = part.cut
         known = self._places.get(cut)
@@ -176,32 +174,15 @@ class _RestPickler(auto._AutoPickler):
         if position is None:
             raise Shared(cut)  # It is not a record but within one.
         self.met[cut] = None
+        self.found += 1
         return cut.number, *position
-
-
-class _TextCounter(pickle.Pickler):
-    """Pickles changes, counting the bytes of strings that the rest has as well."""
-
-    def __init__(self, texts: Mapping[int, int]) -> None:
-        super().__init__(io.BytesIO(), PROTOCOL)
-        self._texts = texts
-        self._met: set[int] = set()
-
-    def persistent_id(self, obj: Any) -> Any:
-        if id(obj) in self._texts:
-            self._met.add(id(obj))
-        return None
-
-    def count(self, changes: object) -> int:
-        self.dump(changes)
-        return sum(map(self._texts.__getitem__, self._met))
 
 
 class _WholePickler(auto._AutoPickler):
     met: Mapping[Cut, None] = types.MappingProxyType({})
     named: Mapping[Cut, None] = types.MappingProxyType({})
     asked = 0
-    texts: Mapping[int, int] = types.MappingProxyType({})
+    found = 0
     kinds: frozenset[type] = frozenset()
 
 
@@ -227,15 +208,17 @@ class _Gathered(NamedTuple):
     Attributes:
         instant: What changed in containers; None if none is cut.
         changes: By container, of those that the rest names.
-        listed: The same as it is written.
-        sink: The rest.
+        changed: The same, pickled; empty if nothing changed.
+        rest: The rest.
+        found: Its buffers.
         pickler: What has written that.
     """
 
     instant: Instant | None
     changes: dict[Cut, list[Change]]
-    listed: list[Any]
-    sink: Sink
+    changed: bytes
+    rest: Snapshot
+    found: list[tuple[memoryview, BufferKind]]
     pickler: _RestPickler | _WholePickler
 
 
@@ -584,8 +567,12 @@ class StreamWriter:
 
     # -- one instant
 
-    def _gather(self, *, goes_on: bool) -> _Gathered | None:
-        """Look at all that is cut, and pickle the rest; None if that cannot be."""
+    def _gather(self, *, goes_on: bool) -> _Gathered | Snapshot | None:
+        """Look at all that is cut, and pickle the rest.
+
+        Returns:
+            That; or a snapshot, which is smaller; or None if nothing may go but a snapshot.
+        """
         if self._cuts and self._classes_changed():
             for cut in list(self._cuts.values()):
                 self._forget_cut(cut)
@@ -617,17 +604,51 @@ class StreamWriter:
             self._claim_anew()
             if trials == TRIALS_MAX:
                 return None
+        rest = sink.snapshot(code_by_value=pickler.code_by_value)
         if instant is None:
-            return _Gathered(None, {}, [], sink, pickler)
+            return _Gathered(None, {}, b"", rest, sink.found, pickler)
         # In the order of a snapshot, which gives those that come early shorter names.
         changes = {cut: instant.changes[cut] for cut in {**pickler.named, **pickler.met}}
-        listed = _listed(changes)
-        about_bytes = sink.settle() + sum([cut.about_bytes for cut in changes])
-        if _share_too_much(listed, pickler.texts, about_bytes):
+        gathered = _Gathered(instant, changes, _pickled(changes), rest, sink.found, pickler)
+        lesser = self._lesser(gathered)
+        if lesser is not gathered:
             plain.let_go(sink, pickler)
             self._claim_anew()
-            return None
-        return _Gathered(instant, changes, listed, sink, pickler)
+        return lesser
+
+    def _lesser(self, gathered: _Gathered) -> _Gathered | Snapshot | None:
+        """What was gathered, or a snapshot in its place if that takes less; see DEARER_SHARE.
+
+        A snapshot is made only if what it takes at least leaves that open.
+
+        Returns:
+            One of them; None if the one is of no use any more, and the other one failed.
+        """
+        instant, changes, changed, rest, _, pickler = gathered
+        assert instant is not None
+        pickled = len(rest.body) + len(changed)
+        moved = [cut for cut in changes if cut.has_moved]
+        dropped = len(self._dropped) + len(self._cuts) - len(changes)
+        size = pickled + _OP.size * (2 + len(moved) + dropped)
+        size += 4 * sum([len(cut.parts) for cut in moved])
+        # At worst all that one of them has is in both, and each name takes 5 bytes, not 2.
+        twice = min(len(rest.body), len(changed)) + _NAME_BYTES_MAX * pickler.found
+        twice += instant.extra_bytes_max(changes)
+        for closely in (False, True):
+            names = _long_names(rest.body, closely) + _long_names(changed, closely)
+            left = instant.unchanged_bytes_min(changes, closely=closely)
+            if not _is_dearer(size, pickled + left - twice - 3 * names):
+                return gathered
+        pickler.clear_memo()  # Reducers would take what it holds for shared.
+        whole = None
+        # It may be too deep a nesting, that is none in parts.
+        with contextlib.suppress(Exception):
+            whole = self._encode()
+        if whole is not None and _is_dearer(size, len(whole.body)):
+            return whole
+        # What was called may have changed what was looked at before.
+        is_quiet = not any(map(runs_code, pickler.kinds))
+        return gathered if is_quiet or instant.still_holds() else whole
 
     def _pickle_rest(self) -> tuple[Sink, _RestPickler | _WholePickler]:
         if not plain.stack_is_safe():
@@ -673,13 +694,8 @@ class StreamWriter:
 
     def _take_changes(self, gathered: _Gathered) -> list[Piece]:
         pieces = self._take_dropped()
-        if gathered.listed:
-            # In one pickle, so that what changes share is in it once, as in a snapshot. Names of
-            # what was met early are shorter; in a snapshot the rest may have met its like before.
-            changed = gathered.changes.values()
-            samples = [_sample(changes[0]) for changes in changed if changes]
-            data = pickle.dumps((samples, gathered.listed), PROTOCOL)
-            pieces += (_OP.pack(_CHANGES, 0, 0, len(data)), data)
+        if gathered.changed:
+            pieces += (_OP.pack(_CHANGES, 0, 0, len(gathered.changed)), gathered.changed)
         for cut in gathered.changes:
             if cut.has_moved:
                 pieces += self._layout(cut)
@@ -726,11 +742,9 @@ class StreamWriter:
             if any(map(_is_large, whole.buffers)):
                 whole = None  # From here on they are regions.
         with plain.collector_off():
-            gathered = self._gather(goes_on=True) if whole is None else None
-            if whole is None and gathered is None:
-                whole = self._encode()
+            gathered = whole or self._gather(goes_on=True) or self._encode()
             try:
-                pieces = self._commit(gathered, whole)
+                pieces = self._commit(gathered)
             except BaseException:
                 self.close()  # Nobody knows what was noted as written.
                 raise
@@ -754,14 +768,13 @@ class StreamWriter:
         """From which size on the rest may have something in it that can be cut."""
         return self._surveyed_bytes + self._surveyed_bytes // 4 + GROWN_BYTES_MIN
 
-    def _commit(self, gathered: _Gathered | None, whole: Snapshot | None) -> list[Piece]:
+    def _commit(self, gathered: _Gathered | Snapshot) -> list[Piece]:
         """From here on all of it counts as written."""
-        if gathered is None:
-            assert whole is not None
+        if isinstance(gathered, Snapshot):
             for cut in list(self._cuts.values()):
                 self._forget_cut(cut)
             pieces = self._take_dropped()
-            snapshot, found = whole, _buffers_of(whole)
+            snapshot, found = gathered, _buffers_of(gathered)
             # Those of bytearrays are copies, which nobody will have kept when the next delta comes.
             spans = _spans([entry for entry in found if entry[1] is not BufferKind.BYTEARRAY])
         else:
@@ -769,9 +782,7 @@ class StreamWriter:
                 if cut not in gathered.pickler.named:
                     self._drop_cut(cut)  # The object does not have it any more.
             pieces = self._take_changes(gathered)
-            instant, _, _, sink, pickler = gathered
-            snapshot = sink.snapshot(code_by_value=pickler.code_by_value)
-            found = sink.found
+            instant, _, _, snapshot, found, pickler = gathered
             spans = _spans(found)
             if instant is not None:
                 self._commit_cuts(instant, gathered.changes)
@@ -846,29 +857,22 @@ class StreamWriter:
             raise ValueError("this stream was closed")
         self._round = None
         with plain.collector_off():
-            gathered = self._gather(goes_on=False)
-            if gathered is None:
-                return self._whole()
-            snapshot = gathered.sink.snapshot(code_by_value=gathered.pickler.code_by_value)
-            pieces = self._take_changes(gathered)
-            found = gathered.sink.found
-            return pieces + self._with_buffers(snapshot.head, snapshot.body, found)
+            gathered = self._gather(goes_on=False) or self._encode()
+            if isinstance(gathered, Snapshot):
+                # What cannot be had in another way, or takes less so.
+                pieces = [_OP.pack(_DROP, cut.number, 0, 0) for cut in self._cuts.values()]
+                return pieces + self._with_buffers(gathered, _buffers_of(gathered))
+            return self._take_changes(gathered) + self._with_buffers(gathered.rest, gathered.found)
 
     def _classes_changed(self) -> bool:
         """Whether what was sent of some records may be of a form that they do not have any more."""
         before, self._generation = self._generation, look_again()
         return self._generation != before
 
-    def _whole(self) -> list[Piece]:
-        """The object as a snapshot, where it cannot be had in another way."""
-        snapshot = self._encode()
-        pieces = [_OP.pack(_DROP, cut.number, 0, 0) for cut in self._cuts.values()]
-        found = _buffers_of(snapshot)
-        return pieces + self._with_buffers(snapshot.head, snapshot.body, found)
-
     def _with_buffers(
-        self, head: bytes, body: Piece, found: Sequence[tuple[memoryview, BufferKind]]
+        self, snapshot: Snapshot, found: Sequence[tuple[memoryview, BufferKind]]
     ) -> list[Piece]:
+        head, body = snapshot.head, snapshot.body
         entries = list(self._regions)
         regions = [entry.region for entry in entries]
         dirty = dict(zip(entries, self._tracker.dirty(regions), strict=True))
@@ -949,20 +953,41 @@ def _sample(change: Change) -> Any:
     return next(iter(held.values() if type(held) is dict else held))
 
 
-def _listed(changes: dict[Cut, list[Change]]) -> list[Any]:
-    return [
+def _pickled(changes: dict[Cut, list[Change]]) -> bytes:
+    """What a CHANGES has; empty if nothing changed."""
+    listed = [
         (cut.number, change.part.number, change.items, change.records)
         for cut, changed in changes.items()
         for change in changed
     ]
+    if not listed:
+        return b""
+    # In one pickle, so that what changes share is in it once, as in a snapshot. Names of what was
+    # met early are shorter; in a snapshot the rest may have met its like before.
+    samples = [_sample(changed[0]) for changed in changes.values() if changed]
+    return pickle.dumps((samples, listed), PROTOCOL)
 
 
-def _share_too_much(changes: list[Any], texts: Mapping[int, int], snapshot_bytes: int) -> bool:
-    """Whether strings would be written twice that a snapshot has once; see TWICE_SHARE."""
-    may_be = max(TWICE_BYTES_MAX, snapshot_bytes // TWICE_SHARE)
-    if not changes or sum(texts.values()) <= may_be:
-        return False
-    return _TextCounter(texts).count(changes) > may_be
+_NAME_BYTES_MAX: Final = 16
+"""What a container or a record takes in the rest, by its place: three numbers and three codes."""
+
+
+def _long_names(data: Piece, closely: bool) -> int:
+    """At most so many names of 5 bytes are in a pickle."""
+    held: Any = data.obj if type(data) is memoryview else data
+    if closely and len(held) < 1 << 24:
+        return len(_LONG_NAME.findall(held))
+    return int(held.count(b"j"))
+
+
+_LONG_NAME: Final = re.compile(rb"j(?=...\0)", re.DOTALL)
+"""LONG_BINGET, with the number of one of less than 1 << 24 objects."""
+
+
+def _is_dearer(size_bytes: int, snapshot_bytes: int) -> bool:
+    """Whether something takes more than it may, and a snapshot at least so much."""
+    may_be_more = max(0, snapshot_bytes) // DEARER_SHARE + DEARER_BYTES_MAX
+    return size_bytes > snapshot_bytes + may_be_more
 
 
 def _aligned(before: list[Piece], table: Sequence[Piece]) -> list[Piece]:

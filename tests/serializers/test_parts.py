@@ -281,6 +281,57 @@ def test_a_container_most_of_which_changes_is_not_cut_any_more(
         copy.round()
 
 
+def _records_of_all_shapes() -> list[Any]:
+    shared = tuple(range(50))
+    return [
+        rows(),
+        [{"id": n, "w": n % 2 == 0} for n in range(400)],
+        {n: [None] for n in range(400)},
+        {n: [shared, (n, None)] for n in range(400)},
+        {n: classes.Slotted(n, {True}) for n in range(400)},
+        {n: (classes.Plain(a=n, b=(shared,)), shared) for n in range(400)},
+        list(range(400)),
+        [None] * 400,
+        [{}] + [{None: None} for _ in range(399)],
+    ]
+
+
+@pytest.mark.parametrize("shape", range(len(_records_of_all_shapes())))
+def test_what_did_not_change_takes_at_least_what_it_is_said_to(shape: int) -> None:
+    held: Any = _records_of_all_shapes()[shape]
+    places: list[Any] = list(held) if type(held) is dict else list(range(len(held)))
+    spare: Any = _records_of_all_shapes()[shape]
+    written: list[list[Any]] = [[], places[7:9], places[30:300:9], places[50:90], places]
+    copy = Copy(held)
+    copy.round()
+    for changed in written:
+        for at in changed:
+            if shape in (0, 1):
+                held[at]["w"] = -1
+            elif type(spare[at]) is tuple:
+                held[at] = (*spare[at], 1)
+            else:
+                held[at] = [1, 2]
+        found = Instant([copy.cut], copy.owners, goes_on=True)
+        whole = {c.part for c in found.changes[copy.cut] if c.items is not None}
+        same: Any = []
+        for part, items in copy.cut.all_items():
+            if part in whole:
+                continue
+            gone = {n for c in found.changes[copy.cut] if c.part is part for n in c.records}
+            keys = items.keys()
+            for n, value in enumerate(items.values()):
+                if n not in gone:
+                    same.append(value if keys is None else (keys[n], value))
+        took = len(pickle.dumps(dict(same) if type(held) is dict else same, 4))
+        roughly = found.unchanged_bytes_min([copy.cut], closely=False)
+        closely = found.unchanged_bytes_min([copy.cut], closely=True)
+        assert min(len(same), took) <= roughly <= closely <= took
+        if shape == 0 and same:
+            assert closely >= took / 3
+        found.commit(copy.cut)
+
+
 def test_a_container_that_is_let_go_of_claims_nothing() -> None:
     copy = Copy(rows())
     copy.round()
