@@ -748,23 +748,24 @@ class Standbys:
         self.port.configure(inc.id, replica.swap, replica.swap_rev)
         self._wake(inc, now_ms)
 
-    def configured(self, server: ServerId, event: SwapResult, now_ms: int) -> None:
-        """The result of `Port.configure`."""
+    def configured(self, server: ServerId, row: Row, event: SwapResult, now_ms: int) -> None:
+        """The result of `Port.configure` with that row."""
         inc = self.core.hosted.get(server)
         replica = inc.replica if inc is not None else None
-        if inc is None or replica is None or replica.swap is None or not replica.asked:
+        if inc is None or replica is None or not replica.asked:
             return
+        if replica.swap is None or replica.swap != row:
+            return  # It was asked by a copy that is gone: the server has come back since.
         replica.asked = False
-        outcome = event.outcome
-        if outcome is SwapOutcome.REFUSED and event.row == replica.swap:
+        outcome, now = event.outcome, event.row
+        if outcome is SwapOutcome.REFUSED and now == row:
             outcome = SwapOutcome.DONE
         if outcome is SwapOutcome.DONE:
-            self._row_changed(inc, replica, replica.swap, event.rev, now_ms)
+            self._row_changed(inc, replica, row, event.rev, now_ms)
         elif outcome is SwapOutcome.REFUSED:
-            row = event.row
-            if row is not None and row.owner == self.core.node and row.epoch == inc.row.epoch:
+            if now is not None and now.owner == self.core.node and now.epoch == inc.row.epoch:
                 # Our own confirmation of a move came through late: ask again from there.
-                inc.row, inc.rev = row, event.rev
+                inc.row, inc.rev = now, event.rev
                 replica.swap = None
                 for follower in replica.followers.values():
                     follower.configured = follower.unnamed or self._is_named(inc, follower)
@@ -772,7 +773,7 @@ class Standbys:
                     follower.asserts = False
                 self._arrange(inc, replica, now_ms)
             else:
-                self.depose(inc, f"the row is now {row}", now_ms)
+                self.depose(inc, f"the row is now {now}", now_ms)
         # Else it is asked again, the same: an earlier copy of it may yet come through.
         self.core.flush(now_ms)
 
@@ -2082,12 +2083,11 @@ class Standbys:
                 waited_ms, other.waits_ms = other.waits_ms, -1
                 self.delta_kept(other.stream, other.keeping.number, "", waited_ms)
 
-    def backup_loaded(self, server: ServerId, host: object, reason: str, now_ms: int) -> None:
+    def backup_loaded(self, backup: Backup, host: object, reason: str, now_ms: int) -> None:
         """The answer to `Port.load_backup`: a host, or why there is none."""
-        backup = self.backups.get(server)
-        claim = backup.claim if backup is not None else None
-        if backup is None or claim is None or not claim.loading:
-            return
+        server, claim = backup.server, backup.claim
+        if self.backups.get(server) is not backup or claim is None or not claim.loading:
+            return  # It was dropped meanwhile; what is here now may be newer.
         claim.loading = False
         if host is not None:
             record, _ = backup.image.state(server, now_ms)
@@ -2132,12 +2132,14 @@ class Standbys:
         claim.asked = True
         self.port.promote(backup.server, claim.swap, claim.rev)
 
-    def promoted(self, server: ServerId, event: SwapResult, now_ms: int) -> None:
-        """The result of `Port.promote`."""
+    def promoted(self, server: ServerId, row: Row, event: SwapResult, now_ms: int) -> None:
+        """The result of `Port.promote` with that row."""
         backup = self.backups.get(server)
         claim = backup.claim if backup is not None else None
-        if backup is None or claim is None or not claim.asked or claim.swap is None:
+        if backup is None or claim is None or not claim.asked:
             return
+        if claim.swap is None or claim.swap != row:
+            return  # It was asked by an earlier attempt, or to give the server back.
         claim.asked = False
         outcome = event.outcome
         if outcome is SwapOutcome.REFUSED and event.row == claim.swap:

@@ -566,7 +566,7 @@ class StandbyStreams:
             ref = RefObject(backup.server, spec.class_info, driver)
             host = Hosted(obj, spec, ref, driver)
             host.by_value = backup.follow.by_value
-        driver.core.standbys.backup_loaded(backup.server, host, reason, driver.now_ms())
+        driver.core.standbys.backup_loaded(backup, host, reason, driver.now_ms())
         driver.flush()
 
     # ------------------------------------------------------------------ rows
@@ -588,7 +588,7 @@ class StandbyStreams:
         except Exception as error:  # the core waits for exactly one result
             log.exception("swap of %s failed", server)
             result = SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))
-        driver._soon(lambda: told(server, result, driver.now_ms()))
+        driver._soon(lambda: told(server, row, result, driver.now_ms()))
 
     def read_standby_row(self, server: ServerId) -> None:
         """See `Port.read_standby_row`."""

@@ -83,10 +83,10 @@ class NoFence(Standbys):
 class FenceAfterSwap(NoFence):
     """A standby acknowledges what its former owner says until the swap is done."""
 
-    def promoted(self, server: ServerId, event: SwapResult, now_ms: int) -> None:
+    def promoted(self, server: ServerId, row: Row, event: SwapResult, now_ms: int) -> None:
         self.done = getattr(self, "done", {})
         self.done[server] = None
-        super().promoted(server, event, now_ms)
+        super().promoted(server, row, event, now_ms)
 
     def _admit(self, message: Logged, node: NodeId, now_ms: int) -> Backup | None:
         if message.server in getattr(self, "done", {}):

@@ -232,13 +232,13 @@ def test_a_fence_that_is_seen_while_a_swap_is_under_way_takes_another_one() -> N
     swaps, going_on = world.ports[A].swaps, world.ports[A].going_on
     (first,) = swaps
     swaps.clear()
-    world.cores[A].standbys.configured(SERVER, world._swap(*first), world.now_ms)
+    world.cores[A].standbys.configured(SERVER, first[0], world._swap(*first), world.now_ms)
     assert not going_on and len(swaps) == 1
     world.deaf.clear()
     epoch = world.row().epoch
     (second,) = swaps
     swaps.clear()
-    world.cores[A].standbys.configured(SERVER, world._swap(*second), world.now_ms)
+    world.cores[A].standbys.configured(SERVER, second[0], world._swap(*second), world.now_ms)
     assert going_on == [stream] and world.row().epoch == epoch + 1
 
 

@@ -135,16 +135,16 @@ class World:
             at.started(inc.id, self.now_ms)
         for backup in _taken(port.loads):
             did = True
-            at.standbys.backup_loaded(backup.server, object(), "", self.now_ms)
+            at.standbys.backup_loaded(backup, object(), "", self.now_ms)
         if name in self.deaf:
             return did
         for row, rev in _taken(port.swaps):
             did = True
             result = self._swap(row, rev)
             if row.owner == name and row.server not in at.standbys.backups:
-                at.standbys.configured(row.server, result, self.now_ms)
+                at.standbys.configured(row.server, row, result, self.now_ms)
             else:
-                at.standbys.promoted(row.server, result, self.now_ms)
+                at.standbys.promoted(row.server, row, result, self.now_ms)
         for server in _taken(port.reads):
             did = True
             row_now, rev = self.rows.get(server, (None, 0))
@@ -806,8 +806,8 @@ def test_a_standby_that_cannot_load_what_it_has_says_so_and_the_server_is_lost()
     at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
     port.reads.clear()
     assert not at.may_bury(world.row())
-    port.loads.clear()
-    at.standbys.backup_loaded(SERVER, None, "a module is missing", world.now_ms)
+    (backup,) = _taken(port.loads)
+    at.standbys.backup_loaded(backup, None, "a module is missing", world.now_ms)
     world.run()
     assert world.row().standbys == () and world.row().owner == A
     assert at.may_bury(world.row())
@@ -879,7 +879,7 @@ def test_a_promotion_in_doubt_is_asked_for_again_and_nothing_is_served_meanwhile
     ((row, rev),) = _taken(port.swaps)
     if when is SwapOutcome.UNKNOWN:
         world._swap(row, rev)
-    at.standbys.promoted(SERVER, SwapResult(when, None, 0), world.now_ms)
+    at.standbys.promoted(SERVER, row, SwapResult(when, None, 0), world.now_ms)
     assert SERVER not in at.hosted
     world.deaf.clear()
     world.later(600)
@@ -1008,8 +1008,8 @@ def test_who_cannot_load_what_it_has_leaves_the_row_of_a_living_owner_alone() ->
     at.standbys.node_suspected(A, world.now_ms)
     port.reads.clear()
     at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
-    port.loads.clear()
-    at.standbys.backup_loaded(SERVER, None, "a module is missing", world.now_ms)
+    (backup,) = _taken(port.loads)
+    at.standbys.backup_loaded(backup, None, "a module is missing", world.now_ms)
     assert not port.swaps
     world.run()
     assert world.row().owner == A and world.row().standbys == ()
@@ -1486,7 +1486,7 @@ def test_a_standby_that_no_row_names_is_let_go_although_it_was_about_to_be_named
     replica.asked = True
     world.ports[A].swaps.clear()
     world.cores[A].standbys.configured(
-        SERVER, SwapResult(SwapOutcome.REFUSED, row, 50), world.now_ms
+        SERVER, replica.swap, SwapResult(SwapOutcome.REFUSED, row, 50), world.now_ms
     )
     world.silent.add(B)
     world.cores[A].node_dead(B, world.now_ms)
@@ -1609,7 +1609,7 @@ def test_a_standby_that_is_about_to_take_over_is_not_fed_anew_meanwhile() -> Non
     world.run()
     ((row, rev),) = _taken(port.swaps)
     at.standbys.delta_kept(stream, coming.keeping.number, "", world.now_ms)
-    at.standbys.promoted(SERVER, world._swap(row, rev), world.now_ms)
+    at.standbys.promoted(SERVER, row, world._swap(row, rev), world.now_ms)
     assert SERVER in at.hosted
 
 
@@ -1859,9 +1859,96 @@ def test_an_owner_that_was_replaced_while_it_was_to_go_back_in_time_does_not_go_
     world.deaf.add(A)
     world.replicate()
     phase = at.begin_replacing(inc, world.now_ms)
-    at.standbys.configured(
-        SERVER, SwapResult(SwapOutcome.REFUSED, structs.replace(world.row(), owner=B), 99), NOW
-    )
+    ((asked, _),) = port.swaps
+    refused = SwapResult(SwapOutcome.REFUSED, structs.replace(world.row(), owner=B), 99)
+    at.standbys.configured(SERVER, asked, refused, NOW)
     assert port.deposed_ones == [inc] and SERVER not in at.hosted
     at.end_replacing(inc, phase, world.now_ms)
     assert inc.phase is Phase.FROZEN and at.timers.due_ms(("tick", SERVER, "tick")) is None
+
+
+@pytest.mark.parametrize("outcome", [SwapOutcome.DONE, SwapOutcome.REFUSED])
+def test_a_late_word_of_a_swap_is_not_taken_for_that_of_one_that_was_asked_for_since(
+    outcome: SwapOutcome,
+) -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    at, port = world.cores[A], world.ports[A]
+    world.deaf.add(A)
+    world.replicate()
+    ((first, _),) = _taken(port.swaps)
+    # B takes over, and then dies; A has the server again before the answer comes.
+    world.silent.add(A)
+    world.cores[B].standbys.node_suspected(A, world.now_ms)
+    world.run()
+    while_away, rev = world.rows[SERVER]
+    assert while_away.owner == B
+    at.standbys.standby_row(SERVER, RowRead(True, while_away, rev), world.now_ms)
+    world.silent.clear()
+    world.deaf.clear()
+    world.replicate(A, C, at=B)
+    world.deaf.add(C)
+    world.kill(B)
+    inc = at.hosted[SERVER]
+    epoch = world.row().epoch
+    assert inc.row == world.row() and inc.row.standbys == (C,)
+    world.deaf.add(A)
+    world.replicate()
+    ((second, _),) = port.swaps
+    row = first if outcome is SwapOutcome.DONE else while_away
+    at.standbys.configured(SERVER, first, SwapResult(outcome, row, 99), world.now_ms)
+    assert at.hosted.get(SERVER) is inc and inc.row.standbys == (C,)
+    world.deaf.clear()
+    world.run()
+    assert world.row() == second and inc.row == second and second.epoch == epoch + 1
+
+
+def test_a_late_word_of_another_swap_does_not_make_a_standby_the_owner() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.deaf.add(B)
+    world.kill(A)
+    at, port = world.cores[B], world.ports[B]
+    port.reads.clear()
+    row, rev = world.rows[SERVER]
+    at.standbys.standby_row(SERVER, RowRead(True, row, rev), world.now_ms)
+    world.run()
+    other = directory.given_back(structs.replace(row, previous=A), f"{B}/1/back")
+    at.standbys.promoted(SERVER, other, SwapResult(SwapOutcome.DONE, other, 99), world.now_ms)
+    assert SERVER not in at.hosted
+    world.deaf.clear()
+    world.run()
+    assert SERVER in at.hosted and world.row().owner == B
+
+
+def test_an_object_that_is_loaded_late_is_not_that_of_a_newer_copy() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B)
+    at, port = world.cores[B], world.ports[B]
+
+    def claims() -> Backup:
+        at.standbys.node_suspected(A, world.now_ms)
+        port.reads.clear()
+        at.standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+        (backup,) = _taken(port.loads)
+        return backup  # type: ignore[no-any-return]
+
+    early = claims()
+    # Its place is taken while it is being loaded.
+    at.standbys.forget_server(SERVER)
+    at.standbys.node_heard(A, world.now_ms)
+    world.cores[A].standbys.node_dead(B, world.now_ms)
+    world.run()
+    world.replicate(B)
+    assert inc.row.standbys == (B,)
+    late = claims()
+    world.deaf.add(B)
+    at.standbys.backup_loaded(early, "what it was", "", world.now_ms)
+    assert late.claim is not None and late.claim.host is None and not port.swaps
+    at.standbys.backup_loaded(late, "what it is", "", world.now_ms)
+    world.deaf.clear()
+    world.run()
+    assert at.hosted[SERVER].host == "what it is"

@@ -383,7 +383,7 @@ class StandbyNode(KeepingNode):
 
         def done(result: SwapResult) -> None:
             self._point("configured", server)
-            self.core.standbys.configured(server, result, self.now_ms())
+            self.core.standbys.configured(server, row, result, self.now_ms())
 
         self._later_out(self.world.directory.swap, self, server, row, rev, done)
 
@@ -464,11 +464,11 @@ class StandbyNode(KeepingNode):
             self.world.counts["load fails"] += 1
             self.unfit[server] = None
             copy, reason = None, "a module is missing"
-        self.later(self._work(100, 3_000), self._loaded, server, copy, reason)
+        self.later(self._work(100, 3_000), self._loaded, backup, copy, reason)
 
-    def _loaded(self, server: ServerId, copy: Copy | None, reason: str) -> None:
-        self._point("loaded", server)
-        self.core.standbys.backup_loaded(server, copy, reason, self.now_ms())
+    def _loaded(self, backup: Kept, copy: Copy | None, reason: str) -> None:
+        self._point("loaded", backup.server)
+        self.core.standbys.backup_loaded(backup, copy, reason, self.now_ms())
 
     def promote(self, server: ServerId, row: Row, rev: int) -> None:
         """`Port.promote`."""
@@ -477,7 +477,7 @@ class StandbyNode(KeepingNode):
 
         def done(result: SwapResult) -> None:
             self._point("promoted", server)
-            self.core.standbys.promoted(server, result, self.now_ms())
+            self.core.standbys.promoted(server, row, result, self.now_ms())
 
         self._later_out(self.world.directory.swap, self, server, row, rev, done)
 
