@@ -16,7 +16,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from migrate.core import directory as rules
@@ -457,28 +457,29 @@ class CheckpointVerbs:
             )
         obj, spec = await self._built(loaded)
         async with self._quiet(server) as (inc, _):
-            row, rev = inc.row, inc.rev
-            new = rules.restored(
-                known=row,
-                rev_max=0,
-                checkpoint=loaded.facts.row(spec.cls_name),
-                owner=node._id,
-                transfer=request,
-                name=row.name,
-                version=spec.version,
-                methods=tuple(spec.methods),
-                then_s=loaded.facts.taken_s,
-                now_s=time.time(),
-                cause=checkpoints.cause_of(loaded),
-            )
-            replacing = self._replace_now(inc, rev, new, url, loaded, obj, spec)
+
+            def instead(row: Row) -> Row:
+                return rules.restored(
+                    known=row,
+                    rev_max=0,
+                    checkpoint=loaded.facts.row(spec.cls_name),
+                    owner=node._id,
+                    transfer=request,
+                    name=row.name,
+                    version=spec.version,
+                    methods=tuple(spec.methods),
+                    then_s=loaded.facts.taken_s,
+                    now_s=time.time(),
+                    cause=checkpoints.cause_of(loaded),
+                )
+
+            replacing = self._replace_now(inc, instead, url, loaded, obj, spec)
             return await _to_its_end(replacing)
 
     async def _replace_now(
         self,
         inc: Incarnation,
-        rev: int,
-        new: Row,
+        instead: Callable[[Row], Row],
         url: str,
         loaded: Loaded,
         obj: Any,
@@ -491,7 +492,7 @@ class CheckpointVerbs:
         phase = core.begin_replacing(inc, driver.now_ms())
         driver.flush()
         try:
-            rev = await self._swap_own(inc.row, rev, new, url)
+            new, rev = await self._swap_own(inc, instead, url)
         except BaseException:
             core.end_replacing(inc, phase, driver.now_ms())
             raise
@@ -504,31 +505,41 @@ class CheckpointVerbs:
             core.stop(inc.id, driver.now_ms())
         return ref
 
-    async def _swap_own(self, row: Row, rev: int, new: Row, url: str) -> int:
-        """Swap this node's own row; returns only when it is known what became of it."""
-        rows = self._node._driver.rows
+    async def _swap_own(
+        self, inc: Incarnation, instead: Callable[[Row], Row], url: str
+    ) -> tuple[Row, int]:
+        """Swap this node's own row; returns only when it is known what became of it.
+
+        Returns:
+            The row and its revision.
+        """
+        driver = self._node._driver
+        rev, new = inc.rev, instead(inc.row)
         doubtful = False
         while True:
-            result = await rows.swap(new, rev)
+            result = await driver.rows.swap(new, rev)
             now = result.row
             if result.outcome is SwapOutcome.DONE:
-                return result.rev
+                return new, result.rev
             if result.outcome is SwapOutcome.REFUSED:
                 if now is not None and now.transfer == new.transfer:
-                    return result.rev
-                if now is not None and (now.owner, now.epoch) == (row.owner, row.epoch):
-                    rev = result.rev  # the confirmation of the move that brought it here
+                    return now, result.rev
+                is_here = driver.core.hosted.get(inc.id) is inc
+                if is_here and now is not None and now.owner == inc.row.owner:
+                    # A swap of this owner's own came first: the confirmation of the move that
+                    # brought it here, or one for its standbys. NB: that may have raised the epoch.
+                    rev, new, doubtful = result.rev, instead(now), False
                     continue
                 raise CheckpointError(
-                    f"server {row.server} has another owner by now; nothing was restored",
+                    f"server {inc.id} has another owner by now; nothing was restored",
                     url=url,
                     flaw="taken",
-                    server=row.server,
+                    server=inc.id,
                 )
             if result.outcome is SwapOutcome.NOT_DONE and not doubtful:
                 raise MigrateError(
                     f"the directory does not answer: {result.cause}; nothing was restored",
-                    server=row.server,
+                    server=inc.id,
                     cause=result.cause,
                     outcome=Outcome.NOT_DONE,
                 )

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import migrate
+from migrate.core.directory import Row
+from migrate.core.events import SwapResult
 from migrate.errors import CheckpointError, Outcome, RolledBack
 from migrate.shell import checkpoint_verbs, checkpoints
 from serializers import archive, dirty
@@ -740,6 +742,52 @@ def test_two_replacements_at_once_both_happen_one_after_the_other(place: str) ->
             await ref.incr()
             await asyncio.gather(a.restore(place, replace=True), b.restore(place, replace=True))
             assert (await a.info(ref)).epoch == 3
+            await failure_of(ref.incr(), RolledBack)
+            assert await ref.incr() == 1
+
+    run(body())
+
+
+def test_a_swap_for_its_standbys_that_comes_first_does_not_keep_it_from_being_replaced(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with nodes("a", "b") as (a, _):
+            ref = await a.spawn(Counter, options=at(a))
+            await a.checkpoint(ref, place)
+            await ref.incr()
+            rows = a._driver.rows
+            swap = rows.swap
+            asked, replacing, configured, replaced = (asyncio.Event() for _ in range(4))
+
+            async def in_this_order(row: Row, rev: int) -> SwapResult:
+                if row.generation:
+                    replacing.set()
+                    await configured.wait()
+                    return await swap(row, rev)
+                asked.set()
+                await replacing.wait()
+                result = await swap(row, rev)
+                configured.set()
+                # Its word comes to the one that has taken the server's place.
+                await replaced.wait()
+                return result
+
+            monkeypatch.setattr(rows, "swap", in_this_order)
+            replicating = asyncio.create_task(a.replicate(ref, ["b"]))
+            await asked.wait()
+            await a.restore(place, replace=True)
+            row, _ = await rows.read(ref._server_id)
+            assert row is not None and (row.epoch, row.generation, row.standbys) == (3, 3, ())
+            replaced.set()
+
+            async def stands_by() -> bool:
+                return (await a.info(ref)).standbys == ("b",)
+
+            await eventually(stands_by)
+            await asyncio.gather(replicating, return_exceptions=True)
+            row, _ = await rows.read(ref._server_id)
+            assert row is not None and (row.epoch, row.generation) == (4, 3)
             await failure_of(ref.incr(), RolledBack)
             assert await ref.incr() == 1
 

@@ -61,7 +61,6 @@ class Wish:
     def __init__(self, backup: Backup | None, transfer: str) -> None:
         self.backup = backup  # None: one is to be taken
         self.transfer = transfer
-        self.row: Row | None = None  # as it was when the new one was made
 
 
 class KeepingNode(SimNode):
@@ -104,7 +103,6 @@ class KeepingNode(SimNode):
             self.later(self.world.keeper.between(0, 4_000), self._pickled, inc, entry, ran)
             return
         self.world.note(f"{self.id} replaces {inc.id} {wish.transfer}")
-        wish.row = inc.row
         new = self.world.keeper.row(wish.backup, self.id, inc.row, wish.transfer)
         phase = self.core.begin_replacing(inc, self.now_ms())
         self._swap_own(inc, entry, phase, new, inc.rev, False)
@@ -126,20 +124,24 @@ class KeepingNode(SimNode):
         self, inc: Incarnation, entry: Entry, phase: Phase, new: Row, rev: int, doubtful: bool
     ) -> None:
         def done(result: SwapResult) -> None:
-            now, row = result.row, entry.args.row
+            now, wish = result.row, entry.args
             if result.outcome is SwapOutcome.DONE or (
                 result.outcome is SwapOutcome.REFUSED
                 and now is not None
                 and now.transfer == new.transfer
             ):
-                self._take_in(entry.args.backup, new, result.rev)
+                self._take_in(wish.backup, new, result.rev)
                 self._go_on(inc, entry)
             elif (
                 result.outcome is SwapOutcome.REFUSED
                 and now is not None
-                and (now.owner, now.epoch) == (row.owner, row.epoch)
+                and now.owner == self.id
+                and self.core.hosted.get(inc.id) is inc
             ):
-                self._swap_own(inc, entry, phase, new, result.rev, doubtful)
+                # A swap of its own came first, perhaps one for standbys: then at another epoch.
+                self.world.counts["replaced upon its own swap"] += 1
+                again = self.world.keeper.row(wish.backup, self.id, now, wish.transfer)
+                self._swap_own(inc, entry, phase, again, result.rev, False)
             elif result.outcome is SwapOutcome.REFUSED or (
                 result.outcome is SwapOutcome.NOT_DONE and not doubtful
             ):
