@@ -230,7 +230,7 @@ def test_a_delta_of_a_small_object_is_a_snapshot_and_nothing_else_is_looked_at(
 
 def _named_early_by_the_rest() -> Any:
     words = tuple([f"word {n}" for n in range(250)])
-    return server(words=words, rows={n: [words[n % 250]] for n in range(20_000)})
+    return server(words=words, rows={n: [words[n % 250]] for n in range(6_000)})
 
 
 def _named_late_by_the_rest() -> Any:
@@ -257,7 +257,7 @@ def _a_container_named_often() -> Any:
 def _many_named_late_by_the_rest() -> Any:
     few: list[Any] = [f"word {n}" for n in range(300)]
     few += [classes.Plain(a=n) for n in range(4000)]
-    return server(rows={n: classes.Plain(a=n) for n in range(1100)}, few=few)
+    return server(rows={n: classes.Plain(a=n) for n in range(1100)}, few=tuple(few))
 
 
 def _records_named_often() -> Any:
