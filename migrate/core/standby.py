@@ -1923,12 +1923,16 @@ class Standbys:
                 self.depose(inc, f"the row is now {row}", now_ms)
         backup = self.backups.get(server)
         claim = backup.claim if backup is not None else None
+        known = event.known
+        if row is not None and backup is not None and not backup.journal:
+            # One that was read before what is here was sent says nothing of it.
+            known = known and row.epoch >= backup.epoch
         if backup is not None and claim is not None and not claim.loading and not claim.asked:
-            if not event.known:
+            if not known:
                 self._claim_later(server, now_ms)
             else:
                 self._claim(backup, claim, row, event.rev, now_ms)
-        elif backup is not None and claim is None and event.known:
+        elif backup is not None and claim is None and known:
             self._check(backup, row, now_ms)
         self.core.flush(now_ms)
 

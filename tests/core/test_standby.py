@@ -1952,3 +1952,27 @@ def test_an_object_that_is_loaded_late_is_not_that_of_a_newer_copy() -> None:
     world.deaf.clear()
     world.run()
     assert at.hosted[SERVER].host == "what it is"
+
+
+@pytest.mark.parametrize("claims", [False, True])
+def test_a_row_that_was_read_before_a_copy_was_sent_does_not_cost_it(claims: bool) -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(C)
+    early = RowRead(True, *world.rows[SERVER])
+    world.kill(A)
+    assert world.row().owner == C
+    world.replicate(B, at=C)
+    assert world.row().standbys == (B,)
+    at, port = world.cores[B], world.ports[B]
+    if claims:
+        world.deaf.add(B)
+        world.kill(C)
+        port.reads.clear()
+    at.standbys.standby_row(SERVER, early, world.now_ms)
+    world.run()
+    assert at.standbys.backups[SERVER].valid
+    world.deaf.clear()
+    world.kill(C)
+    world.later(600)
+    assert SERVER in at.hosted and world.row().owner == B
