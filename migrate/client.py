@@ -78,6 +78,7 @@ class Client(Peer):
         self._entry_address = address
         self._timeout_s = timeout_s
         self._nodes: dict[NodeId, NodeRow] = {}
+        self._nodes_rev = 0  # of the directory, when they were these
         self._entry: NodeId = ""
         self._has_clock = False
 
@@ -118,7 +119,12 @@ class Client(Peer):
 
     async def _learn_nodes(self, seen: tuple[str, ...] | None) -> None:
         timeout_s = None if seen is not None else self._timeout_s
-        rows = [NodeRow(*row) for row in await self._ask_any("nodes", seen, timeout_s=timeout_s)]
+        rev, told = await self._ask_any("nodes", seen, self._nodes_rev, timeout_s=timeout_s)
+        if rev < self._nodes_rev:
+            # NB: whom an older view lacks has not left, but come since. It would be dead for good.
+            return
+        self._nodes_rev = rev
+        rows = [NodeRow(*row) for row in told]
         present = {row.id: row for row in rows}
         for node in [n for n in self._nodes if n not in present]:
             self._forget(node)

@@ -573,23 +573,32 @@ class Node(Peer):
                     node=self._name,
                 )
 
-    async def _nodes_after(self, seen: tuple[str, ...] | None) -> list[tuple[Any, ...]]:
-        """The nodes, as soon as they are others than those that were `seen`.
+    async def _nodes_after(
+        self, seen: tuple[str, ...] | None, rev: int
+    ) -> tuple[int, list[tuple[Any, ...]]]:
+        """The nodes, as soon as they are others than those that were `seen`, and what is told here
+        is not older than that; and the revision at which they are these.
 
         Whoever has seen none misses one that may have joined an instant ago: the directory knows.
+        It knows as well whether anything has changed since a later revision than this node's.
         """
-        if seen is None:
+        membership = self._membership
+        if seen is None or membership.rev < rev:
             # What is known here has to do while the directory is away.
             with contextlib.suppress(DirectoryError):
-                await self._membership._list()
+                await membership._list()
         try:
             async with asyncio.timeout(WATCH_S):
-                while seen is not None and set(seen) == set(self._membership.nodes):
-                    await self._membership.changed.wait()
+                while seen is not None and (
+                    membership.rev < rev or set(seen) == set(membership.nodes)
+                ):
+                    await membership.changed.wait()
         except TimeoutError:
             pass
-        rows = self._membership.nodes.values()
-        return [(r.id, r.name, r.address, r.pid, r.started, r.boot, r.host) for r in rows]
+        rows = membership.nodes.values()
+        return membership.rev, [
+            (r.id, r.name, r.address, r.pid, r.started, r.boot, r.host) for r in rows
+        ]
 
     def _set_failpoints(self, text: str) -> None:
         if self._driver.failpoints is None:

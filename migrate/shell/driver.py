@@ -654,6 +654,10 @@ class Driver:
         except (DirectoryError, MigrateError) as error:
             log.debug("look-up of %s failed: %s", server, error)
             known = False
+        except Exception:
+            # NB: whatever it is, requests wait for the word that comes now.
+            log.exception("look-up of %s failed; please report this", server)
+            known = False
         self.core.located(server, known, row, self.now_ms())
         self.flush()
 

@@ -12,6 +12,7 @@ import pytest
 
 import migrate
 from migrate.client import SyncClient
+from migrate.shell.directories import DirectoryUnavailable
 from migrate.shell.membership import Membership
 from tests.migrate.clusters import QUICK, break_links, eventually, failure_of, nodes, run, until
 from tests.migrate.servers import Busy, Counter, Gate, Where
@@ -71,6 +72,53 @@ def test_a_client_finds_a_node_that_its_own_node_has_not_heard_of_yet(
                     assert list(a._membership.nodes) == [a.id]
                     ref = await client.spawn(Counter, options=migrate.SpawnOptions(on="b"))
                     assert await ref.incr() == 1
+
+    run(body())
+
+
+def test_a_node_is_not_gone_because_another_has_not_heard_of_it_yet(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The client would never again send anything to it."""
+
+    async def away() -> None:
+        raise DirectoryUnavailable("not now", url="")
+
+    async def body() -> None:
+        async with nodes("a", "b", "c") as (a, b, c), client_of(a) as client:
+            ref = await client.spawn(Counter, 1, options=migrate.SpawnOptions(on="c"))
+            # What `b` would tell if word of `c` had not come to it.
+            behind = b._membership
+            with monkeypatch.context() as patched:
+                patched.setattr(behind, "_list", away)
+                patched.setattr(behind, "rev", behind.rev - 1)
+                patched.delitem(behind.nodes, c.id)
+                patched.setattr(client, "_entry", b.id)
+                await client._learn_nodes(None)
+                assert c.id in client._nodes and c.id not in client._driver.core.dead
+                assert await ref.incr() == 2
+                # One that follows waits until `b` has heard.
+                following = asyncio.create_task(client._learn_nodes((a.id, b.id)))
+                behind.changed.set()
+                behind.changed = asyncio.Event()
+                await asyncio.wait([following], timeout=0.05)
+                assert not following.done()
+            behind._notify()
+            await following
+            assert c.id in client._nodes and await ref.incr() == 3
+
+    run(body())
+
+
+def test_a_node_whose_view_is_behind_asks_the_directory():
+    async def body() -> None:
+        async with nodes("a", "b") as (a, b):
+            rev = b._membership.rev
+            await b.spawn(Counter)  # so that the directory's revision goes on
+            _, now = await b._membership.directory.list("nodes/")
+            assert now > rev
+            told, rows = await b._nodes_after((), now)
+            assert told >= now and {row[0] for row in rows} == {a.id, b.id}
 
     run(body())
 
