@@ -67,6 +67,9 @@ FAULTS: Final = (
 ASKS_DIRECTORY: Final = (
     "source COMMITTING",
     "source RECLAIMING",
+    # A target begins to watch the row when it has to wait for its source.
+    "target RESERVED",
+    "target DECODING",
     "target READY",
     "target LIVE",
 )
