@@ -362,12 +362,14 @@ class Cut:
         """Look at each part once, giving what changed; None where nothing did.
 
         Between two steps the container may change; during a step it must not. So what was written
-        is of no one instant, and only `last` makes it so.
+        is of no one instant, and only `last` makes it so. What comes to the container meanwhile is
+        left to the next round, lest a round never catch up with those who add to it.
 
         Raises:
             NotPlain: The container cannot be cut (any more).
         """
         self.align()
+        to_come = self.next_part
         looked: set[Part] = set()
         changes = seen = 0
         is_first = all(part.values is None for part in self.parts)
@@ -379,7 +381,7 @@ class Cut:
                 keys, values = read(part.count)
                 if not self._is_aligned(part, keys, values, last_key):
                     break
-                if part in looked:
+                if part in looked or part.number >= to_come:
                     continue
                 looked.add(part)
                 change = self._look(part, keys, values)

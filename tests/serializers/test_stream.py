@@ -168,6 +168,28 @@ def test_a_second_round_takes_only_what_changed_since_the_first() -> None:
     made.end()
 
 
+@pytest.mark.parametrize("kind", [dict, list])
+def test_a_round_ends_however_fast_its_container_grows(kind: type) -> None:
+    held: Any = rows(2000) if kind is dict else list(rows(2000).values())
+    root = server(rows=held)
+    steps = 0
+
+    def grow() -> None:
+        nonlocal steps
+        steps += 1
+        assert steps < 100, "the round goes on for ever"
+        for _ in range(2500):
+            n = len(held)
+            record = {"id": n, "w": [n, "x"]}
+            if kind is dict:
+                held[n] = record
+            else:
+                held.append(record)
+
+    made = Stream(root).round(grow)
+    assert len(made.end().rows) == 2000 + 2500 * steps
+
+
 # -- streams that go on
 
 
