@@ -61,7 +61,10 @@ class Stock:
             row["id"] = float(seed) if seed % 2 else seed
             row["tags"] = [*row["tags"][-3:], seed]
             if seed % 5 == 0:
-                self.rows[10_000 + seed] = {"id": seed, "tags": [], "at": None}
+                # NB: no more than 1,000 of them, lest a move of ever more rows take ever longer.
+                new = 10_000 + seed % 5000
+                self.rows.pop(new, None)
+                self.rows[new] = {"id": seed, "tags": [], "at": None}
             if seed % 7 == 0:
                 self.rows.pop(5000 + seed % 1000, None)
             self.latest = row
