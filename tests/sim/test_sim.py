@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pathlib
 import re
@@ -10,60 +9,32 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.sim.campaign import Ran, one
 from tests.sim.faults import KINDS, SETTINGS
 from tests.sim.invariants import GUARANTEES
 from tests.sim.phases import FAULTS, PHASES, possible
+from tests.sim.seeds import Results, Seeds
 from tests.sim.world import Violation, World
 
 ROOT = pathlib.Path(__file__).parents[2]
-CHUNK = 50
-SEEDS = "2000"
-
-
-def wanted(config: pytest.Config) -> list[range]:
-    """The seeds to run, in chunks that are one test each."""
-    seed = config.getoption("--seed", default=None)
-    if seed is not None:
-        return [range(seed, seed + 1)]
-    # The environment reaches a run of the whole suite too, which does not know the option.
-    many = config.getoption("--seeds", default=None)
-    seeds = int(many if many is not None else os.environ.get("LIVEMIGRATE_SIM_SEEDS", SEEDS))
-    return [range(start, min(start + CHUNK, seeds)) for start in range(0, seeds, CHUNK)]
+SEEDS = Seeds(World, 2000, 50, "LIVEMIGRATE_SIM_SEEDS", "pytest tests/sim")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "seeds" in metafunc.fixturenames:
-        chunks = wanted(metafunc.config)
-        names = [f"{chunk.start}-{chunk.stop - 1}" for chunk in chunks]
-        metafunc.parametrize("seeds", chunks, ids=names)
+    SEEDS.parametrize(metafunc)
 
 
 @pytest.fixture(scope="session")
-def results(pytestconfig: pytest.Config) -> Iterator[Callable[[range], list[Ran]]]:
-    """All chunks of seeds, run by as many processes as there are cores, up to 2."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(2, os.cpu_count() or 1)) as pool:
-        chunks = {chunk: pool.map_async(one, chunk, chunksize=5) for chunk in wanted(pytestconfig)}
-        yield lambda chunk: chunks[chunk].get()
+def results(pytestconfig: pytest.Config) -> Iterator[Results]:
+    with SEEDS.running(pytestconfig) as found:
+        yield found
 
 
-def test_every_guarantee_holds_under_every_schedule(
-    seeds: range, results: Callable[[range], list[Ran]]
-) -> None:
-    for ran in results(seeds):
-        if ran.failure is not None:
-            # Once more, here, for the transcript.
-            try:
-                World(ran.seed, keep=len(seeds) == 1).run()
-            except Violation as violation:
-                tail = "\n".join(violation.tail[-80:])
-                pytest.fail(f"{tail}\n{violation}\nreplay: pytest tests/sim --seed {ran.seed}")
-            pytest.fail(f"{ran.failure[1]}\nseed {ran.seed} does not repeat")
+def test_every_guarantee_holds_under_every_schedule(seeds: range, results: Results) -> None:
+    SEEDS.check(seeds, results)
 
 
 def test_schedules_are_long_and_every_fault_happens() -> None:
