@@ -27,16 +27,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import hmac
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .errors import SerializerError
+from .signed_header import ALIGNMENT_BYTES, HeaderFlaw, SignedHeader, key_id
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -44,12 +43,10 @@ else:
     from backports import zstd
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Flaw: TypeAlias = Literal["foreign", "newer", "truncated", "damaged", "wrong key"]
+Flaw: TypeAlias = HeaderFlaw
 
-MAGIC: Final = b"livemigrate checkpoint "
 FORMAT_VERSION: Final = 2
 """The newest that can be read. What earlier releases can read as well is written in format 1."""
-ALIGNMENT_BYTES: Final = 64
 HEADER_BYTES_MAX: Final = 1 << 20
 PARTS_MAX: Final = 1 << 20
 KEY_BYTES_MIN: Final = 16
@@ -61,8 +58,6 @@ ZSTD_BYTES_MIN: Final = 1024
 SAMPLE_BYTES: Final = 64 << 10
 """How much is looked at, at the beginning and in the middle, before a part is compressed."""
 
-_LINE: Final = re.compile(rb"livemigrate checkpoint (\d{1,9}) header=(\d{8}) mac=([0-9a-f]{64})\n")
-_LINE_BYTES: Final = len(MAGIC) + len(b"1 header=00000000 mac=\n") + 64
 _LIBRARIES: Final = ("livemigrate", "cloudpickle", "dill", "numpy", "pyarrow")
 
 
@@ -82,6 +77,12 @@ class BadArchive(SerializerError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+_HEADER: Final = SignedHeader("checkpoint", FORMAT_VERSION, HEADER_BYTES_MAX, BadArchive)
+
+LINE_BYTES: Final = _HEADER.line_bytes
+"""What `header_bytes` needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,6 @@ class Header:
     parts: tuple[Part, ...]
     size_bytes: int
     digest: str
-
-
-def key_id(key: bytes) -> str:
-    """A name for a key that tells nothing of it: 16 hexadecimal digits."""
-    return hmac.digest(key, b"livemigrate checkpoint key id 1", "sha256").hex()[:16]
 
 
 @functools.lru_cache(maxsize=1)
@@ -189,12 +185,7 @@ def seal(
         "parts": listed,
     }
     text = _readable(header)
-    text += b" " * (-(_LINE_BYTES + len(text) + 1) % ALIGNMENT_BYTES) + b"\n"
-    if len(text) > HEADER_BYTES_MAX:
-        raise ValueError(f"the header would have {len(text)} bytes; {HEADER_BYTES_MAX} are allowed")
-    line = b"%s%d header=%08d mac=" % (MAGIC, format_version, len(text))
-    mac = hmac.digest(key, line + text, "sha256").hex().encode()
-    return [line + mac + b"\n" + text, *pieces]
+    return [_HEADER.seal(text, key, format_version)[0], *pieces]
 
 
 def _readable(header: Mapping[str, Any]) -> bytes:
@@ -215,36 +206,7 @@ def header_bytes(data: Buffer) -> int:
     Raises:
         BadArchive: It is no first line of a checkpoint of this format.
     """
-    return _LINE_BYTES + _first_line(data)[0]
-
-
-LINE_BYTES: Final = _LINE_BYTES
-"""What `header_bytes` needs."""
-
-
-def _first_line(data: Buffer) -> tuple[int, bytes]:
-    line = bytes(data[: _LINE_BYTES + 16])
-    if not line.startswith(MAGIC):
-        if line and MAGIC.startswith(line):
-            raise BadArchive("truncated", f"it has only {len(line)} bytes")
-        raise BadArchive("foreign", "it is not a checkpoint of livemigrate: its magic is missing")
-    number = re.match(rb"\d{1,9}", line[len(MAGIC) :])
-    version = int(number[0]) if number is not None else 0
-    if version > FORMAT_VERSION:
-        raise BadArchive(
-            "newer",
-            f"it is written in format {version}, and this release reads up to {FORMAT_VERSION}; "
-            "upgrade livemigrate here",
-        )
-    found = _LINE.match(line)
-    if found is None or version < 1:
-        if len(data) < _LINE_BYTES:
-            raise BadArchive("truncated", f"it has only {len(data)} bytes")
-        raise BadArchive("damaged", "its first line is not as any release writes it")
-    size = int(found[2])
-    if not 0 < size <= HEADER_BYTES_MAX:
-        raise BadArchive("damaged", f"its header cannot have {size} bytes")
-    return size, bytes.fromhex(found[3].decode())
+    return _HEADER.end(data)
 
 
 _MALFORMED: Final = (
@@ -267,10 +229,7 @@ def read_header(data: Buffer) -> Header:
     Raises:
         BadArchive: There is none.
     """
-    size, _ = _first_line(data)
-    text = bytes(data[_LINE_BYTES : _LINE_BYTES + size])
-    if len(text) < size:
-        raise BadArchive("truncated", "its header is cut off")
+    text = _HEADER.text(data)
     try:
         told = json.loads(text)
         facts = dict(told)
@@ -290,7 +249,7 @@ def read_header(data: Buffer) -> Header:
         raise BadArchive(
             "damaged", f"its header is not as any release writes it: {error}"
         ) from error
-    before = _LINE_BYTES + size
+    before = LINE_BYTES + len(text)
     digest = hashlib.sha256(data[:before]).hexdigest()
     return Header(facts, written_by, key, parts, before + parts_bytes, digest)
 
@@ -301,18 +260,9 @@ def check_header(data: Buffer, key: bytes) -> Header:
     Raises:
         BadArchive: There is none, it was signed with another key, or it was changed.
     """
-    size, mac = _first_line(data)
     header = read_header(data)
-    signed = b"".join((data[: _LINE_BYTES - 65], data[_LINE_BYTES : _LINE_BYTES + size]))
-    if hmac.compare_digest(hmac.digest(key, signed, "sha256"), mac):
-        return header
-    if header.key_id != key_id(key):
-        raise BadArchive(
-            "wrong key",
-            f"it is signed with key {header.key_id}, and the key here is {key_id(key)}: it is of "
-            "another cluster, or was written with a key of its own",
-        )
-    raise BadArchive("damaged", "its header was changed: the signature does not fit")
+    _HEADER.verify(data, key, header.key_id)
+    return header
 
 
 def open_archive(data: Buffer, key: bytes) -> tuple[Header, list[tuple[str, memoryview]]]:

@@ -34,7 +34,6 @@ from __future__ import annotations
 import enum
 import hmac
 import json
-import re
 import secrets
 import struct
 import sys
@@ -45,24 +44,19 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from serializers.archive import key_id
+from serializers.signed_header import SignedHeader, key_id
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Flaw: TypeAlias = Literal[
     "missing", "foreign", "newer", "truncated", "damaged", "wrong key", "in use", "store"
 ]
 
-MAGIC: Final = b"livemigrate journal "
 FORMAT_VERSION: Final = 1
 HEADER_BYTES_MAX: Final = 1 << 16
 RECORD_BYTES_MAX: Final = (1 << 32) - 1
 STATE_BYTES_MAX: Final = 1 << 40
 NUMBER_MAX: Final = 1 << 62
 """What is counted stays below this, so that adding to it never leaves 64 bits."""
-
-_LINE: Final = re.compile(rb"livemigrate journal (\d{1,9}) header=(\d{8}) mac=([0-9a-f]{64})\n")
-LINE_BYTES: Final = len(MAGIC) + len(b"1 header=00000000 mac=\n") + 64
-_ALIGNMENT_BYTES: Final = 64
 
 TAG_BYTES: Final = 16
 _MARK_BYTES: Final = 8
@@ -102,6 +96,10 @@ class BadJournal(Exception):
 
     def __str__(self) -> str:
         return self.reason
+
+
+_HEADER: Final = SignedHeader("journal", FORMAT_VERSION, HEADER_BYTES_MAX, BadJournal)
+LINE_BYTES: Final = _HEADER.line_bytes
 
 
 class Facts(msgspec.Struct, kw_only=True, frozen=True):
@@ -218,12 +216,7 @@ class Encoder:
         }
         lines = [f" {json.dumps(n)}: {json.dumps(v, ensure_ascii=False)}" for n, v in told.items()]
         text = ("{\n" + ",\n".join(lines) + "\n}").encode("utf-8", "backslashreplace")
-        text += b" " * (-(LINE_BYTES + len(text) + 1) % _ALIGNMENT_BYTES) + b"\n"
-        if len(text) > HEADER_BYTES_MAX:
-            raise ValueError(f"a header of {len(text)} bytes; {HEADER_BYTES_MAX} are allowed")
-        line = b"%s%d header=%08d mac=" % (MAGIC, FORMAT_VERSION, len(text))
-        mac = hmac.digest(key, line + text, "sha256")
-        self.header = line + mac.hex().encode() + b"\n" + text
+        self.header, mac = _HEADER.seal(text, key, FORMAT_VERSION)
         self.offset = len(self.header)
         self._hash, self._mark = _keys(key, mac)
         self.tag = previous or mac[:TAG_BYTES]
@@ -294,30 +287,7 @@ def read_header(data: Buffer) -> tuple[Facts, str, int]:
     Raises:
         BadJournal: There is none.
     """
-    line = bytes(data[:LINE_BYTES])
-    if not line.startswith(MAGIC):
-        if line and MAGIC.startswith(line):
-            raise BadJournal("truncated", f"it has only {len(line)} bytes")
-        raise BadJournal("foreign", "it is no journal of livemigrate: its magic is missing")
-    number = re.match(rb"\d{1,9}", line[len(MAGIC) :])
-    version = int(number[0]) if number is not None else 0
-    if version > FORMAT_VERSION:
-        raise BadJournal(
-            "newer",
-            f"it is written in format {version}, and this release reads up to {FORMAT_VERSION}; "
-            "upgrade livemigrate here",
-        )
-    found = _LINE.match(line)
-    if found is None or version < 1:
-        if len(data) < LINE_BYTES:
-            raise BadJournal("truncated", f"it has only {len(data)} bytes")
-        raise BadJournal("damaged", "its first line is not as any release writes it")
-    size = int(found[2])
-    if not 0 < size <= HEADER_BYTES_MAX:
-        raise BadJournal("damaged", f"its header cannot have {size} bytes")
-    text = bytes(data[LINE_BYTES : LINE_BYTES + size])
-    if len(text) < size:
-        raise BadJournal("truncated", "its header is cut off")
+    text = _HEADER.text(data)
     try:
         told = _header.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -325,7 +295,7 @@ def read_header(data: Buffer) -> tuple[Facts, str, int]:
             "damaged", f"its header is not as any release writes it: {error}"
         ) from error
     facts = Facts(**{name: getattr(told, name) for name in Facts.__struct_fields__})
-    return facts, told.key_id, LINE_BYTES + size
+    return facts, told.key_id, LINE_BYTES + len(text)
 
 
 def check_header(data: bytes | bytearray, key: bytes) -> Facts:
@@ -342,16 +312,7 @@ class _Reader:
 
     def __init__(self, data: bytes | bytearray, key: bytes, previous: bytes) -> None:
         self.facts, signed_with, self.at = read_header(data)
-        mac = bytes.fromhex(bytes(data[LINE_BYTES - 65 : LINE_BYTES - 1]).decode())
-        signed = bytes(data[: LINE_BYTES - 65]) + bytes(data[LINE_BYTES : self.at])
-        if not hmac.compare_digest(hmac.digest(key, signed, "sha256"), mac):
-            if signed_with != key_id(key):
-                raise BadJournal(
-                    "wrong key",
-                    f"it is signed with key {signed_with}, and the key here is {key_id(key)}: "
-                    "it is of another cluster",
-                )
-            raise BadJournal("damaged", "its header was changed: the signature does not fit")
+        mac = _HEADER.verify(data, key, signed_with)
         self._data = data
         self._view = memoryview(data).toreadonly()
         self._hash, self._mark = _keys(key, mac)
