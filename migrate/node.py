@@ -257,7 +257,7 @@ class Node(Peer):
             leftover = driver.core.standbys.leftover
             try:
                 place = await asyncio.to_thread(
-                    FolderPlace, folder, key, posts, driver.rows, leftover, bytes_max
+                    FolderPlace, folder, key, posts, driver._soon, driver.rows, leftover, bytes_max
                 )
             except OSError as error:
                 posts.close()

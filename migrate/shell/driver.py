@@ -357,8 +357,11 @@ class Driver:
         """Do something after the core's present call has returned."""
         self._todo.append(do)
         if not self._todo_scheduled:
-            self._todo_scheduled = True
-            self.loop.call_soon(self._do_all, context=self.context)
+            self._schedule_todo()
+
+    def _schedule_todo(self) -> None:
+        self._todo_scheduled = True
+        self.loop.call_soon(self._do_all, context=self.context)
 
     def _do_all(self) -> None:
         self._todo_scheduled = False
@@ -375,6 +378,8 @@ class Driver:
                 self._todo.popleft()()
         finally:
             self._doing = False
+            if self._todo and not self._todo_scheduled:
+                self._schedule_todo()  # one has failed; the others have their turn
 
     async def close(self) -> None:
         """Stop everything; whoever waits on this node is told."""
@@ -703,7 +708,14 @@ class Driver:
     def received(self, node: NodeId, messages: list[Message]) -> list[Message]:
         """Take the messages of one frame; returns those that are not the core's."""
         self.host.turn_until_s = time.monotonic() + TURN_S
-        rest = self.core.receive(node, messages, self.now_ms())
+        # What comes up is done below, in this turn of the loop.
+        scheduled, self._todo_scheduled = self._todo_scheduled, True
+        try:
+            rest = self.core.receive(node, messages, self.now_ms())
+        except BaseException:
+            self._schedule_todo()
+            raise
+        self._todo_scheduled = scheduled
         self.host.turn_until_s = math.inf
         if rest and self._moves:
             rest = [message for message in rest if not self._take_release(message)]

@@ -30,7 +30,7 @@ from migrate.errors import MigrateError, Outcome, StaleJournal
 from migrate.shell import journal, stores
 from migrate.shell.bell import Posts
 from migrate.shell.directories.base import DirectoryError
-from migrate.shell.journal import Appends, Journal, JournalLog, Phase
+from migrate.shell.journal import Appends, Journal, JournalLog, Phase, Post
 from migrate.shell.journal_format import BadJournal, Facts, Found
 from migrate.shell.journal_objects import (
     THREADS,
@@ -201,6 +201,7 @@ class FolderPlace(Place):
         folder: Made if it is not there.
         key: What signs them.
         posts: Run functions of its threads on the loop; closed with it.
+        soon: Runs a function when what the loop has got is handled.
         rows: Of servers.
         leftover: What the core says, see `Standbys.leftover`.
         bytes_max: No larger file is read.
@@ -217,11 +218,12 @@ class FolderPlace(Place):
         folder: str,
         key: bytes,
         posts: Posts,
+        soon: Post,
         rows: Rows,
         leftover: AskLeftover,
         bytes_max: int,
     ) -> None:
-        self.log = JournalLog(folder, key, posts.post)
+        self.log = JournalLog(folder, key, posts.post, soon=soon)
         self._posts = posts
         self._key = key
         self._rows = rows

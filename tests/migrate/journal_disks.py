@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -33,13 +34,13 @@ def facts(**changes: object) -> Facts:
 class Inline(journal_module._Committer):
     """A committer without a thread: a group is committed when the test says so."""
 
-    def __init__(self, log: JournalLog, post: journal_module.Post) -> None:
-        super().__init__("inline", post)
-        self._log = log
+    def __init__(self, post: journal_module.Post, soon: journal_module.Post | None = None) -> None:
+        super().__init__("inline", post, soon=soon)
         self.works: list[journal_module._Work] = []
 
-    def put(self, work: journal_module._Work) -> None:
+    def _hand_over(self, work: journal_module._Work) -> None:
         self.works.append(work)
+        self._waiting.setdefault(work.file, deque())
 
     def run(self, works_max: int | None = None) -> bool:
         """Commit what waits as one group; tell whether there was anything."""
@@ -54,6 +55,8 @@ class Inline(journal_module._Committer):
             file.sync()
         for file, works in files.items():
             self._end(file, works)
+            if not any(work.file is file for work in self.works):
+                del self._waiting[file]
         return bool(group)
 
     def stop(self) -> None:
@@ -61,14 +64,29 @@ class Inline(journal_module._Committer):
 
 
 class ByHand:
-    """A log whose groups are committed, and whose results are told, step by step."""
+    """A log whose groups are committed, and whose results are told, step by step.
 
-    def __init__(self, folder: str | os.PathLike[str], disk: LogDisk) -> None:
+    Args:
+        folder: Where.
+        disk: On what.
+        holds: The loop commits what is alone in a turn of its, from the first append on.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], disk: LogDisk, *, holds: bool = False
+    ) -> None:
         self.posted: list[Callable[[], None]] = []
+        self.todo: list[Callable[[], None]] = []
         self.log = JournalLog(folder, KEY, self.posted.append, disk)
-        self.commits = Inline(self.log, self.posted.append)
-        self.bases = Inline(self.log, self.posted.append)
+        self.commits = Inline(self.posted.append, self.todo.append if holds else None)
+        self.commits._quick = journal_module.HOLD_AFTER
+        self.bases = Inline(self.posted.append)
         self.log.commits, self.log.bases = self.commits, self.bases
+
+    def turn(self) -> None:
+        """The loop has handled what it has got: what is left to do in this turn."""
+        while self.todo:
+            self.todo.pop(0)()
 
     def tell(self) -> None:
         """What threads have posted."""
@@ -79,11 +97,12 @@ class ByHand:
     def settle(self) -> None:
         """Until nothing is left to do."""
         while True:
+            self.turn()
             done = self.commits.run()
             self.tell()
             done |= self.bases.run()
             self.tell()
-            if not done and not self.posted:
+            if not done and not self.posted and not self.todo:
                 return
 
 

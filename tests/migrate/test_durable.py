@@ -9,6 +9,7 @@ import fcntl
 import inspect
 import logging
 import pathlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -97,6 +98,39 @@ def test_a_disk_that_fails_costs_the_journal_and_a_new_one_is_begun(
 
     with caplog.at_level(logging.ERROR, "migrate"):
         asyncio.run(main())
+
+
+def test_calls_that_come_one_by_one_are_committed_by_the_loop_and_there_afterwards(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "HOLD_AFTER", 0)
+    monkeypatch.setattr(journal_module, "HOLD_S", 60.0)
+    syncs = []
+    real = journal_module.LogDisk.sync_data
+
+    def sync_data(self: journal_module.LogDisk, handle: int) -> None:
+        syncs.append(threading.get_ident())
+        real(self, handle)
+
+    monkeypatch.setattr(journal_module.LogDisk, "sync_data", sync_data)
+
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            for n in range(50):
+                before = len(syncs)
+                assert await ref.add("a") == n + 1
+                assert len(syncs) > before
+            # Together they are a group's, and in order.
+            assert sorted(await asyncio.gather(*(ref.add("b") for _ in range(50)))) == [
+                *range(51, 101)
+            ]
+        async with node(tmp_path) as here:
+            again = await here.whereis("words")
+            assert again is not None and await again.count() == 100
+
+    asyncio.run(main())
+    assert threading.get_ident() in syncs and len(set(syncs)) > 1
 
 
 def test_a_journal_that_has_grown_begins_anew_while_calls_go_on(

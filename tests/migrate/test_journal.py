@@ -58,6 +58,25 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "ROOM_BYTES_MAX", 700)
 
 
+class Clock:
+    """Stands still but for what it is told."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def perf_counter(self) -> float:
+        """As `time.perf_counter`."""
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that journals look at."""
+    clock = Clock()
+    monkeypatch.setattr(journal_module, "time", clock)
+    return clock
+
+
 def begun(hand: ByHand, told: Told, **options: object) -> Journal:
     """A journal with a whole cut, number 1."""
     journal = hand.log.create(facts(), **options)  # type: ignore[arg-type]
@@ -535,10 +554,163 @@ def test_what_is_of_no_use_is_set_aside_and_what_was_left_half_done_removed(
     assert find(tmp_path / "nowhere") == []
 
 
+# -- the loop commits
+
+
+class Slow(LogDisk):
+    """A disk whose syncs take as long as they are told to, by a clock that stands still."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.sync_s = 0.0
+        self.syncs = 0
+
+    def sync_data(self, handle: int) -> None:
+        self.syncs += 1
+        self.clock.now_s += self.sync_s
+        super().sync_data(handle)
+
+
+def open_one(folder: pathlib.Path, disk: LogDisk, **changes: object) -> tuple[ByHand, Journal]:
+    """A log whose loop commits, and a journal with a whole cut, number 1."""
+    hand = ByHand(folder, disk, holds=True)
+    journal = hand.log.create(facts(**changes))
+    journal.cut(1, b"", [], whole=True)
+    hand.settle()
+    assert journal.phase is Phase.OPEN
+    return hand, journal
+
+
+def test_what_is_alone_in_a_turn_is_committed_by_the_loop(
+    tmp_path: pathlib.Path, clock: Clock
+) -> None:
+    disk, told = Slow(clock), Told()
+    hand, journal = open_one(tmp_path, disk)
+    before = disk.syncs
+    for number in range(2, 40):
+        journal.step(number, b"step", told.of(number))
+        assert number not in told.safe
+        hand.turn()
+        assert number in told.safe and disk.syncs == before + number - 1
+    assert not hand.commits.works and not hand.posted
+    journal.close()
+    hand.settle()
+    assert [r.number for r in load(journal.path, KEY, ALL).records] == list(range(1, 40))
+
+
+def test_what_is_not_alone_in_a_turn_goes_to_the_threads_in_order(
+    tmp_path: pathlib.Path, clock: Clock
+) -> None:
+    disk, told = Slow(clock), Told()
+    hand, journal = open_one(tmp_path, disk)
+    other = hand.log.create(facts(server="srv/2"))
+    other.cut(1, b"", [], whole=True)
+    hand.settle()
+    before = disk.syncs
+    for number in (2, 3, 4):
+        journal.step(number, b"", told.of(number))
+    hand.turn()
+    assert disk.syncs == before and [w.number for w in hand.commits.works] == [2, 3, 4]
+    # And what comes for another file while a thread has one.
+    other.step(2, b"", told.of(102))
+    hand.turn()
+    assert disk.syncs == before
+    # Nor does the end of a journal pass what is before it.
+    hand.settle()
+    assert told.safe == {2, 3, 4, 102}
+    journal.step(5, b"", told.of(5))
+    journal.close(told.of(6))
+    hand.turn()
+    assert [w.kind for w in hand.commits.works] == [Kind.STEP, Kind.END]
+    hand.settle()
+    found = load(journal.path, KEY, ALL)
+    assert found.closed and found.records[-1].number == 5
+
+
+@pytest.mark.parametrize("why", ["new disk", "large", "no room", "held"])
+def test_the_loop_waits_for_no_disk_that_may_take_long(
+    why: str, tmp_path: pathlib.Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "ROOM_BYTES_MIN", 200_000)
+    disk, told = Slow(clock), Told()
+    hand, journal = open_one(tmp_path, disk)
+    size = 10
+    if why == "new disk":
+        hand.commits._quick = journal_module.HOLD_AFTER - 1
+    elif why == "large":
+        size = journal_module.JOINED_BYTES_MAX
+    elif why == "no room":
+        size = 150_000
+        monkeypatch.setattr(journal_module, "JOINED_BYTES_MAX", 160_000)
+        journal.step(2, bytes(size), told.of(2))
+        hand.turn()
+    else:
+        disk.sync_s = 0.0005
+        journal.step(2, b"", told.of(2))
+        hand.turn()
+        clock.now_s += 0.0002  # what others had of it is less than half of that
+    number = (journal.number or 0) + 1
+    assert len(told.safe) == number - 2
+    journal.step(number, bytes(size), told.of(number))
+    hand.turn()
+    assert number not in told.safe and len(hand.commits.works) == 1
+    hand.settle()
+    assert number in told.safe
+    if why == "held":
+        clock.now_s += 0.0001
+        journal.step(number + 1, b"", told.of(number + 1))
+        hand.turn()
+        assert number + 1 in told.safe
+
+
+def test_after_a_sync_that_took_long_the_loop_waits_for_none_before_many_were_quick(
+    tmp_path: pathlib.Path, clock: Clock
+) -> None:
+    disk, told = Slow(clock), Told()
+    hand, journal = open_one(tmp_path, disk)
+    disk.sync_s = 0.0505
+    journal.step(2, b"", told.of(2))
+    hand.turn()
+    assert told.safe == {2} and hand.commits._quick == -50
+    disk.sync_s = 0.0
+    clock.now_s += 1
+    by_threads = 0
+    for number in range(3, 103):
+        journal.step(number, b"", told.of(number))
+        hand.turn()
+        if hand.commits.works:
+            by_threads += 1
+            hand.commits._commit(journal._file, [])  # as a thread that was quick
+            hand.settle()
+    assert told.safe == set(range(2, 103))
+    assert by_threads == 50 + journal_module.HOLD_AFTER
+
+
+@pytest.mark.parametrize("failing", ["write_at", "sync_data"])
+def test_a_commit_of_the_loop_that_fails_poisons_the_journal(
+    failing: str, tmp_path: pathlib.Path, clock: Clock
+) -> None:
+    disk, told = Failing(failing, 10**9), Told()
+    hand, journal = open_one(tmp_path, disk)
+    disk.at = disk.calls + 1
+    journal.step(2, b"s2", told.of(2))
+    hand.turn()
+    assert not told.safe and set(told.failed) == {2} and disk.failed and disk.after == []
+    assert journal.phase is Phase.FAILED
+    with pytest.raises(JournalFailed, match=os.strerror(errno.EIO)):
+        journal.step(3, b"s3")
+
+
 # -- power cuts
 
 
-def script(disk: SimDisk, logged: dict[int, Logged], told: Told, flavour: bytes = b"S") -> None:
+def script(
+    disk: SimDisk,
+    logged: dict[int, Logged],
+    told: Told,
+    flavour: bytes = b"S",
+    holds: bool = False,
+) -> None:
     """A journal's life: chunks, cuts, steps, groups of all sizes, two replacements, the end.
 
     Args:
@@ -546,8 +718,9 @@ def script(disk: SimDisk, logged: dict[int, Logged], told: Told, flavour: bytes 
         logged: What is appended, by number; of a number that was replaced, its later form too.
         told: What was told to be safe.
         flavour: A letter that all contents have; their sizes are always the same.
+        holds: The loop commits what is alone in its turn.
     """
-    hand = ByHand(FOLDER, disk)
+    hand = ByHand(FOLDER, disk, holds=holds)
     rng = Random(7)
     journal = hand.log.create(facts())
     journal.chunk([b"chunk-0"])
@@ -584,6 +757,8 @@ def script(disk: SimDisk, logged: dict[int, Logged], told: Told, flavour: bytes 
                 one.step(number, record, told.of(number))
         else:
             cut(where, None)
+        if rng.random() < 0.8:
+            hand.turn()
         if rng.random() < 0.6:
             hand.commits.run(rng.choice((1, None)))
             if rng.random() < 0.7:
@@ -619,19 +794,21 @@ def is_prefix(found: fmt.Found, logged_: dict[int, Logged]) -> bool:
     return not found.chunks
 
 
-def flaws_after_cuts(every: bool = False, cuts: range | None = None) -> list[str]:
+def flaws_after_cuts(
+    every: bool = False, cuts: range | None = None, holds: bool = False
+) -> list[str]:
     """What is wrong after a power cut at each step of the script; and a count of what was seen."""
     whole = SimDisk()
-    script(whole, {}, Told())
+    script(whole, {}, Told(), holds=holds)
     older = SimDisk()
-    script(older, {}, Told(), b"G")
+    script(older, {}, Told(), b"G", holds)
     ghost = max((bytes(file.shown) for file in older.files), key=len)
     flaws = []
     states = 0
     for cut_at in cuts or range(1, whole.steps + 2):
         disk, appended, told = SimDisk(cut_at=cut_at), {}, Told()
         try:
-            script(disk, appended, told)
+            script(disk, appended, told, holds=holds)
         except PowerCut:
             pass
         else:
@@ -657,17 +834,30 @@ def flaws_after_cuts(every: bool = False, cuts: range | None = None) -> list[str
     return flaws
 
 
+@pytest.mark.parametrize("holds", [False, True])
 def test_s53_after_a_power_cut_at_any_step_all_that_was_safe_is_there_and_nothing_wrong(
-    small: None,
+    holds: bool, small: None, clock: Clock
 ) -> None:
-    assert flaws_after_cuts() == []
+    assert flaws_after_cuts(holds=holds) == []
 
 
-def test_everything_is_told_in_the_end(small: None) -> None:
+@pytest.mark.parametrize("holds", [False, True])
+def test_everything_is_told_in_the_end(
+    holds: bool, small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_loop = []
+    real = journal_module._Committer._commit
+
+    def commit(self: journal_module._Committer, file: object, group: list[object]) -> None:
+        by_loop.extend(group)
+        real(self, file, group)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(journal_module._Committer, "_commit", commit)
     appended: dict[int, Logged] = {}
     told = Told()
-    script(SimDisk(), appended, told)
+    script(SimDisk(), appended, told, holds=holds)
     assert told.safe == {*appended, 999} and not told.failed
+    assert len(by_loop) >= 5 if holds else not by_loop
 
 
 def test_what_the_first_cut_of_a_replacement_covers_is_told_though_the_former_one_was_slower(
@@ -689,17 +879,21 @@ def test_what_the_first_cut_of_a_replacement_covers_is_told_though_the_former_on
     assert disk.failed and told.safe == {1, 2, 3} and not told.failed
 
 
-def test_a_group_that_is_torn_at_any_byte_leaves_what_was_before_it(small: None) -> None:
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_group_that_is_torn_at_any_byte_leaves_what_was_before_it(
+    holds: bool, small: None, clock: Clock
+) -> None:
     whole = SimDisk()
-    script(whole, {}, Told())
-    assert flaws_after_cuts(every=True, cuts=range(1, whole.steps, 7)) == []
+    script(whole, {}, Told(), holds=holds)
+    assert flaws_after_cuts(every=True, cuts=range(1, whole.steps, 7), holds=holds) == []
 
 
+@pytest.mark.parametrize("holds", [False, True])
 def test_without_syncs_of_data_a_power_cut_would_be_noticed(
-    small: None, monkeypatch: pytest.MonkeyPatch
+    holds: bool, small: None, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SimDisk, "sync_data", lambda self, handle: self._step())
-    assert any("was safe" in flaw for flaw in flaws_after_cuts())
+    assert any("was safe" in flaw for flaw in flaws_after_cuts(holds=holds))
 
 
 @pytest.mark.parametrize("without", ["sync_folder", "sync"])
@@ -868,16 +1062,26 @@ def test_the_search_for_a_witness_is_bounded() -> None:
 # -- threads, processes
 
 
+@pytest.mark.parametrize("holds", [False, True])
 def test_with_real_threads_everything_is_told_and_there(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    holds: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "LOG_BYTES_MIN", 50_000)
+    monkeypatch.setattr(journal_module, "HOLD_AFTER", 1)
+    monkeypatch.setattr(journal_module, "HOLD_S", 60.0)
     servers = 5
     told = [Told() for _ in range(servers)]
+    threads = set()
+
+    class Watched(LogDisk):
+        def sync_data(self, handle: int) -> None:
+            threads.add(threading.get_ident())
+            super().sync_data(handle)
 
     async def main() -> None:
-        post = asyncio.get_running_loop().call_soon_threadsafe
-        log = JournalLog(tmp_path, KEY, post)
+        loop = asyncio.get_running_loop()
+        soon = loop.call_soon if holds else None
+        log = JournalLog(tmp_path, KEY, loop.call_soon_threadsafe, Watched(), soon=soon)
         where: list[list[Journal]] = []
         wanted = set()
         news = asyncio.Event()
@@ -914,10 +1118,16 @@ def test_with_real_threads_everything_is_told_and_there(
                     where[n].append(new)
                 for j in where[n]:
                     j.cut(number, bytes(300), [], whole=j is new, done=of(n, number))
+                if number % 64 == 0:
+                    # Now and then one is alone.
+                    while told[n].safe != set(range(1, number + 1)):
+                        news.clear()
+                        await news.wait()
         await log.close()
         assert replaced >= servers
 
     asyncio.run(main())
+    assert (threading.get_ident() in threads) is holds and len(threads) > 2
     for n in range(servers):
         assert told[n].safe == set(range(1, 700)) and not told[n].failed
     paths = find(tmp_path)
@@ -1000,12 +1210,14 @@ from migrate.shell.journal import JournalLog, Phase
 from migrate.shell.journal_format import Facts
 
 module.LOG_BYTES_MIN = 30_000
+module.HOLD_AFTER, module.HOLD_S = 1, 60.0
 folder, seed = sys.argv[1], int(sys.argv[2])
+window = 16 if seed % 2 else 1  # the loop commits what comes one by one
 
 async def main():
     rng = random.Random(seed)
     loop = asyncio.get_running_loop()
-    log = JournalLog(folder, b"k" * 32, loop.call_soon_threadsafe)
+    log = JournalLog(folder, b"k" * 32, loop.call_soon_threadsafe, soon=loop.call_soon)
     facts = Facts(journal="j1", server="srv/1", cls="c", version=1, epoch=1)
     full = []
     where = [log.create(facts, on_full=full.append)]
@@ -1034,7 +1246,7 @@ async def main():
         for j in where:
             j.cut(number, b"%d" % number, [b"x" * rng.randrange(2000)], whole=j is whole, done=once)
         whole = None
-        while flying >= 16:
+        while flying >= window:
             room.clear()
             await room.wait()
 

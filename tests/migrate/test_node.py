@@ -756,3 +756,43 @@ def test_a_coroutine_without_an_await_needs_no_task_and_is_a_handler_like_any_ot
                 assert (await ref.seen())[-2:] == ["begun", "background"]
 
     run(body())
+
+
+def test_what_a_frame_brings_up_is_done_in_its_turn_and_a_failure_costs_the_others_no_more():
+    async def body() -> None:
+        async with nodes("a") as (a,):
+            driver, done = a._driver, []
+
+            def fails() -> None:
+                raise ValueError("one of them")
+
+            def receive(node: str, messages: list[Any], now_ms: int) -> list[Any]:
+                driver._soon(lambda: done.append("first"))
+                if node == "good":
+                    driver._soon(lambda: driver._soon(lambda: done.append("third")))
+                driver._soon(lambda: done.append("second"))
+                if node == "fails":
+                    driver._soon(fails)
+                    driver._soon(lambda: done.append("last"))
+                if node == "no good":
+                    raise KeyError(node)
+                return []
+
+            real, driver.core.receive = driver.core.receive, receive  # type: ignore[method-assign]
+            try:
+                driver.received("good", [])
+                assert done == ["first", "second", "third"]
+                done.clear()
+                await until(lambda: not driver._todo_scheduled)
+                with pytest.raises(ValueError, match="one of them"):
+                    driver.received("fails", [])
+                assert done == ["first", "second"]
+                await until(lambda: done == ["first", "second", "last"])
+                done.clear()
+                with pytest.raises(KeyError, match="no good"):
+                    driver.received("no good", [])
+                await until(lambda: done == ["first", "second"])
+            finally:
+                driver.core.receive = real  # type: ignore[method-assign]
+
+    run(body())
