@@ -1097,7 +1097,7 @@ class Core:
             return
         if session.sender.gate is not None:
             session.sender.gate.changes.sending[session.id] = session
-        was_limited = session.grant != NEVER
+        granted = session.grant
         for out in session.receipt(receipt.admitted_below, receipt.window):
             self._resolve(out, OK, None, None)
         for out in list(session.outstanding.values()):
@@ -1110,7 +1110,9 @@ class Core:
                 out.hurried += 1
                 if out.hurried <= HURRIED_MAX:
                     self.dispatch(session, out, now_ms)
-            elif was_limited and out.seq < session.grant:
+            elif granted <= out.seq < session.grant:
+                # It was refused. What was granted before is on its way, and is not sent again with
+                # each receipt.
                 self.dispatch(session, out, now_ms)
         session.route.attempts = 0
         if receipt.window == 0:

@@ -256,6 +256,22 @@ def test_what_is_unanswered_is_repeated_and_what_is_answered_is_not() -> None:
     assert sent(port) == [(B, 2, CALL)]
 
 
+def test_what_was_granted_is_sent_once_however_often_it_is_granted() -> None:
+    at, port = core(CLIENT)
+    at.route_hint(SERVER, B, 1)
+    session = at.request(at.own, SERVER, out(), NOW)
+    assert session is not None
+    for _ in range(5):
+        at.request(at.own, SERVER, out(), NOW)
+    port.take()
+    at.receive(B, [Receipt(session.id, SERVER, 1, 0)], NOW)
+    at.receive(B, [Receipt(session.id, SERVER, 1, 3)] * 3, NOW)
+    assert [seq for _, seq, _ in sent(port)] == [1, 2, 3]
+    port.take()
+    at.receive(B, [Receipt(session.id, SERVER, 2, 3)], NOW)
+    assert [seq for _, seq, _ in sent(port)] == [4]
+
+
 def test_an_admitted_call_is_repeated_without_its_arguments() -> None:
     at, port = core(CLIENT)
     at.route_hint(SERVER, B, 1)
