@@ -198,6 +198,12 @@ class NodeOptions:
     record_bytes_max: int = _option(64 << 20, 1 << 10)
     """Bytes of recorded results that one server keeps; the same rule."""
 
+    mailbox_bytes_max: int = _option(64 << 20, 1 << 10)
+    """Bytes that the arguments in one server's mailbox may take, beside the number of its messages
+    (`@server(mailbox=...)`). A message is taken while there are fewer, so none is too large and
+    the bound is passed by one at the most; those beyond are held back at their senders. What comes
+    with a move or after a failover is taken whole."""
+
     tombstone_s: float = _option(300.0, 1.0)
     """A stopped server's completion records answer late repeats this long."""
 

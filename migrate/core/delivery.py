@@ -19,6 +19,13 @@ new ones beyond, so that what comes later waits un-numbered, where it can still 
 A sender with nothing outstanding may always send one, whatever it was granted: that request is
 repeated until it is answered, so a grant that got lost, or came out of order, stalls nobody
 (TCP's zero-window probe, RFC 9293 section 3.8.6.1).
+
+A mailbox is full by the number of its messages or by the bytes that their arguments take. Each is
+taken while there is less than the bound, whatever it takes itself: so the bound is passed by one
+message at the most, none is too large ever to be taken, and a large one is refused no longer than
+small ones are. To a sender that was refused for bytes the owner grants as many more as would fit if
+they all took what the refused one does, until the next sweep that finds the mailbox empty; else it
+would send a whole window of them, again and again, for the few that there is room for.
 """
 
 from __future__ import annotations
@@ -276,6 +283,7 @@ class Entry:
         "run",
         "seq",
         "session",
+        "size",
         "trace",
         "waits",
     )
@@ -301,6 +309,7 @@ class Entry:
         self.chain = chain
         self.deadline_ms = deadline_ms
         self.trace = trace
+        self.size = 0  # bytes that its arguments take, of one that has to wait
         self.run = 0  # the number of its run, once it has begun
         self.diverged = False  # after a failover it did not make the requests that it had made
         self.kept = False  # taken in before a failover: here whether there is room or not
@@ -319,10 +328,12 @@ class ReceiveSession:
         "early",
         "ended",
         "expected",
+        "granted",
         "heard_ms",
         "id",
         "pending",
         "records",
+        "refused_bytes",
         "reply_to",
         "sender_epoch",
         "starved",
@@ -338,6 +349,9 @@ class ReceiveSession:
         self.heard_ms = now_ms
         self.sender_epoch: Epoch = 0
         self.starved = False
+        self.granted = 0  # while starved: numbers below it may be sent, as it was told
+        # What its largest refused message takes, since they were refused for their bytes.
+        self.refused_bytes = 0
         self.ended = False  # the sender has closed it; kept until its id is too old to open one
         self.pending = 0  # admitted calls that have no result yet
 

@@ -92,6 +92,24 @@ class Plan:
         self.due_ms = due_ms
 
 
+class Late(list[Envelope]):
+    """Envelopes that came while nothing is admitted, in order; `size` is what they take in bytes.
+
+    What is not taken is lost, and comes again.
+    """
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, env: Envelope, count_max: int, bytes_max: int) -> None:
+        """Keep an envelope while there are fewer than the bounds."""
+        if len(self) < count_max and self.size < bytes_max:
+            self.append(env)
+            self.size += len(env.payload)
+
+
 class Incarnation:
     """A hosted copy: (id, epoch), its mailbox, sessions, timers and its own sending half.
 
@@ -101,6 +119,7 @@ class Incarnation:
     __slots__ = (
         "background",
         "early",
+        "early_bytes",
         "forwarding_to",
         "gated",
         "held",
@@ -110,6 +129,7 @@ class Incarnation:
         "late",
         "limit",
         "mailbox",
+        "mailbox_bytes",
         "phase",
         "plans",
         "pump_due",
@@ -140,6 +160,7 @@ class Incarnation:
         self.phase = Phase.STARTING
         self.starting = True  # the hook before the first message is not over
         self.mailbox: deque[Entry] = deque()
+        self.mailbox_bytes = 0  # what the arguments in it take
         self.sessions: dict[SessionId, ReceiveSession] = {}
         self.sender = Sender(row.server, row.epoch)
         self.timers: dict[str, TimerState] = {}
@@ -147,6 +168,7 @@ class Incarnation:
         self.running: dict[int, Entry] = {}  # by run number; more than one only if re-entrant
         self.run_no = 0
         self.early = 0
+        self.early_bytes = 0
         self.records = 0
         self.record_bytes = 0
         self.background = 0  # tasks that handlers started and that still run
@@ -161,8 +183,26 @@ class Incarnation:
         self.holding = False
         self.held: list[tuple[NodeId, Message]] = []
         # Source from the freeze to the commit (or roll-back): what arrived meanwhile.
-        self.late: list[Envelope] = []
+        self.late = Late()
         self.forwarding_to: tuple[NodeId, int] | None = None
+
+    def put(self, entry: Entry) -> None:
+        """Put a message last into the mailbox."""
+        self.mailbox.append(entry)
+        self.mailbox_bytes += entry.size
+
+    def hold_early(self, session: ReceiveSession, entry: Entry) -> None:
+        """Keep a message until those before it are there."""
+        session.early[entry.seq] = entry
+        self.early += 1
+        self.early_bytes += entry.size
+
+    def take_early(self, session: ReceiveSession, seq: int) -> Entry:
+        """Take an early message out."""
+        entry = session.early.pop(seq)
+        self.early -= 1
+        self.early_bytes -= entry.size
+        return entry
 
     def quiet(self) -> bool:
         """A quiescent point: no hook, no handler and no task that one started is running."""
@@ -613,6 +653,7 @@ def _entry(inc: Incarnation, item: EntryRecord, now_ms: int) -> Entry:
         _deadline(item.left_ms, now_ms),
         item.trace,
     )
+    entry.size = len(item.payload)
     entry.kept = item.kept
     return entry
 
@@ -690,7 +731,7 @@ def restore(
 
     Args:
         record: From `export`, possibly from a peer that lies: nothing in it is trusted
-            beyond its types.
+            beyond its types. What is in its mailbox is taken, whatever this node's bounds are.
         row: The row this copy will have if the move commits.
         rev: Its revision, 0 while unknown.
         host: The shell's handle.
@@ -723,11 +764,10 @@ def restore(
             inc.records += 1
             inc.record_bytes += len(payload)
         for item in s.early:
-            session.early[item.seq] = entry(item)
-            inc.early += 1
+            inc.hold_early(session, entry(item))
     for item in record.mailbox:
         admitted = entry(item)
-        inc.mailbox.append(admitted)
+        inc.put(admitted)
         if admitted.session is not None and admitted.kind == CALL:
             admitted.session.pending += 1
     _take_timers(inc, record.timers, now_ms)
@@ -831,7 +871,7 @@ def revive(
     _take_timers(inc, record.timers, now_ms)
     for item in record.mailbox:
         if not fork or not item.session:
-            inc.mailbox.append(_entry(inc, item, now_ms))
+            inc.put(_entry(inc, item, now_ms))
     if not fork:
         _take_plans(inc, record.plans, now_ms)
         inc.sender.met = dict(record.met)

@@ -86,6 +86,7 @@ from migrate.core.ids import (
 )
 from migrate.core.incarnation import (
     Incarnation,
+    Late,
     Phase,
     Plan,
     Removal,
@@ -182,6 +183,7 @@ class CoreOptions:
     sessions_max: int = 10_000
     records_max: int = 100_000
     record_bytes_max: int = 64 << 20
+    mailbox_bytes_max: int = 64 << 20
     tombstone_ms: int = 300_000
     tombstones_max: int = 10_000
     forwarding_expiry_ms: int = 300_000
@@ -208,6 +210,9 @@ class Port(StandbyPort, Protocol):
 
     def pack(self, args: object) -> bytes:
         """Live arguments as bytes; they were shown to be packable when the call was made."""
+
+    def size(self, inc: Incarnation, args: object) -> int:
+        """About how many bytes live arguments take in memory, while they wait for a server."""
 
     def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
         """A live result as bytes; a result that cannot travel becomes an error."""
@@ -286,7 +291,7 @@ class Core:
         self.waits: dict[str, dict[Outgoing, SendSession]] = {}
         self._queue: deque[SourceMove] = deque()
         self.delayed: dict[ServerId, SourceMove] = {}  # until the row names its standbys
-        self._knocking: dict[ServerId, list[Envelope]] = {}
+        self._knocking: dict[ServerId, Late] = {}
         self._idle: dict[SessionId, SendSession] = {}
         self._receipts: dict[SessionId, tuple[Incarnation, ReceiveSession]] = {}
         self._loopback: deque[Message] = deque()
@@ -386,6 +391,11 @@ class Core:
         self.standbys.sweep(now_ms)
         servers: dict[ServerId, None] = {}
         for inc in self.hosted.values():
+            if inc.starved and not inc.mailbox and inc.phase is not Phase.FROZEN:
+                # They may be sending smaller ones by now, or nothing.
+                for session in inc.starved.values():
+                    session.refused_bytes = 0
+                self._grant(inc)
             for session in self._silent_sessions(inc, now_ms):
                 sender = session_sender(session.id)
                 if "@" in sender or session.ended:
@@ -1273,7 +1283,7 @@ class Core:
         timer.queued = True
         missed = (now_ms - timer.due_ms) // timer.period_ms
         timer.due_ms += (missed + 1) * timer.period_ms
-        inc.mailbox.append(Entry(None, 0, CAST, method, b"", None, (), 0))
+        inc.put(Entry(None, 0, CAST, method, b"", None, (), 0))
         self._pump(inc, now_ms)
 
     def receive(self, node: NodeId, messages: list[Message], now_ms: int) -> list[Message]:
@@ -1355,7 +1365,7 @@ class Core:
             self.send(node, message)
 
     def _receipt(self, inc: Incarnation, session: ReceiveSession) -> Receipt:
-        window = 0 if session.starved else -1
+        window = max(0, session.granted - session.expected) if session.starved else -1
         return Receipt(session.id, inc.id, session.expected, window)
 
     # -- arrival
@@ -1368,8 +1378,9 @@ class Core:
             self._arrive(inc, env, now_ms)
         elif inc.forwarding_to is not None:
             self._forward(env, *inc.forwarding_to)
-        elif len(inc.late) < self.options.late_max:
-            inc.late.append(env)
+        else:
+            stands = inc.mailbox_bytes + inc.early_bytes
+            inc.late.take(env, self.options.late_max, self.options.mailbox_bytes_max - stands)
 
     def _not_hosted(self, env: Envelope, now_ms: int) -> None:
         server = env.server
@@ -1377,9 +1388,8 @@ class Core:
         if arriving is not None and arriving.phase >= TargetPhase.DECODING:
             # Its state is here: the source admits nothing any more, so it waits for the end
             # of the move. Before that the source serves, and late envelopes go there.
-            knocking = self._knocking.setdefault(server, [])
-            if len(knocking) < self.options.late_max:
-                knocking.append(env)
+            knocking = self._knocking.setdefault(server, Late())
+            knocking.take(env, self.options.late_max, self.options.mailbox_bytes_max)
             return
         tombstone = self.tombstones.get(server)
         if tombstone is not None:
@@ -1479,10 +1489,9 @@ class Core:
             if seq in session.early or env.kind == PROBE:
                 return
             if self._no_room(inc) or seq - expected > 2 * self.options.window:
-                self._refuse(inc, session)
+                self._refuse(inc, session, len(env.payload))
                 return
-            session.early[seq] = self._entry(session, env, now_ms)
-            inc.early += 1
+            inc.hold_early(session, self._entry(session, env, now_ms))
             return
         kind = env.kind
         if kind == PROBE:
@@ -1494,7 +1503,7 @@ class Core:
             and not self._make_room(inc, session)
             and not self._nested(inc, env.chain)
         ):
-            self._refuse(inc, session)
+            self._refuse(inc, session, len(env.payload))
             return
         self._admit(inc, session, self._entry(session, env, now_ms), now_ms)
         if session.early or session.expected in session.records:
@@ -1503,7 +1512,7 @@ class Core:
     @staticmethod
     def _entry(session: ReceiveSession, env: Envelope, now_ms: int) -> Entry:
         timeout = env.timeout_ms
-        return Entry(
+        entry = Entry(
             session,
             env.seq,
             env.kind,
@@ -1514,6 +1523,8 @@ class Core:
             now_ms + timeout if timeout else 0,
             env.trace,
         )
+        entry.size = len(env.payload)
+        return entry
 
     def _arrive_local(
         self, inc: Incarnation, sending: SendSession, out: Outgoing, now_ms: int
@@ -1560,7 +1571,7 @@ class Core:
             )
         ):
             self._arm_repeat(sending, now_ms)
-            self._refuse(inc, session)
+            self._refuse(inc, session, self._size(inc, out.payload, out.args))
             return
         entry = Entry(
             session,
@@ -1574,8 +1585,8 @@ class Core:
         )
         if seq > expected:
             if seq not in session.early:
-                session.early[seq] = entry
-                inc.early += 1
+                entry.size = self._size(inc, out.payload, out.args)
+                inc.hold_early(session, entry)
             # It may have to give way, as one from elsewhere may.
             self._arm_repeat(sending, now_ms)
             return
@@ -1587,51 +1598,66 @@ class Core:
         options = self.options
         return (
             len(inc.mailbox) + inc.early >= inc.limit
+            or inc.mailbox_bytes + inc.early_bytes >= options.mailbox_bytes_max
             or inc.records >= options.records_max
             or inc.record_bytes >= options.record_bytes_max
         )
 
+    def _size(self, inc: Incarnation, payload: bytes | None, args: object) -> int:
+        return self.port.size(inc, args) if payload is None else len(payload)
+
     def _make_room(self, inc: Incarnation, session: ReceiveSession) -> bool:
-        """Give up one early message, if there is one, for one whose turn it is.
+        """Give up early messages, if that makes room for one whose turn it is.
 
         Early messages were not acknowledged, so they come again; but for those that were, by an
         owner before a failover. If they were kept, the one they all wait for might be refused for
         ever.
         """
-        if not inc.early:
-            return False
         options = self.options
-        full = inc.records >= options.records_max or inc.record_bytes >= options.record_bytes_max
-        # Those do not take the room of what they wait for.
-        kept = any(entry.kept for entry in session.early.values())
-        is_awaited = kept and not full and len(inc.mailbox) < inc.limit
-        if len(inc.mailbox) + inc.early > inc.limit and not is_awaited:
+        if (
+            not inc.early
+            or len(inc.mailbox) >= inc.limit
+            or inc.mailbox_bytes >= options.mailbox_bytes_max
+            or inc.records >= options.records_max
+            or inc.record_bytes >= options.record_bytes_max
+        ):
             return False
         for other in (session, *inc.sessions.values()):
-            seqs = [seq for seq, entry in other.early.items() if not entry.kept]
-            if seqs:
-                del other.early[max(seqs)]
-                inc.early -= 1
-                return is_awaited or not self._no_room(inc)
-        return is_awaited
+            for seq in sorted(other.early, reverse=True):
+                if not other.early[seq].kept:
+                    inc.take_early(other, seq)
+                    if not self._no_room(inc):
+                        return True
+        # Those that were acknowledged do not take the room of what they wait for.
+        return any(entry.kept for entry in session.early.values())
 
-    def _refuse(self, inc: Incarnation, session: ReceiveSession) -> None:
+    def _refuse(self, inc: Incarnation, session: ReceiveSession, size: int) -> None:
+        if inc.mailbox_bytes + inc.early_bytes >= self.options.mailbox_bytes_max:
+            session.refused_bytes = max(session.refused_bytes, size)
         session.starved = True
+        session.granted = 0
         inc.starved[session.id] = session
         self._receipts[session.id] = (inc, session)
 
     def _grant(self, inc: Incarnation) -> None:
         """The mailbox has room again: share it among those who were refused."""
-        share = max(1, (inc.limit - len(inc.mailbox)) // max(1, len(inc.starved)))
-        plenty = not inc.mailbox
-        for session in inc.starved.values():
-            window = -1 if plenty else share
-            session.starved = False
+        n = max(1, len(inc.starved))
+        share = max(1, (inc.limit - len(inc.mailbox)) // n)
+        share_bytes = (self.options.mailbox_bytes_max - inc.mailbox_bytes) // n
+        for session in list(inc.starved.values()):
+            window = share if inc.mailbox else -1
+            if session.refused_bytes:
+                window = max(1, min(share, share_bytes // session.refused_bytes))
+            if window < 0:
+                session.starved = False
+                session.granted = 0
+                del inc.starved[session.id]
+            elif session.expected + window > session.granted:
+                session.granted = session.expected + window
+            else:
+                continue  # It has not used up what it was told.
             receipt = Receipt(session.id, inc.id, session.expected, window)
             self._tell(inc, session.reply_to, receipt)
-            session.starved = not plenty
-        if plenty:
-            inc.starved.clear()
 
     def _repeated(
         self, inc: Incarnation, session: ReceiveSession, seq: int, kind: int, method: str
@@ -1667,8 +1693,7 @@ class Core:
         early = session.early
         while True:
             if session.expected in early:
-                inc.early -= 1
-                self._admit(inc, session, early.pop(session.expected), now_ms)
+                self._admit(inc, session, inc.take_early(session, session.expected), now_ms)
             elif session.expected in session.records:
                 session.expected += 1  # answered before a failover, ahead of what came before it
             else:
@@ -1712,7 +1737,9 @@ class Core:
             session.pending += 1
             self._answer(inc, entry, REFUSED, b"unknown kind of envelope", None, now_ms)
             return
-        inc.mailbox.append(entry)
+        if not entry.size:
+            entry.size = self._size(inc, entry.payload, entry.args)
+        inc.put(entry)
         self._pump(inc, now_ms)
 
     # -- running
@@ -1766,6 +1793,7 @@ class Core:
             if held and entry.kind != QUIESCE and not self.standbys.may_begin(inc, entry, now_ms):
                 break
             mailbox.popleft()
+            inc.mailbox_bytes -= entry.size
             if entry.session is None:
                 if entry.kind == QUIESCE:
                     if inc.background:
@@ -1790,7 +1818,11 @@ class Core:
             self._start(inc, entry, now_ms)
 
     def _maybe_grant(self, inc: Incarnation) -> None:
-        if len(inc.mailbox) <= inc.limit // 2 and not self._no_room(inc):
+        if (
+            len(inc.mailbox) <= inc.limit // 2
+            and inc.mailbox_bytes <= self.options.mailbox_bytes_max // 2
+            and not self._no_room(inc)
+        ):
             self._grant(inc)
 
     def _start(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
@@ -1967,9 +1999,7 @@ class Core:
         for seq, entry in sorted(session.early.items()):
             if entry.kept:
                 # It was acknowledged; what it waited for went with the sender, after a failover.
-                del session.early[seq]
-                inc.early -= 1
-                inc.mailbox.append(entry)
+                inc.put(inc.take_early(session, seq))
                 self.pump_soon(inc)
         inc.sessions.pop(session.id, None)
         inc.starved.pop(session.id, None)
@@ -1979,6 +2009,7 @@ class Core:
         inc.records -= len(session.records)
         inc.record_bytes -= sum(len(r.payload) for r in session.records.values())
         inc.early -= len(session.early)
+        inc.early_bytes -= sum(entry.size for entry in session.early.values())
         if inc.starved:
             self._maybe_grant(inc)
 
@@ -2232,7 +2263,7 @@ class Core:
         inc.phase = Phase.RUNNING if phase is Phase.STARTING and not inc.starting else phase
         inc.sender.muted = False
         self._arm_ticks(inc, now_ms)
-        late, inc.late = inc.late, []
+        late, inc.late = inc.late, Late()
         for env in late:
             self._arrive(inc, env, now_ms)
         self._come_home(inc, now_ms)
@@ -2635,7 +2666,7 @@ class Core:
         inc.forwarding_to = (action.node, action.epoch)
         if action.node not in self.dead:
             self.forwarding.learn(source.server, action.node, action.epoch, now_ms)
-        late, inc.late = inc.late, []
+        late, inc.late = inc.late, Late()
         for env in late:
             self._forward(env, action.node, action.epoch)
         self._relocate(source.server, action.node, action.epoch, now_ms)
@@ -2658,7 +2689,7 @@ class Core:
         self._forget_sender(inc)
         for env in inc.late:  # fenced: nobody told us where it went
             self.send(env.reply_to, NotHere(env.server, env.session, env.seq))
-        inc.late = []
+        inc.late = Late()
         route = self.routes.get(source.server)
         if route is not None and (route.node is None or route.node == self.node):
             self._look_or_wait(route, now_ms)
@@ -2684,7 +2715,7 @@ class Core:
         inc.forwarding_to = None
         self.forwarding.forget(inc.id)
         inc.sender.muted = inc.holding
-        late, inc.late = inc.late, []
+        late, inc.late = inc.late, Late()
         for env in late:
             self._arrive(inc, env, now_ms)
         if was_frozen:
@@ -2867,6 +2898,7 @@ class Core:
             if entry.kind == QUIESCE:
                 self.port.not_quiesced(entry.args)
         inc.mailbox.clear()
+        inc.mailbox_bytes = 0
         self._drop_timers(inc)
         inc.held = []
         self._forget_sender(inc)

@@ -118,7 +118,7 @@ from migrate.shell.directories.base import (
     Put,
 )
 from migrate.shell.host import Host, Hosted
-from migrate.shell.isolation import isolate, isolate_arguments
+from migrate.shell.isolation import isolate, isolate_arguments, size_of
 from migrate.shell.machine import clock_id
 from migrate.shell.peers import BULK_BYTES, Peers
 from migrate.shell.pending import Pending
@@ -479,6 +479,8 @@ class Driver:
                 live = (args, kwargs)
                 if not wire.is_plain(args, kwargs) and not _shares(hosted):
                     live = isolate_arguments(args, kwargs, self)
+                    if type(live) is bytes:
+                        payload, live = live, None
             else:
                 payload = wire.pack_args(args, kwargs)
                 if len(payload) > self.options.message_bytes_max:
@@ -642,6 +644,11 @@ class Driver:
         """See `Port.pack`."""
         live: Any = args
         return wire.pack_args(live[0], live[1])
+
+    def size(self, inc: Incarnation, args: object) -> int:
+        """See `Port.size`. References to what is somebody else's too count as nothing."""
+        live: Any = args
+        return 0 if _shares(inc) else size_of(live[0], live[1])
 
     def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
         """See `Port.pack_result`."""
@@ -1462,6 +1469,7 @@ def core_options(options: NodeOptions) -> CoreOptions:
         sessions_max=options.sessions_max,
         records_max=options.records_max,
         record_bytes_max=options.record_bytes_max,
+        mailbox_bytes_max=options.mailbox_bytes_max,
         tombstone_ms=int(options.tombstone_s * 1000),
         forwarding_expiry_ms=int(options.forwarding_expiry_s * 1000),
         forwarding_max=options.forwarding_max,

@@ -3,7 +3,8 @@
 Whoever gets a value must not see what its giver writes later, and the other way round. Immutable
 values pass as they are; builtin containers and arrays of numpy are copied here, with what they
 share among themselves still shared; anything else takes the long way through `serializers`, which
-also refuses what cannot travel, so that a call means the same wherever its server runs.
+also refuses what cannot travel, so that a call means the same wherever its server runs. Arguments
+that go that way stay bytes until their handler begins.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import types
 import uuid
 from collections.abc import Callable
+from sys import getsizeof
 from typing import Any, Final, TypeAlias
 
 import serializers
@@ -75,8 +77,15 @@ def isolate(value: Any, runtime: Runtime) -> Any:
 
 def isolate_arguments(
     args: tuple[Any, ...], kwargs: dict[str, Any], runtime: Runtime
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Private copies of a call's arguments; see `isolate`. `kwargs` itself is the caller's gift."""
+) -> tuple[tuple[Any, ...], dict[str, Any]] | bytes:
+    """Private copies of a call's arguments; see `isolate`. `kwargs` itself is the caller's gift.
+
+    Returns:
+        The copies, or where something takes the long way, the pickle of all of them.
+
+    Raises:
+        SerializerError: Something in them cannot travel.
+    """
     memo: Memo = {}
     try:
         made = tuple(
@@ -86,7 +95,35 @@ def isolate_arguments(
             kwargs = {key: _copy(item, memo, runtime) for key, item in kwargs.items()}
         return made, kwargs
     except (_TakesTheLongWay, RecursionError):
-        return unpack(serializers.dumps((args, kwargs)), runtime)  # type: ignore[no-any-return]
+        return serializers.dumps((args, kwargs))
+
+
+def size_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """About how many bytes isolated arguments take in memory.
+
+    What the values of a container take counts with it, once; whatever else holds others (a frozen
+    dataclass, say) counts without them, as it is small.
+    """
+    size = 0
+    seen: set[int] = set()
+    left: list[Any] = [*args, *kwargs.values()]
+    while left:
+        value = left.pop()
+        if type(value) in IMMUTABLE:
+            size += getsizeof(value)
+            continue
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        # NB: an array that is a view of another one says nothing of what it shows.
+        nbytes = getattr(value, "nbytes", 0)
+        size += max(getsizeof(value), nbytes if type(nbytes) is int else 0)
+        if isinstance(value, dict):
+            left += value.keys()
+            left += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            left += value
+    return size
 
 
 def _copy(value: Any, memo: Memo, runtime: Runtime) -> Any:

@@ -215,7 +215,20 @@ class RecordsUnbounded(Core):
     """Requests are admitted whatever number of completion records is kept."""
 
     def _no_room(self, inc: Incarnation) -> bool:
-        return len(inc.mailbox) + inc.early >= inc.limit
+        stands = inc.mailbox_bytes + inc.early_bytes
+        return len(inc.mailbox) + inc.early >= inc.limit or stands >= self.options.mailbox_bytes_max
+
+
+class BytesUncounted(Core):
+    """Requests are admitted whatever the arguments take that wait already."""
+
+    def _no_room(self, inc: Incarnation) -> bool:
+        options = self.options
+        return (
+            len(inc.mailbox) + inc.early >= inc.limit
+            or inc.records >= options.records_max
+            or inc.record_bytes >= options.record_bytes_max
+        )
 
 
 class ChunksUncounted(Core):

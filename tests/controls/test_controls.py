@@ -80,6 +80,7 @@ def calm(async_share: float = 0.3, relay_share: float = 0.25) -> Plan:
         (off.StaleSendersHeard, "stale senders"),
         (off.NoHopRule, "hops"),
         (off.RecordsUnbounded, "bounded"),
+        (off.BytesUncounted, "bounded"),
         (off.SentAgainAtOnce, "storm"),
         # What was on its way when the final state came is missing from it.
         (off.ChunksUncounted, "pre-copy"),

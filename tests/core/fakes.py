@@ -87,6 +87,9 @@ class Port:
     def pack(self, args: object) -> bytes:
         return repr(args).encode()
 
+    def size(self, inc: Incarnation, args: object) -> int:
+        return len(self.pack(args))
+
     def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
         return status, repr(value).encode()
 
@@ -244,7 +247,7 @@ def env(seq: int, method: str = "", kind: int = CALL, **more: Any) -> Envelope:
         more.pop("acked_below"),
         kind,
         method or f"m{seq}",
-        b"",
+        more.pop("payload", b""),
         more.pop("timeout_ms", 0),
         more.pop("reply_to", CLIENT),
         **more,

@@ -85,10 +85,15 @@ class Delivery(RuleBasedStateMachine):
 
     LIMIT = 2
     WINDOW = 4
+    BYTES = 64 << 20
+    SIZES = (0,)
 
     def __init__(self) -> None:
         super().__init__()
-        options: dict[str, Any] = {"window": self.WINDOW, "repeat_first_ms": 20, "ack_idle_ms": 5}
+        options: dict[str, Any] = {
+            **{"window": self.WINDOW, "repeat_first_ms": 20, "ack_idle_ms": 5},
+            "mailbox_bytes_max": self.BYTES,
+        }
         self.client, _ = core(CLIENT, **options)
         self.owner, _ = core(A, **options)
         self.theirs = self.client.port = Answers()
@@ -115,7 +120,8 @@ class Delivery(RuleBasedStateMachine):
     def ask(self, kind: int, wait: bool, left: int) -> None:
         token = len(self.made) + 1
         deadline = self.now + left if left else 0
-        out = Outgoing(kind, str(token), b"", None, (), deadline, token, "")
+        payload = bytes(self.SIZES[token % len(self.SIZES)])
+        out = Outgoing(kind, str(token), payload, None, (), deadline, token, "")
         session = self.client.request(self.client.own, SERVER, out, self.now, wait=wait)
         self.made.append((token, kind))
         if session is None:
@@ -210,6 +216,13 @@ class Delivery(RuleBasedStateMachine):
     def everything_is_bounded(self) -> None:
         assert len(self.inc.mailbox) + self.inc.early <= self.LIMIT
         assert self.inc.early == sum(len(s.early) for s in self.inc.sessions.values())
+        early = [entry.size for s in self.inc.sessions.values() for entry in s.early.values()]
+        sizes = [entry.size for entry in self.inc.mailbox] + early
+        assert (self.inc.mailbox_bytes + self.inc.early_bytes, self.inc.early_bytes) == (
+            sum(sizes),
+            sum(early),
+        )
+        assert sum(sizes) - max(sizes, default=0) < self.BYTES
         assert self.inc.records == sum(len(s.records) for s in self.inc.sessions.values())
         for session in self.client.sending.values():
             assert session.next_seq - session.low <= self.WINDOW
@@ -659,12 +672,23 @@ class TimerSet(RuleBasedStateMachine):
 
 SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
+
+class DeliveryOfBytes(Delivery):
+    """The same, where bytes are what there is no room for."""
+
+    LIMIT = 100
+    BYTES = 10
+    SIZES = (1, 6, 30, 0)
+
+
 TestDelivery = Delivery.TestCase
+TestDeliveryOfBytes = DeliveryOfBytes.TestCase
 TestMove = Move.TestCase
 TestRows = Rows.TestCase
 TestForwardingTable = ForwardingTable.TestCase
 TestTimerSet = TimerSet.TestCase
 TestDelivery.settings = SETTINGS
+TestDeliveryOfBytes.settings = SETTINGS
 TestMove.settings = settings(SETTINGS, max_examples=200)
 TestRows.settings = SETTINGS
 TestForwardingTable.settings = SETTINGS

@@ -24,11 +24,28 @@ from migrate.core.messages import (
     WITHDRAWN,
     Acked,
     Envelope,
+    FinalFailed,
     NotHere,
     Receipt,
     Reply,
 )
-from tests.core.fakes import CLIENT, NOW, SERVER, SESSION, A, B, C, Port, core, env, host, out, row
+from tests.core.fakes import (
+    CLIENT,
+    NOW,
+    SERVER,
+    SESSION,
+    TRANSFER,
+    A,
+    B,
+    C,
+    Port,
+    core,
+    env,
+    frozen_move,
+    host,
+    out,
+    row,
+)
 
 
 def replies(port: Port) -> list[tuple[int, int]]:
@@ -225,6 +242,95 @@ def test_a_full_mailbox_refuses_and_grants_when_it_has_room_s21() -> None:
     at.finish(inc, entry, OK, b"", None, NOW)
     assert port.ran == ["m1", "m2", "m3"]
     assert port.of(Receipt)[-1] == Receipt(SESSION, SERVER, 4, -1)
+
+
+TEN = b"0123456789"
+
+
+def test_a_mailbox_is_full_by_the_bytes_that_wait_in_it_and_grants_when_it_has_room() -> None:
+    at, port = core(mailbox_bytes_max=25)
+    inc = host(at)
+    port.busy = True
+    at.receive(CLIENT, [env(seq, payload=TEN) for seq in range(1, 7)], NOW)
+    # The first is being handled; the bound is passed by one message at the most.
+    assert (len(inc.mailbox), inc.mailbox_bytes) == (3, 30)
+    assert port.of(Receipt) == [Receipt(SESSION, SERVER, 5, 0)]
+    port.take()
+    for _ in range(2):
+        [running] = inc.running.values()
+        at.finish(inc, running, OK, b"", None, NOW)
+    # Room for 15 bytes is room for one more of what was refused.
+    assert inc.mailbox_bytes == 10
+    assert port.of(Receipt) == [Receipt(SESSION, SERVER, 5, 1)]
+
+
+def test_a_message_larger_than_the_bound_is_taken_into_an_empty_mailbox_and_alone() -> None:
+    at, port = core(mailbox_bytes_max=5)
+    inc = host(at)
+    port.busy = True
+    at.receive(CLIENT, [env(1), env(2, payload=TEN), env(3), env(4, payload=TEN)], NOW)
+    assert [entry.seq for entry in inc.mailbox] == [2]
+    while inc.running:
+        [running] = inc.running.values()
+        at.finish(inc, running, OK, b"", None, NOW)
+        at.receive(CLIENT, [env(3), env(4, payload=TEN)], NOW)
+    assert port.ran == ["m1", "m2", "m3", "m4"]
+    assert (inc.mailbox_bytes, inc.early_bytes) == (0, 0)
+
+
+def test_a_sender_that_was_refused_for_bytes_is_granted_what_fits_until_a_sweep() -> None:
+    at, port = core(mailbox_bytes_max=40)
+    inc = host(at)
+    port.busy = True
+    at.receive(CLIENT, [env(seq, payload=TEN) for seq in range(1, 9)], NOW)
+    while inc.running:
+        [running] = inc.running.values()
+        at.finish(inc, running, OK, b"", None, NOW)
+    # The mailbox is empty; without a limit 1,024 would come for the four that there is room for.
+    assert port.of(Receipt)[-1] == Receipt(SESSION, SERVER, 6, 4)
+    port.take()
+    port.busy = False
+    at.receive(CLIENT, [env(6, kind=CAST), env(7, kind=CAST)], NOW)
+    assert [receipt.window for receipt in port.of(Receipt)] == [4, 4, 4]
+    port.take()
+    at.tick(NOW + at.options.session_expiry_ms // 10)
+    assert port.of(Receipt) == [Receipt(SESSION, SERVER, 8, -1)]
+    assert not inc.starved
+
+
+def test_early_messages_that_take_the_bytes_give_way_to_the_one_they_wait_for() -> None:
+    at, port = core(mailbox_bytes_max=25)
+    inc = host(at)
+    at.receive(CLIENT, [env(seq, payload=TEN) for seq in (2, 3, 4, 5)], NOW)
+    assert (inc.early, inc.early_bytes) == (3, 30)
+    at.receive(CLIENT, [env(1, payload=TEN)], NOW)
+    assert port.ran == ["m1", "m2", "m3"]
+    assert (inc.early, inc.early_bytes, inc.mailbox_bytes) == (0, 0, 0)
+
+
+def test_what_comes_during_a_freeze_is_bounded_in_bytes_with_what_stands_there() -> None:
+    at, port = core(mailbox_bytes_max=35)
+    inc = host(at)
+    frozen_move(at, port)
+    at.receive(CLIENT, [env(seq, payload=TEN) for seq in range(1, 9)], NOW)
+    assert [envelope.seq for envelope in inc.late] == [1, 2, 3, 4]
+    at.receive(B, [FinalFailed(TRANSFER, "there is no room")], NOW)
+    at.started(SERVER, NOW)
+    assert port.ran == ["m1", "m2", "m3", "m4"]
+    at.receive(CLIENT, [env(5, payload=TEN)], NOW)
+    assert port.ran[-1] == "m5" and not inc.late and inc.late.size == 0
+
+
+def test_live_arguments_count_once_they_have_to_wait() -> None:
+    at, port = core(mailbox_bytes_max=25)
+    inc = host(at)
+    port.busy = True
+    for _ in range(5):
+        request = out()
+        request.payload, request.args = None, "ten bytes"
+        at.request(at.own, SERVER, request, NOW)
+    size = len(port.pack("ten bytes"))
+    assert (len(inc.mailbox), inc.mailbox_bytes) == (3, 3 * size)
 
 
 # -- the sending side

@@ -48,7 +48,7 @@ def test_numbers_records_mailbox_and_early_messages_survive(
     inc = host(at)
     port.busy = busy
     for seq, kind in arrived:
-        at.receive(CLIENT, [env(seq, kind=kind)], NOW)
+        at.receive(CLIENT, [env(seq, kind=kind, payload=bytes(seq))], NOW)
     copy = through_bytes(inc, port)
     assert [(e.seq, e.method, e.kind) for e in copy.mailbox] == [
         (e.seq, e.method, e.kind) for e in inc.mailbox
@@ -58,6 +58,7 @@ def test_numbers_records_mailbox_and_early_messages_survive(
         inc.record_bytes,
         inc.early,
     )
+    assert (copy.mailbox_bytes, copy.early_bytes) == (inc.mailbox_bytes, inc.early_bytes)
     for sid, session in inc.sessions.items():
         twin = copy.sessions[sid]
         assert (twin.expected, twin.acked_below) == (session.expected, session.acked_below)

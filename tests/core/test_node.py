@@ -878,6 +878,8 @@ def test_no_sequence_of_events_raises_or_breaks_a_bound(
             sessions = inc.sessions.values()
             assert inc.early == sum(len(s.early) for s in sessions)
             assert inc.records == sum(len(s.records) for s in sessions)
+            assert inc.mailbox_bytes == sum(e.size for e in inc.mailbox)
+            assert inc.early_bytes == sum(e.size for s in sessions for e in s.early.values())
             assert len(inc.mailbox) + inc.early <= 3
             assert len(inc.late) <= 5
             assert all(s.pending >= 0 for s in sessions)

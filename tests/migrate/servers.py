@@ -67,6 +67,24 @@ class Gate:
         return self.passed
 
 
+class Held:
+    """Takes large arguments, none before a gate on another node is open."""
+
+    def __init__(self, gate: Any) -> None:
+        self.gate = gate
+        self.open = False
+        self.sizes: list[int] = []
+
+    async def take(self, data: Any) -> None:
+        if not self.open:
+            await self.gate.pass_through()
+            self.open = True
+        self.sizes.append(len(data))
+
+    def taken(self) -> list[int]:
+        return self.sizes
+
+
 class Busy:
     """A handler that takes as long as it is told."""
 

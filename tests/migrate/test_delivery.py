@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import os
 import pickle
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 
 import migrate
 from migrate.core.incarnation import Phase
 from tests.migrate.clusters import QUICK, break_links, eventually, failure_of, nodes, run, until
-from tests.migrate.servers import Busy, Counter, Gate
+from tests.migrate.servers import Busy, Counter, Gate, Held
 
 pytestmark = pytest.mark.usefixtures("cluster_secret")
 
@@ -519,6 +522,89 @@ def test_a_call_for_which_there_is_never_room_ends_in_mailbox_full_and_was_not_d
             Gate.events[key].set()
             await first
             assert await ref.count() == 5
+
+    run(body())
+
+
+MIB = 1 << 20
+
+
+class Wrapped:
+    """A value that is pickled wherever its server is."""
+
+    def __init__(self, size: int) -> None:
+        self.data = os.urandom(size)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def array(size: int) -> Any:
+    return np.zeros(size, np.uint8)
+
+
+@HERE_AND_THERE
+@pytest.mark.parametrize("make", [bytes, bytearray, array, Wrapped])
+def test_what_waits_in_a_mailbox_is_bounded_in_bytes_for_all_its_callers(there: str, make: Any):
+    limit = 4 * MIB
+
+    async def body() -> None:
+        options = QUICK.replace(mailbox_bytes_max=limit)
+        async with nodes("a", "b", "c", options=options) as opened:
+            key = f"bytes{there}"
+            Gate.events[key] = asyncio.Event()
+            gate = await opened[2].spawn(Gate, key)
+            ref = await opened[0].spawn(Held, gate, options=on(there))
+            owner = opened[0] if there == "a" else opened[1]
+            inc = owner._driver.core.hosted[ref._server_id]
+            refs = [ref._bound_to(node._driver) for node in opened]
+            casts = [
+                asyncio.create_task(refs[n % 3].take.cast(make(MIB + n // 3))) for n in range(60)
+            ]
+            await until(lambda: inc.mailbox_bytes >= limit)
+            # What was refused comes again meanwhile, and no more gets in.
+            for _ in range(20):
+                await owner.info(ref)
+                assert limit <= inc.mailbox_bytes + inc.early_bytes <= limit + 2 * MIB
+            assert sum(cast.done() for cast in casts) < 10
+            Gate.events[key].set()
+            await asyncio.gather(*casts)
+            sizes = await ref.taken()
+            assert sorted(sizes) == sorted(MIB + n // 3 for n in range(60))
+
+    run(body())
+
+
+def test_the_memory_of_a_node_stays_small_while_a_slow_server_gets_large_arguments():
+    async def body() -> None:
+        options = migrate.NodeOptions(mailbox_bytes_max=8 * MIB)
+        async with (
+            migrate.LocalCluster(["far"], options=options) as cluster,
+            migrate.Node("a", directory=cluster.directory) as a,
+            migrate.Node("b", directory=cluster.directory) as b,
+        ):
+            Gate.events["memory"] = asyncio.Event()
+            gate = await a.spawn(Gate, "memory")
+            ref = await a.spawn(Held, gate, options=on("far"))
+            process = psutil.Process(cluster.nodes[0].pid)
+            before = process.memory_info().rss
+            refs = [ref._bound_to(node._driver) for node in (a, b)]
+            data = bytes(MIB)
+            casts = [asyncio.create_task(refs[n % 2].take.cast(data)) for n in range(200)]
+
+            async def full() -> bool:
+                return (await a.info(ref)).mailbox >= 8
+
+            await eventually(full)
+            grown = 0
+            for _ in range(50):
+                assert (await a.info(ref)).mailbox <= 9
+                grown = max(grown, process.memory_info().rss - before)
+            # Without the bound all 200 of them.
+            assert grown < 100 * MIB
+            Gate.events["memory"].set()
+            await asyncio.gather(*casts)
+            assert await ref.taken() == [MIB] * 200
 
     run(body())
 

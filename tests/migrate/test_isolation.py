@@ -22,13 +22,19 @@ from hypothesis import given, settings
 import migrate
 import serializers
 from migrate.shell import isolation, wire
-from migrate.shell.isolation import isolate, isolate_arguments
+from migrate.shell.isolation import isolate, isolate_arguments, size_of
 from tests.migrate.clusters import failure_of, nodes, run
 from tests.migrate.servers import Counter
 
 pytestmark = pytest.mark.usefixtures("cluster_secret")
 
 NOBODY: Any = None
+
+
+def isolated(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments as a handler gets them."""
+    made = isolate_arguments(args, kwargs, NOBODY)
+    return wire.unpack(made, NOBODY) if isinstance(made, bytes) else made
 
 
 class Colour(enum.Enum):
@@ -162,7 +168,7 @@ def shape(value: Any) -> Any:
 def test_a_private_copy_is_what_would_have_arrived(value: Any):
     there = wire.unpack(serializers.dumps(value), NOBODY)
     here = isolate(value, NOBODY)
-    (argument,), kwargs = isolate_arguments((value,), {"key": value}, NOBODY)
+    (argument,), kwargs = isolated((value,), {"key": value})
     wanted = shape(there)
     assert shape(here) == shape(argument) == shape(kwargs["key"]) == wanted
     mine = walk(value)
@@ -181,7 +187,7 @@ def test_immutable_values_pass_as_they_are():
     for value in values:
         assert isolate(value, NOBODY) is value
         assert isolate([value], NOBODY)[0] is value
-        assert isolate_arguments((value,), {"k": value}, NOBODY)[0][0] is value
+        assert isolated((value,), {"k": value})[0][0] is value
 
 
 def test_what_only_looks_immutable_is_copied():
@@ -207,7 +213,7 @@ def test_rings_and_what_is_shared_stay_as_they_are():
     tied = isolate(knot, NOBODY)
     assert tied is not knot and tied[0][0] is tied
     shared = bytearray(b"x")
-    one, other = isolate_arguments((shared,), {"key": [shared]}, NOBODY)
+    one, other = isolated((shared,), {"key": [shared]})
     assert one[0] is other["key"][0] is not shared
     deep: list[Any] = []
     for _ in range(50_000):
@@ -325,3 +331,16 @@ def test_a_server_may_declare_that_it_takes_references():
             assert error.outcome is migrate.Outcome.NOT_DONE
 
     run(body())
+
+
+def test_the_size_of_arguments_counts_what_they_hold_once() -> None:
+    data = bytes(1_000_000)
+    assert 1_000_000 < size_of((data,), {}) < 1_001_000
+    assert 2_000_000 < size_of(([data], {"key": (1, {"inner": data})}), {}) < 2_002_000
+    array = np.zeros(1_000_000, np.uint8)
+    assert 1_000_000 <= size_of((), {"array": array, "again": [array]}) < 1_001_000
+    assert 500_000 <= size_of((array[:500_000],), {}) < 501_000
+    ring: list[Any] = [data]
+    ring.append(ring)
+    assert 1_000_000 < size_of((ring,), {}) < 1_001_000
+    assert 0 < size_of((Point(1), None, datetime.datetime.now()), {}) < 1_000

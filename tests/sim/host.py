@@ -223,6 +223,7 @@ class SimNode:
             session_expiry_ms=plan.session_expiry_ms,
             records_max=plan.records_max,
             late_max=plan.late_max,
+            mailbox_bytes_max=plan.mailbox_bytes_max,
             forwarding_max=50,
             probe_ms=20,
             moves_max=3,
@@ -438,6 +439,10 @@ class SimNode:
     def pack(self, args: object) -> bytes:
         """`Port.pack`."""
         return pack(args)
+
+    def size(self, inc: Incarnation, args: object) -> int:
+        """`Port.size`."""
+        return len(pack(args))
 
     def pack_result(self, status: int, value: object) -> tuple[int, bytes]:
         """`Port.pack_result`."""

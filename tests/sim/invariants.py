@@ -307,6 +307,21 @@ class Invariants:
                     )
                 known[session.id] = epoch
 
+    def _bytes(self, node: SimNode, inc: Incarnation) -> None:
+        """What waits for a server is below its bound of bytes but for one message.
+
+        What was acknowledged before a failover is there whether there is room or not.
+        """
+        sizes = [entry.size for entry in inc.mailbox if not entry.kept]
+        for session in inc.sessions.values():
+            sizes += [entry.size for entry in session.early.values() if not entry.kept]
+        late = [len(env.payload) for env in inc.late]
+        limit = node.core.options.mailbox_bytes_max
+        for waiting in (sizes, late):
+            # Whichever of them came last, all others take no more than this.
+            if waiting and sum(waiting) - max(waiting) >= limit:
+                self.world.fail("bounded", f"{inc.id} at {node.id} holds bytes: {waiting}")
+
     def bounded(self, node: SimNode) -> None:
         """What a node keeps is within its limits, and its counters are right."""
         world = self.world
@@ -314,10 +329,11 @@ class Invariants:
         options = core.options
         for inc in core.hosted.values():
             self._sender_epochs(node, inc)
-            early = records = size = 0
+            early = early_bytes = records = size = 0
             pending: dict[str, int] = {}
             for session in inc.sessions.values():
                 early += len(session.early)
+                early_bytes += sum(entry.size for entry in session.early.values())
                 records += len(session.records)
                 for record in session.records.values():
                     size += len(record.payload)
@@ -327,6 +343,14 @@ class Invariants:
                     f"{inc.id} at {node.id}: early, records, bytes are {early}, {records}, {size}; "
                     f"counted are {inc.early}, {inc.records}, {inc.record_bytes}",
                 )
+            stands = sum(entry.size for entry in inc.mailbox)
+            if (stands, early_bytes) != (inc.mailbox_bytes, inc.early_bytes):
+                world.fail(
+                    "counters",
+                    f"{inc.id} at {node.id}: {stands} bytes in mailbox, {early_bytes} early; "
+                    f"counted are {inc.mailbox_bytes} and {inc.early_bytes}",
+                )
+            self._bytes(node, inc)
             for entry in [*inc.mailbox, *inc.running.values()]:
                 if entry.session is not None and entry.kind == CALL:
                     pending[entry.session.id] = pending.get(entry.session.id, 0) + 1
@@ -354,6 +378,9 @@ class Invariants:
         for server, knocking in core._knocking.items():
             if len(knocking) > options.late_max:
                 world.fail("bounded", f"{node.id} keeps {len(knocking)} envelopes for {server}")
+            sizes = [len(env.payload) for env in knocking]
+            if sum(sizes[:-1]) >= options.mailbox_bytes_max:
+                world.fail("bounded", f"{node.id} keeps {sum(sizes)} bytes for {server}")
         for sending in core.sending.values():
             if len(sending.outstanding) > options.window * self.windows:
                 world.fail("bounded", f"{sending.id} has {len(sending.outstanding)} outstanding")
