@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.skipif(
 
 def verify(
     folder: Path, defines: str, compile_with: str, run_with: str, model: Path = MOVE
-) -> tuple[int, int, str]:
+) -> Found:
     """(errors, states, what pan said) of an exhaustive search."""
 
     def run(*command: str) -> str:
@@ -66,17 +69,65 @@ def verify(
     return int(errors[1]), int(states[1]), said
 
 
+SEARCHES = {
+    "test_after_the_last_fault_every_run_ends": ("PROGRESS", "-DNP", "-l", MOVE),
+    "test_no_interleaving_loses_repeats_or_doubles_anything": (
+        "REQUESTS=1",
+        "-DSAFETY",
+        "-w26 -E",
+        MOVE,
+    ),
+    "test_no_interleaving_of_failovers_loses_repeats_or_goes_back": (
+        FAILOVERS,
+        "-DSAFETY",
+        "-w26",
+        STANDBY,
+    ),
+    "test_no_interleaving_of_one_failover_answers_a_read_from_the_past": (
+        "EPOCHS=3 STREAMS=2 READS=2",
+        "-DSAFETY",
+        "-w24",
+        STANDBY,
+    ),
+    "test_after_the_last_fault_every_run_that_ends_ends_well": ("PROGRESS", "-DSAFETY", "", MOVE),
+}
+"""What takes long, by test, the longest first."""
+
+Found = tuple[int, int, str]
+
+
+@pytest.fixture(scope="module")
+def searches(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Found]]:
+    """The long searches that are wanted, two of them at a time: one takes one core, and 1 GiB."""
+    wanted = {item.name for item in request.session.items}
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        running = {
+            name: pool.submit(verify, tmp_path_factory.mktemp("search"), *search)
+            for name, search in SEARCHES.items()
+            if name in wanted
+        }
+        yield lambda name: running[name].result()
+
+
+@pytest.fixture
+def search(request: pytest.FixtureRequest, searches: Callable[[str], Found]) -> Found:
+    """What the search of this test has found."""
+    return searches(request.node.name)
+
+
 @pytest.mark.slow
-def test_no_interleaving_loses_repeats_or_doubles_anything(tmp_path: Path):
-    errors, states, said = verify(tmp_path, "REQUESTS=1", "-DSAFETY", "-w26 -E")
+def test_no_interleaving_loses_repeats_or_doubles_anything(search: Found):
+    errors, states, said = search
 
     assert errors == 0, said
     # The search has covered something: both moves, the crash, all losses.
     assert states > 10_000_000
 
 
-def test_after_the_last_fault_every_run_that_ends_ends_well(tmp_path: Path):
-    errors, states, said = verify(tmp_path, "PROGRESS", "-DSAFETY", "")
+def test_after_the_last_fault_every_run_that_ends_ends_well(search: Found):
+    errors, states, said = search
 
     assert errors == 0, said
     assert "invalid end states\t+" in said
@@ -84,8 +135,8 @@ def test_after_the_last_fault_every_run_that_ends_ends_well(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_after_the_last_fault_every_run_ends(tmp_path: Path):
-    errors, states, said = verify(tmp_path, "PROGRESS", "-DNP", "-l")
+def test_after_the_last_fault_every_run_ends(search: Found):
+    errors, states, said = search
 
     assert errors == 0, said
     assert "non-progress cycles \t+" in said
@@ -119,8 +170,8 @@ def test_a_repeat_without_end_is_caught(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_no_interleaving_of_failovers_loses_repeats_or_goes_back(tmp_path: Path):
-    errors, states, said = verify(tmp_path, FAILOVERS, "-DSAFETY", "-w26", STANDBY)
+def test_no_interleaving_of_failovers_loses_repeats_or_goes_back(search: Found):
+    errors, states, said = search
 
     assert errors == 0, said
     assert states > 7_000_000
@@ -133,10 +184,8 @@ def test_no_interleaving_of_failovers_loses_repeats_or_goes_back(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_no_interleaving_of_one_failover_answers_a_read_from_the_past(tmp_path: Path):
-    errors, states, said = verify(
-        tmp_path, "EPOCHS=3 STREAMS=2 READS=2", "-DSAFETY", "-w24", STANDBY
-    )
+def test_no_interleaving_of_one_failover_answers_a_read_from_the_past(search: Found):
+    errors, states, said = search
 
     assert errors == 0, said
     assert states > 2_000_000
