@@ -2,26 +2,7 @@
 
 python -m tests.bench.bench_durable
 
-Where the time of a single call goes that the journal costs (time stamps in the node at each step,
-1 KiB of state, two processors, each call alone; microseconds, medians; `cold` tells how much more
-it is than in a loop of the same, since caches and processors cool down in each wait):
-
-====  ==========================================================================================
-  22  the state is captured (4 in a loop)
-  20  the cut: what it tells of sessions and results
-  12  appended to the journal, encoded, queued
- 5+5  the bell rung, the thread awake (it was 40 when a queue woke it)
-  18  grouped, tagged, joined
-   6  written
- 150  synced: two waits for the disk (110 in a loop, which is what `bare` measures)
-   7  told by the thread
-  15  the loop awake
-  22  the core told, the reply let out
-====  ==========================================================================================
-
-What cools down while the disk is waited for costs the caller as well: so a call whose handler does
-nothing but such an append and sync (`by hand`) is measured too, the least that a durable call can
-take in the same process on the same disk.
+TABLE
 """
 
 from __future__ import annotations
@@ -35,52 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import migrate
-from tests.bench.bench_journal import bare
+from tests.bench.bench_journal import PAYLOAD, bare
+from tests.bench.durable_servers import ByHand, Durable, Plain
 
 CALLS = 60
 MANY = 3000
 FLYING = 32
 SERVERS = 8
 ROUNDS = 15
-
-
-@migrate.server
-class Plain:
-    """A KiB of state."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.rest = os.urandom(1024)
-
-    def incr(self) -> int:
-        """Count."""
-        self.n += 1
-        return self.n
-
-
-@migrate.server(durable=True)
-class Durable(Plain):
-    """The same, with a journal."""
-
-
-@migrate.server
-class ByHand:
-    """One whose handler holds its node's loop until 4 KiB are appended and synced."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.n = 0
-        self.handle = -1
-
-    def incr(self) -> int:
-        """Count."""
-        if self.handle < 0:
-            self.handle = os.open(self.path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-            os.fsync(self.handle)
-        os.pwrite(self.handle, bytes(4096), 4096 * self.n)
-        os.fdatasync(self.handle)
-        self.n += 1
-        return self.n
 
 
 async def one(ref: migrate.Ref[Plain] | migrate.Ref[ByHand]) -> float:
@@ -90,6 +33,24 @@ async def one(ref: migrate.Ref[Plain] | migrate.Ref[ByHand]) -> float:
         begin = time.perf_counter()
         await ref.incr()
         times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1e6
+
+
+async def bare_between(ref: migrate.Ref[Plain], folder: Path) -> float:
+    """Microseconds of a bare append and sync in the caller's process, a call before each.
+
+    In a loop of nothing else caches and processors stay awake as they do not between calls.
+    """
+    handle = os.open(folder / "between", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    os.fsync(handle)
+    times = []
+    for number in range(CALLS):
+        await ref.incr()
+        begin = time.perf_counter()
+        os.pwrite(handle, PAYLOAD, len(PAYLOAD) * number)
+        os.fdatasync(handle)
+        times.append(time.perf_counter() - begin)
+    os.close(handle)
     return statistics.median(times) * 1e6
 
 
@@ -126,11 +87,15 @@ async def main() -> None:
             plain = [await spawn(Plain) for _ in range(SERVERS)]
             durable = [await spawn(Durable) for _ in range(SERVERS)]
             by_hand = await spawn(ByHand, str(folder / "by-hand"))
+            zeros = await spawn(ByHand, str(folder / "zeros"), 4096 * CALLS * (ROUNDS + 1))
+            await zeros.incr()
             for number in range(ROUNDS):
                 steps = [
                     ("plain", one(plain[0])),
                     ("durable", one(durable[0])),
                     ("by hand", one(by_hand)),
+                    ("zeros", one(zeros)),
+                    ("between", bare_between(plain[0], folder)),
                     ("plain many", many(plain[:1])),
                     ("durable many", many(durable[:1])),
                     ("plain spread", many(plain)),
@@ -140,23 +105,28 @@ async def main() -> None:
                     found.setdefault(name, []).append(await step)
                     if step is steps[0][1]:
                         found.setdefault("bare", []).append(bare(folder, False))
-            for ref in [*plain, *durable, by_hand]:
+            for ref in [*plain, *durable, by_hand, zeros]:
                 await cluster.client.stop(ref)
     print(f"{'':44} {'quarter':>9} {'half':>9} {'quarter':>9}")
     told("one call, plain", found["plain"], "us")
     told("one call, durable", found["durable"], "us")
     told("one call, append and sync by hand", found["by hand"], "us")
-    told("bare append and fdatasync", found["bare"], "us")
+    told("the same over zeros that were there before", found["zeros"], "us")
+    told("bare append and fdatasync, in a loop", found["bare"], "us")
+    told("the same between calls", found["between"], "us")
     told(f"{FLYING} in flight, plain", found["plain many"], "calls/s")
     told(f"{FLYING} in flight, durable", found["durable many"], "calls/s")
     told(f"{FLYING} in flight on {SERVERS} servers, plain", found["plain spread"], "calls/s")
     told(f"{FLYING} in flight on {SERVERS} servers, durable", found["durable spread"], "calls/s")
     print("of each round:")
-    by_round = zip(found["durable"], found["plain"], found["bare"], strict=True)
-    told("(durable - plain) / bare", [(d - p) / b for d, p, b in by_round])
-    for name, other in (("durable", "by hand"), ("by hand", "plain")):
-        pairs = zip(found[name], found[other], strict=True)
-        told(f"{name} / {other}", [a / b for a, b in pairs])
+    for name, what in (
+        ("durable", "durable"),
+        ("by hand", "by hand"),
+        ("zeros", "by hand over zeros"),
+    ):
+        for beside, where in (("bare", "in a loop"), ("between", "between calls")):
+            by_round = zip(found[name], found["plain"], found[beside], strict=True)
+            told(f"({what} - plain) / bare {where}", [(d - p) / b for d, p, b in by_round])
     for kind in ("many", "spread"):
         pairs = zip(found[f"durable {kind}"], found[f"plain {kind}"], strict=True)
         told(f"durable / plain, {FLYING} in flight, {kind}", [a / b for a, b in pairs])

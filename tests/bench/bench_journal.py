@@ -102,7 +102,8 @@ async def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as text:
         folder = Path(text)
-        log = JournalLog(folder, b"k" * 32, asyncio.get_running_loop().call_soon_threadsafe)
+        loop = asyncio.get_running_loop()
+        log = JournalLog(folder, b"k" * 32, loop.call_soon_threadsafe, soon=loop.call_soon)
         for number in range(ROUNDS):
             found["bare"].append(bare(folder, False))
             found["journal"].append(await one(log, f"one-{number}"))
