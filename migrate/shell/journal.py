@@ -225,12 +225,17 @@ class _File:
         """Whether so many bytes go over zeros, so that a sync changes no metadata."""
         return size <= self._size - self._encoder.offset
 
-    def write(self, works: Sequence[_Work]) -> None:
-        """Write a group's records; `error` tells whether it could be done."""
+    def write(self, works: Sequence[_Work]) -> bool:
+        """Write a group's records; `error` tells whether it could be done.
+
+        Returns:
+            Whether the file has grown, so that a sync changes metadata.
+        """
         if self.error is not None:
-            return
+            return False
         encoder = self._encoder
         pieces: list[Buffer] = []
+        grows = False
         try:
             if self._handle is None:
                 self._handle = self._disk.create(self._temporary)
@@ -239,7 +244,7 @@ class _File:
             else:
                 start = encoder.offset
             for work in works:
-                if isinstance(work.kind, Kind):
+                if type(work.kind) is Kind:
                     pieces += encoder.record(
                         work.kind,
                         work.number,
@@ -249,12 +254,13 @@ class _File:
                         synced=self._synced,
                     )
             if not pieces:
-                return
+                return False
             end = encoder.offset
             if end - start <= JOINED_BYTES_MAX:
                 pieces = [b"".join(pieces)]
             views = [memoryview(piece).cast("B") for piece in pieces]
-            if end > self._size:
+            grows = end > self._size
+            if grows:
                 room = 0
                 if self._named or any(work.whole for work in works):
                     self._base = self._base or end
@@ -265,6 +271,7 @@ class _File:
         except Exception as error:
             # Whatever it is (memory that was released too early, say), nobody may wait for ever.
             self._fail(f"the journal cannot be written: {_text(error)}")
+        return grows
 
     def sync(self) -> None:
         """Wait until all that was written is safe; `error` tells whether it is."""
@@ -379,22 +386,20 @@ class _Committer:
         work, self._alone = self._alone, None
         if work is None:
             return  # it was not alone
-        begin_s = time.perf_counter()
-        self._commit(work.file, [work])
+        self._held_s = self._commit(work.file, [work])
         self._held_until_s = time.perf_counter()
-        self._held_s = self._held_until_s - begin_s
         work.done(work.file.error)
 
-    def _commit(self, file: _File, group: list[_Work]) -> None:
-        """Write and sync; in any thread."""
-        has_room = file.has_room(sum(work.size for work in group))
+    def _commit(self, file: _File, group: list[_Work]) -> float:
+        """Write and sync; in any thread. How long it took, in seconds."""
         begin_s = time.perf_counter()
-        file.write(group)
+        is_room_new = file.write(group)
         file.sync()
         took_s = time.perf_counter() - begin_s
-        if has_room:
+        if not is_room_new:
             # NB: of two that meet one may be lost, and that is all.
             self._quick = self._quick + 1 if took_s < HOLD_S else -int(took_s / HOLD_S)
+        return took_s
 
     def _hand_over(self, work: _Work) -> None:
         """Give it to a thread."""

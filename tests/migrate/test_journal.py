@@ -848,9 +848,9 @@ def test_everything_is_told_in_the_end(
     by_loop = []
     real = journal_module._Committer._commit
 
-    def commit(self: journal_module._Committer, file: object, group: list[object]) -> None:
+    def commit(self: journal_module._Committer, file: object, group: list[object]) -> float:
         by_loop.extend(group)
-        real(self, file, group)  # type: ignore[arg-type]
+        return real(self, file, group)  # type: ignore[arg-type]
 
     monkeypatch.setattr(journal_module._Committer, "_commit", commit)
     appended: dict[int, Logged] = {}
