@@ -6,7 +6,8 @@ order whatever order they arrive in, and keeps each result until the sender says
 longer waits for it (`acked_below`). So a request may be repeated at will: by a time-out, by a
 reconnect, by a forwarder, by the sender's own move; it runs once.
 
-The per-message path: plain methods of slotted objects, no event objects.
+The per-message path: plain methods of slotted objects, no event objects. What is made anew for each
+message is a Struct, because that is made in C (80 ns against 185).
 
 Sender: an `Outgoing` waits un-numbered until the window has room, is numbered, sent, repeated,
 and settled by a Reply (call) or a Receipt (cast). `low` is the lowest number not yet settled;
@@ -33,6 +34,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from migrate.core.clock import SharedClock
 from migrate.core.ids import Epoch, NodeId, ServerId, SessionId, session_born_ms, session_sender
 from migrate.core.messages import CALL, EMPTY
@@ -52,59 +55,29 @@ QUIESCE = -1
 """Kind of the entry that keeps a server at a quiescent point; it never comes from elsewhere."""
 
 
-class Outgoing:
+class Outgoing(Struct, eq=False):
     """One request at its sender, from the making of the call to its settlement.
 
     `token` is the shell's (who waits for the result); None once nobody does. `args` are live
     objects as long as they need no bytes; `payload` are those bytes.
     """
 
-    __slots__ = (
-        "admitted",
-        "args",
-        "chain",
-        "deadline_ms",
-        "hurried",
-        "kind",
-        "leaves",
-        "method",
-        "payload",
-        "run",
-        "sent_epoch",
-        "sent_ms",
-        "seq",
-        "token",
-        "wait",
-        "withdrawn",
-    )
-
-    def __init__(
-        self,
-        kind: int,
-        method: str,
-        payload: bytes | None,
-        args: object,
-        chain: tuple[str, ...],
-        deadline_ms: int,
-        token: object,
-        run: str,
-    ) -> None:
-        self.kind = kind
-        self.method = method
-        self.payload = payload
-        self.args = args
-        self.chain = chain
-        self.deadline_ms = deadline_ms
-        self.token = token
-        self.run = run
-        self.seq = 0
-        self.sent_ms = -1  # never sent
-        self.sent_epoch: Epoch = 0  # of the server's owner, as it was believed then
-        self.admitted = False
-        self.hurried = 0  # times it was sent again out of turn
-        self.withdrawn = 0  # the status it then ends in
-        self.leaves = 0  # once the sender's standbys have acknowledged this number
-        self.wait = True  # for room in the mailbox
+    kind: int
+    method: str
+    payload: bytes | None
+    args: object
+    chain: tuple[str, ...]
+    deadline_ms: int
+    token: object
+    run: str
+    seq: int = 0
+    sent_ms: int = -1  # never sent
+    sent_epoch: Epoch = 0  # of the server's owner, as it was believed then
+    admitted: bool = False
+    hurried: int = 0  # times it was sent again out of turn
+    withdrawn: int = 0  # the status it then ends in
+    leaves: int = 0  # once the sender's standbys have acknowledged this number
+    wait: bool = True  # for room in the mailbox
 
 
 class Route:
@@ -194,10 +167,13 @@ class SendSession:
 
     def settle(self, seq: int) -> Outgoing | None:
         """Take out what `seq` was about, or None if that is settled already."""
-        out = self.outstanding.pop(seq, None)
-        if out is not None and seq == self.low:
+        outstanding = self.outstanding
+        out = outstanding.pop(seq, None)
+        if not outstanding:
+            self.low = self.next_seq
+        elif out is not None and seq == self.low:
             low = seq + 1
-            outstanding, next_seq = self.outstanding, self.next_seq
+            next_seq = self.next_seq
             while low < next_seq and low not in outstanding:
                 low += 1
             self.low = low
@@ -268,52 +244,23 @@ class Record:
         self.payload = payload
 
 
-class Entry:
+class Entry(Struct, eq=False):
     """One message in a mailbox: a request, or (session None) a timer of the server itself."""
 
-    __slots__ = (
-        "args",
-        "chain",
-        "deadline_ms",
-        "diverged",
-        "kept",
-        "kind",
-        "method",
-        "payload",
-        "run",
-        "seq",
-        "session",
-        "size",
-        "trace",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        session: ReceiveSession | None,
-        seq: int,
-        kind: int,
-        method: str,
-        payload: bytes | None,
-        args: object,
-        chain: tuple[str, ...],
-        deadline_ms: int,
-        trace: str = "",
-    ) -> None:
-        self.session = session
-        self.seq = seq
-        self.kind = kind
-        self.method = method
-        self.payload = payload
-        self.args = args
-        self.chain = chain
-        self.deadline_ms = deadline_ms
-        self.trace = trace
-        self.size = 0  # bytes that its arguments take, of one that has to wait
-        self.run = 0  # the number of its run, once it has begun
-        self.diverged = False  # after a failover it did not make the requests that it had made
-        self.kept = False  # taken in before a failover: here whether there is room or not
-        self.waits = False  # its handler may make requests and wait for them; of a gated server
+    session: ReceiveSession | None
+    seq: int
+    kind: int
+    method: str
+    payload: bytes | None
+    args: object
+    chain: tuple[str, ...]
+    deadline_ms: int
+    trace: str = ""
+    size: int = 0  # bytes that its arguments take, of one that has to wait
+    run: int = 0  # the number of its run, once it has begun
+    diverged: bool = False  # after a failover it did not make the requests that it had made
+    kept: bool = False  # taken in before a failover: here whether there is room or not
+    waits: bool = False  # its handler may make requests and wait for them; of a gated server
 
     def key(self) -> tuple[SessionId, int]:
         """What tells the message from others, also after a failover."""

@@ -116,6 +116,10 @@ class MarkedCore(Core):
         elif inc is None and env.server in self._knocking:
             self._reach(Point.REQUEST_KNOCKED)
 
+    def _run_now(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
+        self._reach(Point.REQUEST_ADMITTED)
+        super()._run_now(inc, entry, now_ms)
+
     def _pump(self, inc: Incarnation, now_ms: int) -> None:
         if inc.mailbox:
             self._reach(Point.REQUEST_ADMITTED)

@@ -273,6 +273,7 @@ class Core:
         self.node = node
         self.port = port
         self.options = options
+        self._reopen_ms = options.session_expiry_ms // 4
         self.own = Sender(node)
         self.clock = SharedClock()
         self.hosted: dict[ServerId, Incarnation] = {}
@@ -547,7 +548,7 @@ class Core:
         elif session is None:
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
         elif (
-            now_ms - session.last_used_ms > self.options.session_expiry_ms // 4
+            now_ms - session.last_used_ms > self._reopen_ms
             and session.idle()
             and session.told_low() == session.next_seq
         ):
@@ -555,8 +556,9 @@ class Core:
             self._close_session(session)
             session = sender.sessions[server] = self.open_session(sender, server, now_ms)
         session.last_used_ms = now_ms
-        out.wait = wait
-        if session.waiting or not session.has_room():
+        if not wait:
+            out.wait = False
+        if session.waiting or (session.outstanding and not session.has_room()):
             if not wait:
                 return None
             session.waiting.append(out)
@@ -564,29 +566,39 @@ class Core:
                 sender.gate.changes.sending[session.id] = session
                 self.standbys.unnumbered(session, out, now_ms)
         else:
-            session.number(out)
-            if sender.gate is not None:
+            # As `number` does.
+            seq = out.seq = session.next_seq
+            session.next_seq = seq + 1
+            session.outstanding[seq] = out
+            gate = sender.gate
+            if gate is not None:
                 self.standbys.step(session, out, now_ms)
-            self.dispatch(session, out, now_ms)
-        self._wait_for(session, out, now_ms)
+            inc = self.hosted.get(server)
+            if inc is None or inc.phase is Phase.FROZEN or gate is not None or sender.muted:
+                self.dispatch(session, out, now_ms)
+            else:
+                # As `dispatch` does.
+                out.sent_ms = now_ms
+                self._arrive_local(inc, session, out, now_ms)
+        if out.token is not None:
+            self._wait_for(session, out, now_ms)
         if self._loopback or self._receipts or self.standbys.due:
             self.flush(now_ms)
         return session
 
     def _wait_for(self, session: SendSession, out: Outgoing, now_ms: int) -> None:
         """Mind the deadline of a request, and probe along the wait of the handler that makes it."""
-        if out.token is not None:
-            deadline = out.deadline_ms
-            if deadline and deadline < session.deadline_ms:
-                session.deadline_ms = deadline
-                self.set_timer(("deadline", session.id), deadline)
-            if out.run and out.kind == CALL and (out.seq == 0 or out.seq in session.outstanding):
-                waits = self.waits.get(out.run)
-                if waits is None:
-                    self.waits[out.run] = {out: session}
-                    self.set_timer(("probe", out.run), now_ms + self.options.probe_ms)
-                else:
-                    waits[out] = session
+        deadline = out.deadline_ms
+        if deadline and deadline < session.deadline_ms:
+            session.deadline_ms = deadline
+            self.set_timer(("deadline", session.id), deadline)
+        if out.run and out.kind == CALL and (out.seq == 0 or out.seq in session.outstanding):
+            waits = self.waits.get(out.run)
+            if waits is None:
+                self.waits[out.run] = {out: session}
+                self.set_timer(("probe", out.run), now_ms + self.options.probe_ms)
+            else:
+                waits[out] = session
 
     def _replay(self, sender: Sender, server: ServerId, out: Outgoing, now_ms: int) -> bool:
         """A handler that a failover broke off makes a request again: under the number it had.
@@ -622,7 +634,8 @@ class Core:
         if sender.gate is not None:
             self.standbys.step(session, out, now_ms)
         self.dispatch(session, out, now_ms)
-        self._wait_for(session, out, now_ms)
+        if out.token is not None:
+            self._wait_for(session, out, now_ms)
         return True
 
     def _made_before(
@@ -1533,7 +1546,8 @@ class Core:
         sid = sending.id
         session = inc.sessions.get(sid)
         seq = out.seq
-        low = sending.told_low()
+        sender = sending.sender
+        low = sending.low if sender.gate is None else sending.told_low()
         if session is None:
             generation = sending.generation or self.bind(sending, inc.row.epoch)
             if generation < inc.row.generation:
@@ -1548,9 +1562,9 @@ class Core:
                     self._forgotten(sending, now_ms)
                 return
             session = opened
-        if sending.sender.epoch < session.sender_epoch:
+        if sender.epoch < session.sender_epoch:
             return  # It was replaced, and does not know yet; the present one is heard already.
-        session.sender_epoch = sending.sender.epoch
+        session.sender_epoch = sender.epoch
         session.heard_ms = now_ms
         session.reply_to = self.node
         if inc.replica is not None and inc.replica.tracks:
@@ -1559,15 +1573,20 @@ class Core:
             self._acknowledge(inc, session, low)
         sending.acked_told = low
         expected = session.expected
-        if seq < expected or seq in session.records:
+        if seq < expected or (session.records and seq in session.records):
             self._repeated(inc, session, seq, out.kind, out.method)
             return
-        if self._no_room(inc) and (
-            seq > expected
-            or (
-                out.kind != EMPTY
-                and not self._make_room(inc, session)
-                and not self._nested(inc, out.chain)
+        # An empty one has room: not worth the asking.
+        if (
+            (inc.mailbox or inc.early or inc.records)
+            and self._no_room(inc)
+            and (
+                seq > expected
+                or (
+                    out.kind != EMPTY
+                    and not self._make_room(inc, session)
+                    and not self._nested(inc, out.chain)
+                )
             )
         ):
             self._arm_repeat(sending, now_ms)
@@ -1591,7 +1610,7 @@ class Core:
             self._arm_repeat(sending, now_ms)
             return
         self._admit(inc, session, entry, now_ms)
-        if session.early or session.expected in session.records:
+        if session.early or (session.records and session.expected in session.records):
             self._admit_early(inc, session, now_ms)
 
     def _no_room(self, inc: Incarnation) -> bool:
@@ -1737,6 +1756,17 @@ class Core:
             session.pending += 1
             self._answer(inc, entry, REFUSED, b"unknown kind of envelope", None, now_ms)
             return
+        if (
+            not inc.running
+            and not inc.mailbox
+            and inc.phase is Phase.RUNNING
+            and not (self._depth or self.crowded or inc.pump_due or inc.gated or inc.holding)
+            and inc.replica is None
+            and not inc.sender.replays
+            and (not entry.deadline_ms or entry.deadline_ms > now_ms)
+        ):
+            self._run_now(inc, entry, now_ms)
+            return
         if not entry.size:
             entry.size = self._size(inc, entry.payload, entry.args)
         inc.put(entry)
@@ -1777,6 +1807,30 @@ class Core:
             self._depth -= 1
             self._pumping = None
         if inc.starved:
+            self._maybe_grant(inc)
+
+    def _run_now(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
+        """What `_pump`, `_hand_out` and `_start` would do with a message that is alone.
+
+        Nothing is before it, nothing keeps it from being run on this stack, and no standby wants
+        to hear of it: it need not be put into the mailbox and taken out again.
+        """
+        run = entry.run = inc.run_no = inc.run_no + 1
+        inc.running[run] = entry
+        self._depth = 1
+        self._pumping = inc
+        try:
+            done = self.port.run(inc, entry)
+            if done is not None:
+                del inc.running[run]
+                if entry.kind == CALL:
+                    self._answer(inc, entry, done[0], done[1], done[2], now_ms)
+        finally:
+            self._depth = 0
+            self._pumping = None
+        if inc.mailbox:
+            self._pump(inc, now_ms)
+        elif inc.starved:
             self._maybe_grant(inc)
 
     def _hand_out(self, inc: Incarnation, now_ms: int) -> None:
@@ -1949,11 +2003,15 @@ class Core:
                     self._acknowledge(inc, session, low)
                 else:
                     # NB: not `low` by itself: a peer may have settled what was never admitted.
-                    session.acked_below = min(low, session.expected)
+                    session.acked_below = low if low < session.expected else session.expected
                 if out is not None:
                     if out.withdrawn and status == WITHDRAWN:
                         status = out.withdrawn
-                    self._resolve(out, status, payload, value)
+                    if out.run:
+                        self._resolve(out, status, payload, value)
+                    elif out.token is not None:
+                        token, out.token = out.token, None
+                        self.port.resolve(token, status, payload, value)
                 if sending.waiting:
                     self.settled(sending, now_ms)
                 return

@@ -23,7 +23,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import inf
 from threading import get_ident
+from time import monotonic_ns
 from typing import Any, Final, Literal, Protocol, cast
 
 import serializers
@@ -125,6 +127,7 @@ from migrate.shell.pending import Pending
 from migrate.shell.precopy import Precopy, merged
 from migrate.shell.scope import Scope
 from migrate.shell.standbys import StandbyStreams
+from migrate.shell.wire import PLAIN
 from rpc.frames import MESSAGE_BYTES_MAX, Gathered
 from serializers import attributes
 from serializers.base import parse_head
@@ -398,17 +401,6 @@ class Driver:
 
     # ------------------------------------------------------------------ calls
 
-    def call(
-        self,
-        ref: RefObject,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout_s: float | None,
-    ) -> Pending:
-        """See `migrate.ref.Runtime`."""
-        return self._request(CALL, ref, method, args, kwargs, timeout_s)
-
     def cast(
         self,
         ref: RefObject,
@@ -418,16 +410,16 @@ class Driver:
         timeout_s: float | None,
     ) -> Pending:
         """See `migrate.ref.Runtime`."""
-        return self._request(CAST, ref, method, args, kwargs, timeout_s)
+        return self._request(ref, method, args, kwargs, timeout_s, CAST)
 
     def _request(
         self,
-        kind: int,
         ref: RefObject,
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         timeout_s: float | None,
+        kind: int = CALL,
     ) -> Pending:
         self._burst -= 1
         if self._burst < 0:
@@ -448,10 +440,10 @@ class Driver:
             )
         pending.timeout_s = timeout_s
         core = self.core
-        now_ms = time.monotonic_ns() // 1_000_000
+        now_ms = monotonic_ns() // 1_000_000
         if timeout_s is None:
             deadline = now_ms + self._default_ms if self._default_ms else 0
-        elif timeout_s == math.inf:
+        elif timeout_s == inf:
             deadline = 0
         else:
             deadline = now_ms + max(1, int(timeout_s * 1000))
@@ -460,7 +452,9 @@ class Driver:
         chain: tuple[str, ...] = ()
         run = ""
         sender = core.own
-        if scope is not None and type(scope) is Scope and scope.driver is self:
+        if scope is None:
+            pass
+        elif type(scope) is Scope and scope.driver is self:
             sender = scope.inc.sender
             # Also of a cast: if a failover breaks the run off, it has to be made again as it was.
             run = scope.run_id()
@@ -477,10 +471,14 @@ class Driver:
             hosted = core.hosted.get(server)
             if hosted is not None:
                 live = (args, kwargs)
-                if not wire.is_plain(args, kwargs) and not _shares(hosted):
-                    live = isolate_arguments(args, kwargs, self)
-                    if type(live) is bytes:
-                        payload, live = live, None
+                # What `wire.is_plain` says, without a call more for each message.
+                for value in (*args, *kwargs.values()) if kwargs else args:
+                    if type(value) not in PLAIN:
+                        if not _shares(hosted):
+                            live = isolate_arguments(args, kwargs, self)
+                            if type(live) is bytes:
+                                payload, live = live, None
+                        break
             else:
                 payload = wire.pack_args(args, kwargs)
                 if len(payload) > self.options.message_bytes_max:
@@ -500,6 +498,9 @@ class Driver:
         if session is None:
             pending.set_exception(self._error(FULL, b"", False, pending))
         return pending
+
+    # See `migrate.ref.Runtime`; by its own name, for it is on the per-message path.
+    call = _request
 
     def crowd(self) -> None:
         """Let the loop turn before more messages are handed out."""
@@ -526,9 +527,7 @@ class Driver:
             try:
                 if payload is not None:
                     value = wire.unpack(payload, self.runtime) if payload else None
-                elif type(value) not in wire.PLAIN and not _shares(
-                    self.core.hosted.get(pending.server)
-                ):
+                elif type(value) not in PLAIN and not _shares(self.core.hosted.get(pending.server)):
                     value = isolate(value, self)
             except SerializerError as error:
                 what = f"the result of {pending.method!r}"

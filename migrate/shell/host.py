@@ -28,6 +28,7 @@ from migrate.errors import AuthError
 from migrate.ref import current_runtime
 from migrate.shell import wire
 from migrate.shell.scope import Scope, current_scope
+from migrate.shell.wire import PLAIN
 from migrate.shell.workers import Job, Result, Workers
 
 if TYPE_CHECKING:
@@ -253,20 +254,23 @@ class Host:
             if kind == PLAIN_DEF or kind == NEVER_WAITS:
                 begun = monotonic()
                 value = function(*args[0], **args[1])
-                if host.inputs is not None:
-                    host.inputs.add(entry, args, True, value)
                 if kind == NEVER_WAITS:
-                    value = _only_step(value)
+                    # It is over in its first step.
+                    try:
+                        value.send(None)
+                    except StopIteration as end:
+                        value = end.value
+                    else:
+                        value.close()
+                        raise RuntimeError("a handler without an await waited")
+                elif host.inputs is not None:
+                    host.inputs.add(entry, args, True, value)
                 ended = monotonic()
                 if ended - begun > self._warn_s:
                     self._warn(inc, entry, ended - begun)
                 if ended > self.turn_until_s:
                     self.driver.crowd()
-                if (
-                    type(value) in wire.PLAIN
-                    or kind == NEVER_WAITS
-                    or not isinstance(value, Awaitable)
-                ):
+                if type(value) in PLAIN or kind == NEVER_WAITS or not isinstance(value, Awaitable):
                     return OK, None, value
                 # A plain handler that returns a call to somebody else: await it for the caller.
                 work = _forward(value)
@@ -446,16 +450,6 @@ def _never_waits(function: Callable[..., Any]) -> bool:
         and bool(code.co_flags & inspect.CO_COROUTINE)
         and all(step.opname != "SEND" for step in dis.get_instructions(code))
     )
-
-
-def _only_step(work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that never waits."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return end.value
-    work.close()
-    raise RuntimeError("a handler without an await waited")
 
 
 async def _forward(value: Awaitable[Any]) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec import Struct
+
 from migrate.core.ids import node_name, session_sender
 from migrate.ref import current_runtime
 from migrate.server import Current
@@ -20,16 +22,13 @@ if TYPE_CHECKING:
     from migrate.shell.host import Hosted
 
 
-class Scope:
+class Scope(Struct, eq=False):
     """One run of a handler (`entry`) or of a hook (`entry` None)."""
 
-    __slots__ = ("driver", "entry", "host", "inc")
-
-    def __init__(self, driver: Driver, host: Hosted, inc: Incarnation, entry: Entry | None) -> None:
-        self.driver = driver
-        self.host = host
-        self.inc = inc
-        self.entry = entry
+    driver: Driver
+    host: Hosted
+    inc: Incarnation
+    entry: Entry | None
 
     def run_id(self) -> str:
         """Names this run in chains of calls; empty for a hook."""
