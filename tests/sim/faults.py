@@ -219,7 +219,7 @@ class Plan:
             plan.nodes = max(plan.nodes, 5)
             plan.moves, plan.crashes_max = 90, 12
         # By a generator of its own, so that the other seeds' schedules are what they were.
-        own = Random(plan.requests)
+        own = Random(f"few bytes {plan.requests}")
         if own.random() < share / 2:
             kinds["few bytes"] = None
             plan.mailbox_bytes_max = own.choice((1, 60, 200))
