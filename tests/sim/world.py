@@ -33,27 +33,15 @@ LIVENESS_US = 700_000_000
 """Everything must have ended this long after the last fault: above every wait of the core, of
 which the longest is the expiry of sessions whose sender has died, and the sweep after it."""
 
-
 CALM_US = 10_000_000
 """What is still going on so long after the last fault is no storm any more."""
 
 LOOK_US, LOOK_MAX_US = 50_000, 2_000_000
 """How often it is looked whether all has ended: less and less often."""
 
-
 EVENTS_MAX = 400_000
 """No schedule needs nearly as many; one in which messages go round for ever does. Long after the
 last fault it is no storm but something that waits, be it for the expiry of a dead sender."""
-
-CALM_US = 10_000_000
-"""How long after the last fault that is."""
-
-LOOK_US, LOOK_MAX_US = 50_000, 2_000_000
-"""How often it is looked whether all has ended: less and less often."""
-
-
-EVENTS_MAX = 400_000
-"""No schedule needs nearly as many; one in which messages go round for ever does."""
 
 
 class Violation(AssertionError):
