@@ -253,7 +253,10 @@ class Verbs(Protocol):
             on: The node; None: the one asked, or with `replace` the one where it is.
             name: Its name; None: the one that it had. With `fork`, None: none.
             replace: Also while the original lives: it is replaced between two messages, without
-                a hook. Otherwise that is refused.
+                a hook. Otherwise that is refused. Its standbys, their mode and its journal stay
+                what they were; what it was restored to is there too when this returns, or they are
+                lost as after a failover. A server that was lost, or stopped, and a fork have none
+                before `replicate` is called.
             fork: As another server, with a new id: state and timers, but neither mailbox nor
                 name. Nobody is told anything.
             key: What it is signed with, if one was given to `checkpoint`.

@@ -2346,7 +2346,8 @@ class Core:
         """Take in a server from a checkpoint; it hands out messages from `started` on.
 
         Its row is written. A copy that is here already, at a quiescent point, was the former
-        generation's: it is dropped, and who waits for it is told.
+        generation's: it is dropped, and who waits for it is told. What stood by for it is to stand
+        by again (`Standbys.take_up`).
 
         Args:
             row: See `host`; so are the next four.
@@ -2368,7 +2369,10 @@ class Core:
         self.forwarding.forget(row.server)
         self.tombstones.pop(row.server, None)
         if former is not None:
+            awaited = self.standbys.awaited(former)
             self._supersede(former, row, now_ms)
+            inc.wanted = former.wanted
+            self.standbys.take_up(inc, awaited, now_ms)
             for env in former.late:
                 self._arrive(inc, env, now_ms)
         self._come_home(inc, now_ms)

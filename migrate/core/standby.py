@@ -27,6 +27,10 @@ that makes it the owner (then swap). Its former owner gets no acknowledgement an
 nothing out, whatever it believes; it steps down when it hears of it. Clocks decide only when
 somebody suspects.
 
+Going back in time. A server that is replaced by what a checkpoint holds has the same standbys and
+the same journal again, but nothing of what they have: the row of the new generation names none, so
+nobody takes over with what was before. Nothing is let out before they are named again, or failed.
+
 New owners. After a failover or a move the row names standbys that may be ahead of the new owner, or
 behind. They are asked to follow anew, and nothing is let out before they have acknowledged a whole
 cut, or are out of the row. Until then each keeps what it had: it was enough for all that was let
@@ -293,7 +297,9 @@ class Follower:
         self.checks = 0  # since then: whether it still has what it had
         self.leaving = False
         self.anew = False  # a journal whose next cut is to be whole
-        self.unnamed = False  # a journal of a new owner: the row names the former owner's still
+        # It is waited for before the row names it: a journal of a new owner, while the row names
+        # the former owner's; or whoever had the generation before this one (see `take_up`).
+        self.unnamed = False
         self.fenced = False  # a journal that another writer has begun to open
         self.asserts = False  # and the swap that is under way shows whose it is
         self.cause = ""
@@ -563,6 +569,44 @@ class Standbys:
                 for out in session.outstanding.values():
                     out.leaves = NEVER
                     replica.uncut_outs.append((session, out))
+        self._lose_dead(inc, replica, now_ms)
+
+    def awaited(self, inc: Incarnation) -> list[NodeId]:
+        """Who is waited for before a server hosted here answers: sync standbys, and its journal.
+
+        They may not be in its row yet, or not again: see `take_up`.
+        """
+        replica = inc.replica
+        if replica is None or replica.mode is not Mode.SYNC:
+            return []
+        return [it.node for it in replica.followers.values() if it.configured and not it.leaving]
+
+    def take_up(self, inc: Incarnation, awaited: list[NodeId], now_ms: int) -> None:
+        """A server went back in time where it is: it has its standbys, and its journal, anew.
+
+        What they have is of the generation before, so the row names none of them. As its owner
+        never answers alone while it has standbys, nothing is let out before the row names each of
+        them again, by what is of this generation, or it has failed. In mode ASYNC they join like
+        any others.
+
+        Args:
+            inc: Its copy, of the new generation.
+            awaited: Who was waited for until then.
+            now_ms: The time.
+        """
+        if not awaited:
+            return
+        replica = inc.replica = Replica(Mode.SYNC)
+        replica.wanted = tuple(node for node in awaited if node != JOURNAL)
+        replica.wanted_journal = JOURNAL in awaited
+        for node in awaited:
+            self._ask(inc, replica, node, now_ms, configured=True)
+        for follower in replica.followers.values():
+            follower.unnamed = True
+        self._gate(inc, replica)
+        self._lose_dead(inc, replica, now_ms)
+
+    def _lose_dead(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
         for follower in list(replica.followers.values()):
             if follower.node in self.core.dead:
                 self._lose(inc, follower, "its node died", now_ms)
@@ -588,8 +632,7 @@ class Standbys:
             asked = swap is not None and (
                 follower.node in swap.standbys or follower.stream == swap.journal
             )
-            named = follower.unnamed or self._is_named(inc, follower)
-            if follower.leaving and not asked and not named:
+            if follower.leaving and not asked and not self._is_named(inc, follower):
                 self._forget(inc, replica, follower)
         if other_mode and not replica.followers:
             replica.mode = replica.wanted_mode
@@ -727,6 +770,14 @@ class Standbys:
             )
         )
 
+    def is_waiting(self, server: ServerId) -> bool:
+        """Whether a server hosted here waits for the row to name who stands by (see `take_up`)."""
+        inc = self.core.hosted.get(server)
+        replica = inc.replica if inc is not None else None
+        return replica is not None and any(
+            it.unnamed and not it.leaving for it in replica.followers.values()
+        )
+
     def _may_change_row(self, inc: Incarnation, replica: Replica, now_ms: int) -> bool:
         """A move compares the row as it was when it began. Who joins waits for its end; if somebody
         has to leave, or to take somebody's place, it is given up, if it still can be.
@@ -785,7 +836,7 @@ class Standbys:
         inc.sender.epoch = row.epoch
         replica.swap = None
         for follower in replica.followers.values():
-            if follower.stream == row.journal:
+            if follower.stream == row.journal or follower.node in row.standbys:
                 follower.unnamed = False
             if follower.asserts:
                 follower.asserts = False
@@ -1380,8 +1431,9 @@ class Standbys:
             # One that is being fed for the first time holds nobody up, unless it is in the row.
             joining = not follower.configured and not follower.gates
             limit = times.join_ms if joining else times.patience_ms
-            # What it was sent has to be taken, and at the end of joining to be loaded.
-            limit += (follower.sent_bytes if joining else follower.bytes) // LOAD_BYTES_PER_MS
+            # What it was sent has to be taken, and all before it has the whole to be loaded.
+            begins = joining or follower.unnamed
+            limit += (follower.sent_bytes if begins else follower.bytes) // LOAD_BYTES_PER_MS
             if silent_ms >= limit:
                 cause = f"it has not answered for {silent_ms / 1000:g} s"
                 self._lose(inc, follower, cause, now_ms)

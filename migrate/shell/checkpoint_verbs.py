@@ -474,7 +474,10 @@ class CheckpointVerbs:
                 )
 
             replacing = self._replace_now(inc, instead, url, loaded, obj, spec)
-            return await _to_its_end(replacing)
+            ref = await _to_its_end(replacing)
+        # Whoever is told that it was restored is told what a death of this node does not undo.
+        await node._standbys.back_again(server)
+        return ref
 
     async def _replace_now(
         self,
@@ -497,8 +500,7 @@ class CheckpointVerbs:
             core.end_replacing(inc, phase, driver.now_ms())
             raise
         ref = self._host(loaded, obj, spec, new, rev)
-        # It had standbys, and is to have some again.
-        core.hosted[inc.id].wanted = inc.wanted
+        # Its standbys come back by themselves; others may have to take the place of some.
         node._standbys.complete_soon(inc.id)
         if inc.id in node._stops:
             # It was asked to stop meanwhile, and is to.

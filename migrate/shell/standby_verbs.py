@@ -305,7 +305,25 @@ class StandbyVerbs:
                         cause=cause,
                         outcome=Outcome.NOT_DONE,
                     )
-            await watch.changed.wait()
+            await self._look_again(watch, LOOK_LONG_S)
+            if node._driver.core.hosted.get(server) is not inc:
+                raise self._elsewhere(f"server {server} is not here any more", server=server)
+
+    async def back_again(self, server: ServerId) -> None:
+        """Wait until what a server went back to in time is at its standbys, and in its journal.
+
+        One that does not come back in time is given up, as after a failover.
+        """
+        watch = self._watch(server)
+        while self._node._driver.core.standbys.is_waiting(server):
+            watch.changed.clear()
+            await self._look_again(watch, LOOK_S)
+
+    @staticmethod
+    async def _look_again(watch: Watch, wait_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await watch.changed.wait()
 
     async def _ready(self, server: ServerId) -> Incarnation:
         """A server hosted here, when it neither moves nor has only just come."""

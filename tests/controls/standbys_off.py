@@ -13,6 +13,7 @@ from migrate.core.ids import NodeId, ServerId, TransferId
 from migrate.core.incarnation import Incarnation
 from migrate.core.messages import Message, Receipt, Reply
 from migrate.core.node import Core
+from migrate.core.records import Wanted
 from migrate.core.standby import (
     Backup,
     Claim,
@@ -145,6 +146,22 @@ class NotRewound(Standbys):
             for follower in inc.replica.followers.values():
                 follower.configured = False
             self._acknowledged(inc, inc.replica, now_ms)
+
+
+class AloneAgain(Standbys):
+    """A server that goes back in time answers before anybody stands by for it again."""
+
+    def take_up(self, inc: Incarnation, awaited: list[NodeId], now_ms: int) -> None:
+        pass
+
+
+class WishesForgotten(Core):
+    """A server that goes back in time forgets that it is to have standbys."""
+
+    def restored(self, *args: Any, **more: Any) -> Incarnation:
+        inc = super().restored(*args, **more)
+        inc.wanted = Wanted()
+        return inc
 
 
 class ToldAtOnce(Core):

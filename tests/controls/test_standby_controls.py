@@ -74,6 +74,9 @@ NOTHING_LOST = ("nothing lost", "linear", "one history")
         (off.AnyoneTakesOver, ("one owner", *NOTHING_LOST)),
         # The other standbys of a failover have less than the new owner, or more.
         (off.NotRewound, ("one owner", *NOTHING_LOST)),
+        # Who goes back in time has its standbys again, and answers no more alone than before.
+        (off.AloneAgain, ("alone",)),
+        (off.WishesForgotten, ("standbys kept",)),
         # What was freed is asked for again.
         (off.ToldAtOnce, ("statuses",)),
     ],

@@ -64,7 +64,7 @@ from migrate.core.messages import (
     WaitProbe,
 )
 from migrate.core.node import Core
-from migrate.core.records import CutRecord, EntryRecord, StepRecord
+from migrate.core.records import CheckpointRecord, CutRecord, EntryRecord, StepRecord, Wanted
 from migrate.core.standby import (
     Backup,
     Changed,
@@ -73,6 +73,7 @@ from migrate.core.standby import (
 from tests.core.fakes import CLIENT, NOW, SERVER, A, B, C, Port, core, env, host
 
 OTHER = "other"
+NOTHING = CheckpointRecord(0, [], [], [], {}, [])
 
 
 class World:
@@ -1976,3 +1977,167 @@ def test_a_row_that_was_read_before_a_copy_was_sent_does_not_cost_it(claims: boo
     world.kill(C)
     world.later(600)
     assert SERVER in at.hosted and world.row().owner == B
+
+
+def replaced(world: World, at: NodeId = A) -> Incarnation:
+    """The server goes back in time where it is; the swap is done, and the hook is over."""
+    core_at = world.cores[at]
+    inc = core_at.hosted[SERVER]
+    inc.wanted = Wanted(2, (), Mode.SYNC)
+    core_at.begin_replacing(inc, world.now_ms)
+    row = directory.restored(
+        known=world.row(),
+        rev_max=0,
+        checkpoint=structs.replace(inc.row, epoch=1),
+        owner=at,
+        transfer="back",
+        name="",
+        version=1,
+        methods=(),
+        then_s=1.0,
+        now_s=2.0,
+        cause="restored",
+    )
+    result = world._swap(row, world.rows[SERVER][1])
+    assert result.outcome is SwapOutcome.DONE
+    again = core_at.restored(row, result.rev, 100, False, object(), NOTHING, world.now_ms)
+    core_at.started(SERVER, world.now_ms)
+    return again
+
+
+def test_a_server_that_goes_back_in_time_where_it_is_has_its_standbys_again() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    inc = replaced(world)
+    assert inc.wanted == Wanted(2, (), Mode.SYNC)
+    assert world.row().standbys == ()
+    # What it lets out waits for all of them, although the row names nobody yet.
+    world.dropped = [Kept]
+    world.send(A, env(1, "m", generation=4))
+    assert not world.replies() and world.row().standbys == ()
+    world.dropped = []
+    world.later(300)
+    assert set(world.row().standbys) == {B, C} and world.row().mode is Mode.SYNC
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+    world.kill(A)
+    assert world.row().owner in (B, C)
+    world.send(world.row().owner, env(1, "m", generation=4))
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+
+
+def test_a_server_that_goes_back_twice_waits_for_those_that_the_first_time_waits_for() -> None:
+    """Seed 1054 of the standbys' schedules: the row named nobody when it went back again."""
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.dropped = [Following]
+    replaced(world)
+    inc = replaced(world)
+    world.send(A, env(1, "m", generation=inc.row.generation))
+    assert not world.replies() and world.row().standbys == ()
+    world.dropped = []
+    world.later(300)
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+    assert world.row().standbys == (B,)
+
+
+def test_nobody_takes_over_with_what_was_before_a_server_went_back_in_time() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    world.replies()
+    # The word that B is none any more, and that it is one again, is lost.
+    world.dropped = [Unfollow, Follow]
+    replaced(world)
+    assert world.cores[B].standbys.backups[SERVER].valid
+    world.send(A, env(1, "n", generation=3))
+    world.silent.add(A)
+    world.cores[B].standbys.node_suspected(A, world.now_ms)
+    world.run()
+    assert world.row().owner == A and world.row().generation == 3
+    assert SERVER not in world.cores[B].standbys.backups and SERVER not in world.cores[B].hosted
+    world.kill(A)
+    assert world.cores[B].may_bury(world.row()) and not world.replies()
+
+
+def test_a_standby_that_had_begun_to_take_over_does_not_from_a_server_that_went_back() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    # It has read the row, is fenced, and its swap is under way.
+    world.deaf.add(B)
+    world.cores[B].standbys.node_suspected(A, world.now_ms)
+    world.run()
+    world.cores[B].standbys.standby_row(SERVER, RowRead(True, *world.rows[SERVER]), world.now_ms)
+    world.run()
+    assert [row.owner for row, _ in world.ports[B].swaps] == [B]
+    replaced(world)
+    world.send(A, env(1, "m", generation=3))
+    world.deaf.clear()
+    world.later(500)
+    assert world.row().owner == A and world.row().generation == 3
+    world.cores[B].standbys.node_heard(A, world.now_ms)
+    world.later(3_000)
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+    assert SERVER in world.cores[A].hosted and SERVER not in world.cores[B].hosted
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_server_that_went_back_goes_on_without_the_standby_that_does_not_come_back(
+    dies: bool,
+) -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B, C)
+    world.silent.add(C)
+    if dies:
+        world.cores[A].node_dead(C, world.now_ms)
+        world.run()
+    inc = replaced(world)
+    world.send(A, env(1, "m", generation=inc.row.generation))
+    if not dies:
+        world.later(1_000)
+        assert not world.replies() and world.row().standbys == (B,)
+        world.later(3_000)
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+    assert world.row().standbys == (B,)
+    assert (C, Changed.LOST) in world.ports[A].changed
+
+
+def test_a_server_that_went_back_alone_is_served_alone() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.kill(B)
+    inc = replaced(world)
+    world.send(A, env(1, "m", generation=inc.row.generation))
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+    assert inc.replica is None and not inc.gated
+
+
+def test_async_standbys_of_a_server_that_went_back_hold_nothing_up() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.dropped = [Follow]
+    inc = replaced(world)
+    world.send(A, env(1, "m", generation=inc.row.generation))
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+    assert inc.wanted.count == 2
+
+
+def test_a_move_of_a_server_that_went_back_waits_for_its_standbys() -> None:
+    world = World(A, B, C)
+    world.own(A)
+    world.replicate(B)
+    world.dropped = [Following]
+    replaced(world)
+    world.cores[A].move(SERVER, C, "t1", False, "", world.now_ms)
+    world.run()
+    assert not world.ports[C].did(CheckClass)
+    world.dropped = []
+    world.cores[A].peer_up(B, world.now_ms)  # what was sent is sent again
+    world.run()
+    assert world.row().standbys == (B,) and world.ports[C].did(CheckClass)

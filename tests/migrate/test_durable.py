@@ -294,6 +294,32 @@ def test_a_journal_that_a_move_has_left_goes_on_when_the_new_owner_dies_too_earl
     asyncio.run(main())
 
 
+def test_a_durable_server_that_is_replaced_by_a_checkpoint_is_durable_again(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def main() -> None:
+        place = (tmp_path / "words.ckpt").as_uri()
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Words, options=DURABLE)
+            assert await ref.add("a") == 1
+            await here.checkpoint(ref, place)
+            await asyncio.gather(*(ref.add(word) for word in "bcd"))
+            before = here._driver.core.hosted[ref._server_id].row.journal
+            await here.restore(place, replace=True)
+            # Whoever is told that it was restored is told what is in its journal.
+            row = here._driver.core.hosted[ref._server_id].row
+            assert row.journal not in ("", before)
+            with pytest.raises(migrate.RolledBack):
+                await ref.add("e")
+            assert await ref.add("e") == 2
+            await until(lambda: files(tmp_path), lambda found: len(found) == 1)
+        async with node(tmp_path) as here:
+            again: Any = await here.whereis("words")
+            assert await again.count() == 2
+
+    asyncio.run(main())
+
+
 def test_async_standbys_of_a_durable_server_are_refused(tmp_path: pathlib.Path) -> None:
     """It would go back in time, behind what its journal has."""
     with pytest.raises(migrate.UsageError, match="async"):

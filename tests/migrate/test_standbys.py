@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -290,6 +291,55 @@ def test_a_set_that_lacks_a_node_is_completed_when_one_joins() -> None:
             await eventually(lambda: has(a, ref, "a", ("b",)))
             async with migrate.Node(name="d", directory=a._directory, options=OPTIONS):
                 await eventually(lambda: has(a, ref, "a", ("b", "d")))
+
+    run(body())
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_server_that_is_replaced_by_a_checkpoint_has_its_standbys_and_their_mode_again(
+    mode: Literal["sync", "async"], tmp_path: pathlib.Path
+) -> None:
+    async def body() -> None:
+        place = (tmp_path / "hits.ckpt").as_uri()
+        async with nodes("a", "b", "c", options=OPTIONS) as (a, b, c):
+            wish = migrate.SpawnOptions(on="a", standbys=["b"], standby_mode=mode)
+            ref: Any = await c.spawn(Counter, options=wish)
+            assert await ref.incr() == 1
+            await c.checkpoint(ref, place)
+            assert await ref.incr() == 2
+            await c.restore(place, replace=True)
+            if mode == "sync":
+                # Whoever is told that it was restored is told what b knows.
+                assert (await c.info(ref)).standbys == ("b",)
+                assert b._driver.core.standbys.backups[server_of(ref)].epoch >= 3
+            await eventually(lambda: has(c, ref, "a", ("b",)))
+            assert (await c.info(ref)).mode == mode
+            await failure_of(ref.incr(), migrate.RolledBack)
+            assert await ref.incr() == 2
+            if mode == "sync":
+                await look_dead(a)
+                await until(lambda: owner_is_one_of(ref, b))
+                assert await ref.incr() == 3
+
+    run(body())
+
+
+def test_a_clone_and_a_server_that_was_lost_have_no_standbys_unless_asked_for(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def body() -> None:
+        place = (tmp_path / "hits.ckpt").as_uri()
+        async with nodes("a", "b", options=OPTIONS) as (a, _):
+            ref = await a.spawn(Counter, options=migrate.SpawnOptions(on="a", standbys=["b"]))
+            await a.checkpoint(ref, place)
+            for twin in (await a.fork(ref), await a.restore(place, fork=True)):
+                assert (await a.info(twin)).standbys == ()
+                assert not a._driver.core.hosted[server_of(twin)].wanted.names
+            await a.stop(ref)
+            back = await a.restore(place, on="a")
+            assert (await a.info(back)).standbys == ()
+            await a.replicate(back, ["b"])
+            assert (await a.info(back)).standbys == ("b",)
 
     run(body())
 

@@ -313,6 +313,8 @@ class RollbackInvariants(Invariants):
         self.back: dict[ServerId, int] = {}  # how often it came back
         self.numbers: dict[str, dict[str, int]] = {}  # the last number of each sender, by target
         self.makers: dict[tuple[ServerId, str], str] = {}
+        # Who is told of what becomes of a request: whatever a server asks for, it is one sender.
+        self.askers: dict[tuple[ServerId, str], str] = {}
         self.n = 0
 
     def made(self, server: ServerId, uid: str) -> None:
@@ -327,6 +329,8 @@ class RollbackInvariants(Invariants):
         numbers[key] = max(numbers.get(key, 0), int(number))
         # One that went back in time itself does not know what it was told before.
         self.makers[server, uid] = f"{base}@{self.back.get(base, 0)}"
+        asker = base.partition("*")[0]
+        self.askers[server, uid] = f"{asker}@{self.back.get(asker, 0)}"
 
     def swapped(self, before: Row | None, row: Row) -> None:
         """See `Invariants.swapped`."""
@@ -353,7 +357,7 @@ class RollbackInvariants(Invariants):
             world.counts["status rolled back"] += 1
             if server not in self.back:
                 world.fail("statuses", f"{uid}: {server} never went back in time")
-            self.news.setdefault((server, self.makers[server, uid]), []).append(self.n)
+            self.news.setdefault((server, self.askers[server, uid]), []).append(self.n)
             if value is False:
                 self.refused.setdefault(server, {})[uid] = status
             return
@@ -444,7 +448,7 @@ class RollbackInvariants(Invariants):
             if uid not in seen:
                 undone.setdefault(sender, []).append((at, uid))
                 continue
-            news = self.news.get((server, sender), [])
+            news = self.news.get((server, self.askers[server, uid]), [])
             for lost_at, lost in undone.get(sender, ()):
                 made_at = self.made_at[server, uid]
                 if made_at > lost_at and not any(lost_at < n < at for n in news):

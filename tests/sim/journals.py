@@ -524,7 +524,7 @@ class JournalWorld(StandbyWorld):
             shared = shared or disk
             self.disks[f"n{i}"] = disk
         super()._build()
-        if self.journals.back:
+        if self.journals.back and not self.settings.back:
             self.keeper.start()
         self._again(self._blackout, self.journals.blackouts)
         self._again(self._disk_fault, self.journals.faults)

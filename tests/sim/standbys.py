@@ -35,7 +35,7 @@ from migrate.core.standby import (
     StandbyTimes,
 )
 from migrate.core.standby import Backup as Kept
-from tests.sim.backups import KeepingNode, RollbackInvariants, RollbackWorld
+from tests.sim.backups import Backup, KeepingNode, RollbackInvariants, RollbackWorld
 from tests.sim.host import Copy, Op, Run, Settled, SimNode, Sub, pack
 from tests.sim.host import Step as Steps
 from tests.sim.world import World
@@ -61,6 +61,7 @@ class Settings:
     load_fails: float = 0.0
     patience_ms: int = 100
     cuts_max: int = 2
+    back: bool = False  # servers go back to checkpoints
 
     @classmethod
     def draw(cls, rng: Random) -> Settings:
@@ -86,6 +87,7 @@ class Settings:
             load_fails=now_and_then(0.3),
             patience_ms=rng.choice((60, 120, 300)),
             cuts_max=rng.choice((1, 2, 4)),
+            back=rng.choice((False, True)),
         )
 
 
@@ -108,6 +110,14 @@ class Sent:
     def __init__(self) -> None:
         self.items = 0
         self.told = 0
+
+
+class Alone:
+    """A server that was replaced by what a checkpoint holds, and has nobody again yet."""
+
+    def __init__(self, awaited: list[NodeId], items: list[str]) -> None:
+        self.awaited = awaited  # who stood by before, the journal among them
+        self.items = items  # of the checkpoint
 
 
 _part = msgpack.Decoder(Part)
@@ -236,6 +246,7 @@ class StandbyNode(KeepingNode):
                 wanted = Wanted(wanted.count, (), Mode.ASYNC)  # and no journal
             self.world.note(f"{self.id} wants {server} {wanted.count} {wanted.mode.name}")
             inc.wanted = wanted
+            self.world.invariants.alone.pop(server, None)
             self._complete_one(inc)
 
     def perform(self, transfer: TransferId, incoming: bool, action: Action) -> None:
@@ -246,6 +257,22 @@ class StandbyNode(KeepingNode):
             backup = self.core.standbys.backups.get(copy.id)
             if backup is not None and backup.copy is not None and backup.copy.host is copy:
                 copy.alive = True
+
+    def _take_in(self, backup: Backup, new: Row, rev: int) -> None:
+        """See `KeepingNode._take_in`; a server that is replaced is to have what it had."""
+        former = self.core.hosted.get(backup.server)
+        if former is not None and former.row.mode is Mode.SYNC:
+            row, wants = former.row, former.wanted
+            names = [*row.standbys, *([JOURNAL] if row.journal else [])]
+            as_wanted = wants.count >= len(row.standbys) and wants.mode is Mode.SYNC
+            if names and as_wanted and (wants.durable or not row.journal):
+                self.world.counts["went back with standbys"] += 1
+                self.world.invariants.alone[backup.server] = Alone(names, list(backup.items))
+        super()._take_in(backup, new, rev)
+        wanted = self.core.hosted[backup.server].wanted
+        if former is not None and wanted != former.wanted:
+            text = f"{backup.server} had {former.wanted}, and went back to {wanted}"
+            self.world.fail("standbys kept", text)
 
     # -- what goes out
 
@@ -515,6 +542,7 @@ class StandbyNode(KeepingNode):
     def standbys_changed(self, server: ServerId, node: NodeId, what: Changed, cause: str) -> None:
         """`Port.standbys_changed`."""
         self.world.counts[f"standby {what.value}"] += 1
+        self.world.invariants.changed(server, node, what)
         self.world.note(f"{self.id}: {server} {node} {what.value} {cause}")
 
     # -- handlers
@@ -597,6 +625,27 @@ class StandbyInvariants(RollbackInvariants):
         self.top: dict[ServerId, int] = {}  # the last place that anybody has seen
         self.floor: dict[tuple[ServerId, str], int] = {}  # that when a request was made
         self.seen: dict[ServerId, dict[int, str]] = {}  # by reads: place, and what was there
+        self.alone: dict[ServerId, Alone] = {}
+
+    def changed(self, server: ServerId, node: NodeId, what: Changed) -> None:
+        """A standby has joined, failed or left."""
+        alone = self.alone.get(server)
+        if alone is not None and what is Changed.JOINED and node in alone.awaited:
+            alone.awaited.remove(node)
+        if alone is not None and (what is not Changed.JOINED or not alone.awaited):
+            del self.alone[server]
+
+    def _alone(self, server: ServerId, uid: str) -> None:
+        alone = self.alone.get(server)
+        known = self.world.directory.rows.get(server)
+        owner = self.world.by_id.get(known[0].owner) if known is not None else None
+        inc = owner.core.hosted.get(server) if owner is not None else None
+        if alone is None or inc is None:
+            return
+        assert isinstance(inc.host, Copy)
+        if uid in inc.host.items and uid not in alone.items:
+            text = f"{server} went back, and answered {uid} before {alone.awaited} had it again"
+            self.world.fail("alone", text)
 
     def made(self, server: ServerId, uid: str) -> None:
         """See `Invariants.made`."""
@@ -623,6 +672,7 @@ class StandbyInvariants(RollbackInvariants):
             return
         if status == OK and kind == CALL and result is not None:
             reads = (server, uid) in world.reads
+            self._alone(server, uid)
             if server not in self.back:
                 floor, place = self.floor[server, uid], result.place
                 if place < floor or (place == floor and not reads):
@@ -656,6 +706,8 @@ class StandbyInvariants(RollbackInvariants):
             new = node not in before.standbys and joined is not None
             if new and (row.server, row.owner) not in joined.whole:
                 world.fail("caught up", f"{node} is named and never had all: {row}")
+        if row.owner != before.owner:
+            self.alone.pop(row.server, None)
         if row.owner != before.owner and row.state is RowState.ACTIVE:
             what = "taken over" if before.mode is Mode.SYNC else "taken over, going back"
             world.counts[what if row.owner in before.standbys else "owner changed"] += 1
@@ -851,6 +903,8 @@ class StandbyWorld(RollbackWorld):
         World._build(self)
         self._again(self._change, self.settings.changes)
         self._again(self._slander, self.settings.slander)
+        if self.settings.back:
+            self.keeper.start()
 
     def _again(self, what: Strike, times: int) -> None:
         if times and self.calm_us < 0:

@@ -63,7 +63,7 @@ class NobodyIsTold(Core):
         super()._arrive(inc, env, now_ms)
 
     @staticmethod
-    def _bind(session: SendSession, epoch: int) -> int:
+    def bind(session: SendSession, epoch: int) -> int:
         session.generation = 1 << 40
         return session.generation
 

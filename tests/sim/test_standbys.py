@@ -40,6 +40,7 @@ def test_standbys_join_are_lost_and_take_over_in_every_way() -> None:
         for kind, most in {
             "taken over": 60,
             "taken over, going back": 10,
+            "went back with standbys": 10,
             "deposed": 30,
             "suspected": 100,
             "slander": 20,
