@@ -264,6 +264,10 @@ class StandbyNode(KeepingNode):
         if former is not None and former.row.mode is Mode.SYNC:
             row, wants = former.row, former.wanted
             names = [*row.standbys, *([JOURNAL] if row.journal else [])]
+            if former.replica is not None:
+                # Of those that are lost it was told before.
+                gone = [it.node for it in former.replica.followers.values() if it.leaving]
+                names = [name for name in names if name not in gone]
             as_wanted = wants.count >= len(row.standbys) and wants.mode is Mode.SYNC
             if names and as_wanted and (wants.durable or not row.journal):
                 self.world.counts["went back with standbys"] += 1
