@@ -49,7 +49,10 @@ class SpawnOptions:
             spawn returns when they are in sync, or fails.
         standby_mode: How they follow, see `replicate`.
         durable: Keep a journal, where the node keeps them (`Node(data=...)`); so does
-            `@server(durable=True)`. The spawn returns when it is there, or fails.
+            `@server(durable=True)`. The spawn returns when it is there, or fails. No verb changes
+            it later: `restore(..., replace=True)` keeps what the server had, while forks and
+            servers that are restored after they were lost or stopped have no journal. To have one
+            of such a server's state, spawn a durable server that is given the state by a call.
 
     Raises:
         UsageError: Both `on` and `near` are given, or a name is empty, too long

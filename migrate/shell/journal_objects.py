@@ -23,6 +23,14 @@ was taken for gone is either replaced, or goes on past the fences of those whose
 whoever comes later takes its number again. Until the row names a new journal, the old one is all
 there; one that was opened goes on under its id.
 
+Two who open the same journal do not push each other on for ever. Each fence is followed by one swap
+of a row that was read before it, so of all who read the same row one swap is done, whoever fences
+whom; an owner that finds a number taken asks for a swap as well, and goes on behind it. Whoever is
+refused fences again only if the directory takes the row's new owner for gone too, and after a wait
+that differs from node to node. So as long as anybody is served at all, it takes a false suspicion
+for every step back, and what waits meanwhile is not lost: it is not told to be durable before the
+swap.
+
 Nobody removes what somebody else may still need. What is before the base goes when the row is known
 to name the journal (`prune`), but for fences: one stays as long as the node that it keeps from
 writing may yet try to, which is until that node is gone, or has ended its journal itself

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -242,7 +243,9 @@ class NodeJournals:
         wait_s = AGAIN_FIRST_S
         while not self._closing:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s if again else None):
+                # Nodes that look at the same time do not do so a second time.
+                between_s = wait_s * random.uniform(0.5, 1.0)
+                async with asyncio.timeout(between_s if again else None):
                     await self._look.wait()
                     wait_s = AGAIN_FIRST_S
             self._look.clear()
