@@ -104,6 +104,7 @@ class SendSession:
         "deadline_ms",
         "generation",
         "grant",
+        "grant_epoch",
         "id",
         "last_used_ms",
         "low",
@@ -138,6 +139,7 @@ class SendSession:
         self.outstanding: dict[int, Outgoing] = {}
         self.waiting: deque[Outgoing] = deque()
         self.grant = NEVER
+        self.grant_epoch: Epoch = 0  # of the owner that is believed to have given it
         self.last_used_ms = now_ms
         self.acked_told = 1
         self.repeat_armed = False
@@ -179,8 +181,16 @@ class SendSession:
             self.low = low
         return out
 
-    def receipt(self, admitted_below: int, window: int) -> list[Outgoing]:
+    def receipt(
+        self, admitted_below: int, window: int, *, may_be_former: bool = False
+    ) -> list[Outgoing]:
         """Take a receipt: everything below `admitted_below` was admitted.
+
+        Args:
+            admitted_below: See `Receipt`.
+            window: See `Receipt`.
+            may_be_former: It came from where the server is believed not to be (any more): what it
+                grants may be used, and nothing that another one granted is taken back.
 
         Returns:
             Casts (and withdrawn numbers) that are settled by it, in order.
@@ -193,8 +203,17 @@ class SendSession:
             if out.kind != CALL and out.kind != EMPTY:
                 self.settle(seq)
                 settled.append(out)
-        self.grant = NEVER if window < 0 else max(admitted_below, 1) + window
+        grant = NEVER if window < 0 else max(admitted_below, 1) + window
+        self.lift()
+        if not may_be_former or grant > self.grant:
+            self.grant = grant
+            self.grant_epoch = self.route.epoch
         return settled
+
+    def lift(self) -> None:
+        """Forget what another owner granted: the present one knows nothing of it, and adds none."""
+        if self.grant < NEVER and self.route.epoch > self.grant_epoch:
+            self.grant = NEVER
 
     def idle(self) -> bool:
         """Nothing outstanding, nothing waiting."""

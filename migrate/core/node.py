@@ -828,6 +828,7 @@ class Core:
         session.repeat_armed = False
         if not session.outstanding:
             return
+        session.lift()
         first, most = self.options.repeat_first_ms, self.options.repeat_max_ms
         wait = min(most, first << min(session.repeats, 8))
         again = [
@@ -911,6 +912,7 @@ class Core:
 
     def _refill(self, session: SendSession, now_ms: int) -> None:
         waiting = session.waiting
+        session.lift()
         while waiting and session.has_room():
             out = waiting.popleft()
             session.number(out)
@@ -1015,6 +1017,7 @@ class Core:
 
     def _retransmit(self, route: Route, now_ms: int) -> None:
         for session in list(route.sessions.values()):
+            session.lift()
             for out in list(session.outstanding.values()):
                 if out.seq in session.outstanding and (
                     out.seq < session.grant or out.seq == session.low
@@ -1121,7 +1124,13 @@ class Core:
         if session.sender.gate is not None:
             session.sender.gate.changes.sending[session.id] = session
         granted = session.grant
-        for out in session.receipt(receipt.admitted_below, receipt.window):
+        route = session.route
+        settled = session.receipt(
+            receipt.admitted_below,
+            receipt.window,
+            may_be_former=route.node is not None and route.node != node,
+        )
+        for out in settled:
             self._resolve(out, OK, None, None)
         for out in list(session.outstanding.values()):
             if out.seq < receipt.admitted_below:
@@ -1137,7 +1146,7 @@ class Core:
                 # It was refused. What was granted before is on its way, and is not sent again with
                 # each receipt.
                 self.dispatch(session, out, now_ms)
-        session.route.attempts = 0
+        route.attempts = 0
         if receipt.window == 0:
             self._withdraw_refused(session, now_ms)
         if session.waiting or not session.outstanding:

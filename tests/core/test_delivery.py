@@ -25,6 +25,7 @@ from migrate.core.messages import (
     Acked,
     Envelope,
     FinalFailed,
+    Moved,
     NotHere,
     Receipt,
     Reply,
@@ -387,6 +388,24 @@ def test_an_admitted_call_is_repeated_without_its_arguments() -> None:
     port.take()
     at.tick(NOW + 1_000)
     assert sent(port) == [(B, 1, PROBE)]
+
+
+@pytest.mark.parametrize("comes", ["before", "late"])
+def test_what_a_former_owner_granted_does_not_hold_a_sender_back(comes: str) -> None:
+    at, port = core(CLIENT)
+    at.route_hint(SERVER, B, 1)
+    session = at.request(at.own, SERVER, out(), NOW)
+    assert session is not None
+    refusal = Receipt(session.id, SERVER, 1, 0)
+    messages = [refusal, Moved(SERVER, C, 2)]
+    at.receive(B, messages if comes == "before" else messages[::-1], NOW)
+    at.tick(NOW + 1_100)  # The request goes again, to C.
+    assert sent(port)[-1] == (C, 1, CALL)
+    at.receive(C, [Reply(session.id, 1, OK, b"")], NOW + 1_200)
+    for _ in range(4):
+        at.request(at.own, SERVER, out(), NOW + 1_300)
+    at.receive(C, [Reply(session.id, 2, OK, b"")], NOW + 1_400)
+    assert (len(session.outstanding), len(session.waiting)) == (3, 0)
 
 
 def test_a_cast_is_settled_by_the_receipt() -> None:
