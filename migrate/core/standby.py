@@ -1135,6 +1135,10 @@ class Standbys:
         core = self.core
         if out.payload is None:
             out.payload = core.port.pack(out.args)
+        if replica.changes.answers or replica.changes.casts:
+            # A failover finds this handler's request begun, so it has to know of those before it
+            # that no handler has taken.
+            self._note(inc, replica, now_ms)
         route = session.route
         number = replica.number = replica.number + 1
         made_by = (

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from migrate.core import directory
 from migrate.core.actions import CheckClass, DecodeState, EncodeState, Finish, Result, SwapRow
-from migrate.core.delivery import Outgoing
+from migrate.core.delivery import Entry, Outgoing
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import (
     Checked,
@@ -56,6 +56,7 @@ from migrate.core.messages import (
     Kept,
     Message,
     Moved,
+    Note,
     Prepare,
     Prepared,
     Receipt,
@@ -1699,6 +1700,36 @@ def test_a_server_that_has_answered_out_of_turn_before_a_failover_may_move() -> 
     record = at.export(inc, world.now_ms)
     copy = restore(record, inc.row, 99, object(), world.cores[A].route_hint, 10, world.now_ms)
     assert list(copy.sessions[session.id].records) == [2]
+
+
+def test_what_no_handler_has_taken_is_told_before_what_the_next_one_asks_for() -> None:
+    """Seed 3023 of the journals' schedules: an owner died between the two, and the request that its
+    handler was in came after one of which nothing was known; so nobody could take over.
+    """
+    world = World(A, B, C)
+    world.own(A)
+    world.own(C, OTHER)
+    world.replicate(B)
+    for name in (A, B):
+        world.cores[name].route_hint(OTHER, C, 1)
+    world.send(A, env(1, "m"))
+    world.ports[A].busy = world.ports[B].busy = True
+    port = world.ports[A]
+    begin = port.run
+
+    def asking(inc: Incarnation, entry: Entry) -> Any:
+        begun = begin(inc, entry)
+        out = Outgoing(CALL, "op", b"op", None, (), 0, "op", f"{SERVER}/2")
+        world.cores[A].request(inc.sender, OTHER, out, world.now_ms)
+        return begun
+
+    port.run = asking  # type: ignore[method-assign]
+    world.dropped = [Note]
+    world.send(A, env(3, "n"), env(2, "", EMPTY))
+    world.kill(A)
+    assert world.row().owner == B
+    world.send(B, env(2, "", EMPTY), env(3, "n"))
+    assert [entry.method for _, entry in world.ports[B].began] == ["n"]
 
 
 def test_what_waited_for_a_standby_that_is_not_wanted_any_more_leaves() -> None:
