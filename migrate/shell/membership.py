@@ -59,6 +59,8 @@ SERVER_KEY: Final = "server/"
 NAME_KEY: Final = "name/"
 
 RETRY_S: Final = 0.2
+RETRY_MAX_S: Final = 2.0
+"""How soon rows that a dead node left are read again: at first, and at last."""
 RELIST_S: Final = 60.0
 """How often what is known is compared with a fresh list. The watch alone should do; but watches of
 past releases of etcd have lost events."""
@@ -572,6 +574,7 @@ class Membership:
     async def _bury(self, node: NodeRow) -> None:
         """Mark what the dead node owned as lost, then remove its rows."""
         cause = f"its node {node.name} died (pid {node.pid}), and nothing could take over"
+        wait_s = RETRY_S
         while True:
             try:
                 entries, _ = await self.directory.list(SERVER_KEY)
@@ -586,7 +589,8 @@ class Membership:
                     await self._remove(node)
                     return
                 if not doomed:
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(1.5 * wait_s, RETRY_MAX_S)
             except DirectoryError as error:
                 log.debug("burial of %s: %s", node.name, error)
                 await asyncio.sleep(RETRY_S)
