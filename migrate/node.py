@@ -34,7 +34,7 @@ from migrate.options import NodeOptions
 from migrate.peer import Elsewhere, Peer
 from migrate.ref import RefObject
 from migrate.reports import LinkInfo, MoveReport, NodeInfo, ServerInfo
-from migrate.server import spec_of
+from migrate.server import ServerSpec, spec_of
 from migrate.shell import classes, wire
 from migrate.shell.bell import Posts
 from migrate.shell.checkpoint_verbs import CheckpointVerbs
@@ -699,12 +699,7 @@ class Node(Peer):
         self._check_admits()
         spec = spec_of(cls)
         durable = durable or spec.durable
-        if durable and self._driver.streams.journals is None:
-            raise UsageError(
-                f"{spec.cls_name} is to be durable, and node {self._name} has no folder for "
-                "journals: give it one by Node(data=...) or --data DIR",
-                node=self._name,
-            )
+        self._check_has_journals(spec, durable)
         waits = durable or (standbys is not None and any(standbys[:2]) and standbys[2] == "sync")
         if waits and spec.reentrant:
             raise UsageError(f"{spec.cls_name} {REENTRANT}", node=self._name)
@@ -754,6 +749,14 @@ class Node(Peer):
                 await self._stop_here(server)
                 raise
         return ref
+
+    def _check_has_journals(self, spec: ServerSpec, durable: bool) -> None:
+        if durable and self._driver.streams.journals is None:
+            raise UsageError(
+                f"{spec.cls_name} is to be durable, and node {self._name} has no folder for "
+                "journals: give it one by Node(data=...) or --data DIR",
+                node=self._name,
+            )
 
     async def _check_name_free(self, name: str) -> None:
         taken = await self._named(name)

@@ -50,9 +50,9 @@ class SpawnOptions:
         standby_mode: How they follow, see `replicate`.
         durable: Keep a journal, where the node keeps them (`Node(data=...)`); so does
             `@server(durable=True)`. The spawn returns when it is there, or fails. No verb changes
-            it later: `restore(..., replace=True)` keeps what the server had, while forks and
-            servers that are restored after they were lost or stopped have no journal. To have one
-            of such a server's state, spawn a durable server that is given the state by a call.
+            it later: `restore(..., replace=True)` keeps what the server had; a fork, and a server
+            that is restored after it was lost or stopped, has a journal if its class says
+            `@server(durable=True)`, whatever these options said when it was spawned.
 
     Raises:
         UsageError: Both `on` and `near` are given, or a name is empty, too long

@@ -255,8 +255,8 @@ class Verbs(Protocol):
             replace: Also while the original lives: it is replaced between two messages, without
                 a hook. Otherwise that is refused. Its standbys, their mode and its journal stay
                 what they were; what it was restored to is there too when this returns, or they are
-                lost as after a failover. A server that was lost, or stopped, and a fork have none
-                before `replicate` is called.
+                lost as after a failover. A server that was lost, or stopped, and a fork have no
+                standbys before `replicate` is called, and a journal if their class says so.
             fork: As another server, with a new id: state and timers, but neither mailbox nor
                 name. Nobody is told anything.
             key: What it is signed with, if one was given to `checkpoint`.
@@ -266,6 +266,7 @@ class Verbs(Protocol):
             NameTaken: Another server has its name by now.
             NodeNotFound: No node has the name given by `on`.
             TargetRefused: The node admits nothing.
+            UsageError: The class is durable, and the node has no folder for journals.
         """
         ...
 
@@ -283,6 +284,7 @@ class Verbs(Protocol):
             NodeNotFound: No node has the name given by `on`.
             NotPicklable: The state cannot be pickled.
             TargetRefused: The node admits nothing.
+            UsageError: The class is durable, and the node has no folder for journals.
         """
         ...
 

@@ -147,8 +147,8 @@ from migrate.core.move import (
     TargetPhase,
     answer_unknown,
 )
-from migrate.core.records import CheckpointRecord, StateRecord, StepRecord
-from migrate.core.standby import Replica, StandbyPort, Standbys, StandbyTimes
+from migrate.core.records import CheckpointRecord, StateRecord, StepRecord, Wanted
+from migrate.core.standby import JOURNAL, Replica, StandbyPort, Standbys, StandbyTimes
 from migrate.core.timers import Timers
 
 PUMP_MAX = 512
@@ -2355,6 +2355,7 @@ class Core:
         now_ms: int,
         *,
         fork: bool = False,
+        durable: bool = False,
     ) -> Incarnation:
         """Take in a server from a checkpoint; it hands out messages from `started` on.
 
@@ -2371,6 +2372,8 @@ class Core:
             record: What the checkpoint holds.
             now_ms: The time.
             fork: See `incarnation.revive`.
+            durable: It is to have a journal, unless it takes the place of one that had what it
+                had; nothing is let out before its row names it.
         """
         source = self.moves_out.get(self.leaving.get(row.server, ""))
         if source is not None:
@@ -2388,6 +2391,9 @@ class Core:
             self.standbys.take_up(inc, awaited, now_ms)
             for env in former.late:
                 self._arrive(inc, env, now_ms)
+        elif durable:
+            inc.wanted = Wanted(durable=True)
+            self.standbys.take_up(inc, [JOURNAL], now_ms)
         self._come_home(inc, now_ms)
         self.flush(now_ms)
         return inc

@@ -295,6 +295,7 @@ class CheckpointVerbs:
             await node._check_name_free(name)
         obj, spec = await self._built(loaded)
         node._check_admits()
+        node._check_has_journals(spec, spec.durable)
         row = Row(
             server=f"{classes.slug(spec.cls.__name__)}-{secrets.token_hex(8)}",
             epoch=1,
@@ -307,7 +308,9 @@ class CheckpointVerbs:
             methods=tuple(spec.methods),
         )
         rev = await node._write_row(row)
-        return self._host(loaded, obj, spec, row, rev, fork=True)
+        ref = self._host(loaded, obj, spec, row, rev, fork=True)
+        await node._standbys.back_again(row.server)
+        return ref
 
     # ------------------------------------------------------------------ restoring
 
@@ -352,6 +355,7 @@ class CheckpointVerbs:
         obj, spec = await self._built(loaded)
         # Again: a drain may have begun meanwhile.
         node._check_admits()
+        node._check_has_journals(spec, spec.durable)
         new = rules.restored(
             known=row,
             rev_max=rev_max,
@@ -366,7 +370,9 @@ class CheckpointVerbs:
             cause=checkpoints.cause_of(loaded),
         )
         rev = await self._take_row(new, rev, loaded)
-        return self._host(loaded, obj, spec, new, rev)
+        ref = self._host(loaded, obj, spec, new, rev)
+        await node._standbys.back_again(server)
+        return ref
 
     async def _row(self, server: ServerId) -> tuple[Row | None, int, int]:
         """A server's row, its revision, and that of the directory; after a burial that is due."""
@@ -577,6 +583,7 @@ class CheckpointVerbs:
             loaded.record,
             driver.now_ms(),
             fork=fork,
+            durable=spec.durable,
         )
         driver.begin_serving(inc, "on_arrive")
         if not fork:

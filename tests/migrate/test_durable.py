@@ -320,6 +320,63 @@ def test_a_durable_server_that_is_replaced_by_a_checkpoint_is_durable_again(
     asyncio.run(main())
 
 
+@migrate.server(durable=True)
+class Ledger(Words):
+    """Words that are durable by their class."""
+
+
+@pytest.mark.parametrize("how", ["restored", "restored as another", "forked"])
+def test_a_durable_class_has_a_journal_however_its_server_comes_to_be(
+    tmp_path: pathlib.Path, how: str
+) -> None:
+    place = (tmp_path / "words.ckpt").as_uri()
+
+    async def main() -> None:
+        async with node(tmp_path) as here:
+            ref = await here.spawn(Ledger)
+            assert await ref.add("a") == 1
+            await here.checkpoint(ref, place)
+            if how == "restored":
+                await here.stop(ref)
+            if how == "forked":
+                made: Any = await here.fork(ref)
+            else:
+                made = await here.restore(place, fork=how != "restored")
+            row = here._driver.core.hosted[made._server_id].row
+            assert row.journal and (await here.info(made)).durable
+            if how == "restored":
+                with pytest.raises(migrate.RolledBack):
+                    await made.add("b")
+            assert await made.add("b") == 2
+            server = made._server_id
+        async with node(tmp_path) as here:
+            await until(lambda: here._driver.core.hosted, lambda hosted: server in hosted)
+            again = here._ref(await here._read(server))
+            assert await again.count() == 2
+
+    asyncio.run(main())
+
+
+def test_a_node_without_a_folder_for_journals_restores_no_durable_class(
+    tmp_path: pathlib.Path,
+) -> None:
+    place = (tmp_path / "words.ckpt").as_uri()
+    cluster = f"sqlite:///{tmp_path / 'cluster.db'}"
+
+    async def main() -> None:
+        async with node(tmp_path) as here, migrate.Node("bare", directory=cluster) as bare:
+            ref = await here.spawn(Ledger)
+            await here.checkpoint(ref, place)
+            await here.stop(ref)
+            for fork in (False, True):
+                with pytest.raises(migrate.UsageError, match=r"no folder for\s+journals.*data"):
+                    await bare.restore(place, fork=fork)
+            assert await bare.servers() == []
+            assert (await bare.info(await bare.restore(place, on="n"))).durable
+
+    asyncio.run(main())
+
+
 def test_async_standbys_of_a_durable_server_are_refused(tmp_path: pathlib.Path) -> None:
     """It would go back in time, behind what its journal has."""
     with pytest.raises(migrate.UsageError, match="async"):
