@@ -163,8 +163,8 @@ HURRIED_MAX = 3
 does not have it though it was said to."""
 
 LAST_WORD_MS = 10_000
-"""How long after a process was seen dead its last swap of a row may still come through: what it
-waits for is a directory that is busy or away, as everyone who reads the rows does."""
+"""How long after a process was seen dead what it asked of the directory may still come through. It
+waits for a directory that is busy or away, and so do those who read the rows after it."""
 
 LOOK_UP_FIRST_MS = 5
 LOOK_UP_MAX_MS = 500
@@ -285,7 +285,7 @@ class Core:
         self.routes: dict[ServerId, Route] = {}
         self.forwarding = Forwarding(options.forwarding_expiry_ms, options.forwarding_max)
         self.tombstones: dict[ServerId, Tombstone] = {}
-        self.dead: dict[NodeId, int] = {}  # seen dead, and when
+        self.dead: dict[NodeId, None] = {}
         self.moves_out: dict[TransferId, SourceMove] = {}
         self.moves_in: dict[TransferId, TargetMove] = {}
         self.leaving: dict[ServerId, TransferId] = {}
@@ -2431,7 +2431,7 @@ class Core:
         """A node's process was seen dead. (Its servers' rows are the shell's to bury.)"""
         if node in self.dead or node == self.node:
             return
-        self.dead[node] = now_ms
+        self.dead[node] = None
         if len(self.dead) > DEAD_MAX:
             del self.dead[next(iter(self.dead))]
         self.forwarding.forget_node(node)
@@ -2490,8 +2490,11 @@ class Core:
             to be read again after that. They have if any was to be marked: the swap may be
             refused because the dead node's own last commit came through before it, to a node
             that has nothing of the server any more. They have also while this node is one end
-            of a move whose other end is dead: its copy may be given up yet, or be taken back;
-            and for a while if one names a journal, which the dead node may just have taken out.
+            of a move whose other end is dead: its copy may be given up yet, or be taken back.
+            Once they are settled they are to be read once more, `LAST_WORD_MS` after the death:
+            what the dead node itself had asked for may come through until then. It may have
+            written a row of its own, or have taken out of one the journal for whose sake the row
+            was left alone.
         """
         concerned = [
             item
@@ -2515,10 +2518,7 @@ class Core:
             row.state is RowState.COMMITTED and self.node in (row.owner, row.previous)
             for row, _ in concerned
         )
-        # Whoever opens the journal leaves it alone if the row does not name it any more.
-        recent = node in self.dead and now_ms - self.dead[node] < LAST_WORD_MS
-        left = recent and any(row.journal and row.owner == node for row, _ in concerned)
-        return doomed, bool(doomed or mine) or kept or left
+        return doomed, bool(doomed or mine) or kept
 
     # ------------------------------------------------------------------ moves
 

@@ -24,10 +24,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -36,6 +38,7 @@ import psutil
 from migrate.core import directory as rules
 from migrate.core.directory import Row
 from migrate.core.ids import NodeId
+from migrate.core.node import LAST_WORD_MS
 from migrate.errors import NodeNotFound, PeerError, UsageError
 from migrate.shell import wire
 from migrate.shell.directories.base import (
@@ -59,8 +62,6 @@ SERVER_KEY: Final = "server/"
 NAME_KEY: Final = "name/"
 
 RETRY_S: Final = 0.2
-RETRY_MAX_S: Final = 2.0
-"""How soon rows that a dead node left are read again: at first, and at last."""
 RELIST_S: Final = 60.0
 """How often what is known is compared with a fresh list. The watch alone should do; but watches of
 past releases of etcd have lost events."""
@@ -572,25 +573,38 @@ class Membership:
         self._run(self._bury(row), f"burial of {row.name}")
 
     async def _bury(self, node: NodeRow) -> None:
-        """Mark what the dead node owned as lost, then remove its rows."""
+        """Mark what the dead node owned as lost, then remove its rows; and look once more later."""
+        until_s = time.monotonic() + LAST_WORD_MS / 1000
+        await self._settle(node)
+        await self._until_done(functools.partial(self._remove, node), node)
+        await asyncio.sleep(until_s - time.monotonic())
+        await self._settle(node)
+
+    async def _settle(self, node: NodeRow) -> None:
         cause = f"its node {node.name} died (pid {node.pid}), and nothing could take over"
-        wait_s = RETRY_S
+        again = True
+
+        async def look() -> None:
+            nonlocal again
+            entries, _ = await self.directory.list(SERVER_KEY)
+            rows = [
+                (row, entry.rev)
+                for entry in entries
+                if (row := _readable(wire.decode_row, entry.key, entry.value)) is not None
+            ]
+            doomed, again = self._watcher.burials(node.id, rows)
+            await asyncio.gather(*(self._bury_server(row, rev, cause) for row, rev in doomed))
+            if again and not doomed:
+                await asyncio.sleep(RETRY_S)
+
+        while again:
+            await self._until_done(look, node)
+
+    async def _until_done(self, work: Callable[[], Awaitable[None]], node: NodeRow) -> None:
+        """Do something of a burial; again as long as the directory does not answer."""
         while True:
             try:
-                entries, _ = await self.directory.list(SERVER_KEY)
-                rows = [
-                    (row, entry.rev)
-                    for entry in entries
-                    if (row := _readable(wire.decode_row, entry.key, entry.value)) is not None
-                ]
-                doomed, again = self._watcher.burials(node.id, rows)
-                await asyncio.gather(*(self._bury_server(row, rev, cause) for row, rev in doomed))
-                if not again:
-                    await self._remove(node)
-                    return
-                if not doomed:
-                    await asyncio.sleep(wait_s)
-                    wait_s = min(1.5 * wait_s, RETRY_MAX_S)
+                return await work()
             except DirectoryError as error:
                 log.debug("burial of %s: %s", node.name, error)
                 await asyncio.sleep(RETRY_S)

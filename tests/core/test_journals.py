@@ -16,7 +16,7 @@ from migrate.core.events import Copied, Decoded, Encoded
 from migrate.core.ids import NodeId
 from migrate.core.messages import CAST, OK, Cut, Dropped, Follow, Note, Receipt, Step
 from migrate.core.standby import JOURNAL, Changed, Leftover
-from tests.core.fakes import NOW, SERVER, A, B, C, Port, core, env
+from tests.core.fakes import SERVER, A, B, C, Port, core, env
 from tests.core.test_standby import OTHER, World, asks, begin_move
 
 
@@ -529,18 +529,6 @@ def test_what_becomes_of_a_journal_that_is_found(
     at, _ = core(A)
     row = structs.replace(ROW, **{"owner": B, **changes}) if changes is not None else None
     assert at.standbys.leftover(row, "j", writer, first=True) is left
-
-
-def test_a_dead_owner_may_just_have_taken_its_journal_out_of_the_row() -> None:
-    """Its last swap comes through when those who bury it have read the rows (seed 3037)."""
-    at, _ = core(B)
-    row = structs.replace(ROW, owner=A, journal="j")
-    at.node_dead(A, NOW)
-    assert at.burials(A, [(row, 1)], NOW + 100) == ([], True)
-    last = structs.replace(row, epoch=row.epoch + 1, journal="")
-    assert at.burials(A, [(last, 2)], NOW + 200) == ([(last, 2)], True)
-    # A journal that nobody opens does not have all rows read for ever.
-    assert at.burials(A, [(row, 1)], NOW + 60_000) == ([], False)
 
 
 def test_a_move_that_both_ends_have_given_up_leaves_the_server_to_the_journal() -> None:

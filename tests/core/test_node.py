@@ -634,7 +634,7 @@ def test_a_committed_row_is_buried_by_nobody_while_its_source_has_a_copy() -> No
     at, port = core()
     host(at)
     committed_move(at, port)
-    at.dead[B] = NOW
+    at.dead[B] = None
     assert not at.may_bury(committed_row())
     bystander, _ = core(C)
     bystander.node_dead(B, NOW)

@@ -60,7 +60,11 @@ def ended_process() -> int:
     return process.pid
 
 
-def test_a_malformed_row_keeps_nobody_from_the_others_and_no_server_from_its_burial() -> None:
+def test_a_malformed_row_keeps_nobody_from_the_others_and_no_server_from_its_burial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "LAST_WORD_MS", 10)
+
     async def main() -> None:
         tasks: list[asyncio.Task[Any]] = []
 
@@ -97,6 +101,40 @@ def test_a_malformed_row_keeps_nobody_from_the_others_and_no_server_from_its_bur
             await directory.txn([], [Put("node/o@1", membership.encode_node(other))], [])
             while "o@1" not in watcher.came:
                 await me.changed.wait()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_what_a_dead_node_had_asked_for_and_comes_through_late_is_buried_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A row that it wrote for a server of its own: seed 5062 of the standbys' schedules."""
+    monkeypatch.setattr(membership, "LAST_WORD_MS", 500)
+
+    async def main() -> None:
+        tasks: list[asyncio.Task[Any]] = []
+
+        def run(work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+            tasks.append(asyncio.create_task(work))
+            return tasks[-1]
+
+        dead = structs.replace(describe("d@1", "d", "127.0.0.1:2"), pid=ended_process())
+        async with MemoryDirectory() as directory:
+            await directory.txn([], [Put("node/d@1", membership.encode_node(dead))], [])
+            me = membership.Membership(
+                directory, describe("a@1", "a", "127.0.0.1:1"), Watcher(), 10.0, run
+            )
+            await me.join()
+            [burial] = [task for task in tasks if task.get_coro().__name__ == "_bury"]  # type: ignore[union-attr]
+            while await directory.get("node/d@1") is not None:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.005)
+            await directory.txn([], [Put("server/s", wire.encode_row(row("s", owner="d@1")))], [])
+            await burial
+            entry = await directory.get("server/s")
+            assert entry is not None and wire.decode_row(entry.value).state is RowState.LOST
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

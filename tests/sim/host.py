@@ -54,7 +54,7 @@ from migrate.core.incarnation import (
 )
 from migrate.core.messages import CALL, CAST, OK, Message
 from migrate.core.move import MoveTimes, SourceMove, TargetMove
-from migrate.core.node import Core, CoreOptions
+from migrate.core.node import LAST_WORD_MS, Core, CoreOptions
 from migrate.core.records import StateRecord
 from tests.sim.directory import ANY_REV
 from tests.sim.faults import Crashed
@@ -328,6 +328,7 @@ class SimNode:
         self.core.node_dead(node, self.now_ms())
         if self.hosts:
             self.later(self.world.between(100, 20_000), self._bury, node)
+            self.later(LAST_WORD_MS * 1000, self._bury, node)
 
     def _bury(self, node: NodeId) -> None:
         """Mark lost what has died with its owner; again until the core says it is settled."""
