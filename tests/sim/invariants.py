@@ -56,6 +56,7 @@ GUARANTEES = {
         "generations",
         "told",
         "cuts",
+        "standbys kept",
     ),
     1: (
         "own answer",
@@ -65,6 +66,7 @@ GUARANTEES = {
         "exactly once",
         "at most once",
         "nothing lost",
+        "alone",
         "casts",
         "outcome",
         "statuses",
