@@ -969,6 +969,7 @@ def test_a_verb_that_is_interrupted_says_so_and_leaves_no_traceback(
         _, errors = asking.communicate(timeout=WAIT_S)
 
     (tmp_path / "let-go").touch()
+    verb("stop", "slow")  # before the folder is gone that its handler looks at
     assert asking.returncode == output.INTERRUPTED
     assert errors == "interrupted\n"
 
