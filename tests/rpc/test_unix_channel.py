@@ -443,6 +443,37 @@ def test_nothing_is_polled_for_a_while_when_others_want_the_processor(
     run(scenario())
 
 
+def test_a_rare_loss_of_the_processor_costs_little_polling_and_frequent_ones_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        async with polling(monkeypatch) as (channel, there, _, clock):
+
+            async def left_out_s() -> float:
+                """Another process gets the processor; tell for how long nothing is polled."""
+                await channel.write([b"call"])
+                assert there.recv(100)
+                assert channel._poll_until is not None
+                clock.now_s += 40 * unix_channel.POLL_S
+                await turns()
+                begun = clock.now_s
+                while channel._poll_until is None:
+                    clock.now_s += unix_channel.NO_POLL_S / 16
+                    await channel.write([b"call"])
+                    assert there.recv(100)
+                clock.now_s += 0.1 * unix_channel.POLL_S
+                return clock.now_s - begun
+
+            least, most = unix_channel.NO_POLL_S, unix_channel.NO_POLL_S_MAX
+            often = [await left_out_s() for _ in range(9)]
+            expected = [min(least * 2**n, most) for n in range(9)]
+            assert often == pytest.approx(expected, abs=least / 8)
+            clock.now_s += 1.1 * unix_channel.NO_POLL_TIMES * most
+            assert await left_out_s() == pytest.approx(least, abs=least / 8)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("how", ["aborted here", "ended there"])
 def test_the_end_of_a_channel_ends_polling(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
