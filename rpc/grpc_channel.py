@@ -7,12 +7,17 @@ twice more.
 grpc.aio offers two styles. `read` and `write` are used on both sides: a
 coroutine that reads in a loop calls the receiver directly, and no task or
 queue stands between the socket's thread and the handler of a message.
+
+After a frame was sent the loop is kept awake for a moment, as gRPC's thread would have to wake it
+for what comes back. That thread needs a processor meanwhile, so at each turn the loop offers its
+own: without that, polling makes a call slower where there are two cores for two processes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -21,6 +26,7 @@ import grpc.aio
 
 from rpc.channel import Accept, Buffer, Channel, Listener, Transport
 from rpc.errors import ChannelBroken, FrameError, ListenFailed, PeerRefused, Unreachable
+from rpc.polling import Polling
 from rpc.tls import ROLE_NAMES, Credentials
 
 # The stubs in common use miss or mistake parts of grpc.aio, so what is used of
@@ -160,12 +166,45 @@ def _names(context: Any) -> frozenset[str] | None:
     )
 
 
-class _AcceptedChannel(Channel):
-    """The accepting end; lives inside the handler of one RPC."""
+POLL_S: Final = 500e-6
+"""How long the loop is kept awake after a frame was sent. Source: measured on loopback, where an
+answer comes after 250 to 300 us if both ends are awake, after 450 to 500 if none is; answers of
+other hosts may take longer, and then polling soon becomes rare."""
+
+_offer_processor: Final = getattr(os, "sched_yield", None)
+
+
+class _GrpcChannel(Channel):
+    """What both ends have in common."""
 
     kind = "grpc"
 
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._polling = Polling(POLL_S)
+        # A turn of polling is still to come, if only to find that it is over.
+        self._poll_due = False
+
+    def _begin_to_poll(self) -> None:
+        if _offer_processor is not None and self._polling.begin() and not self._poll_due:
+            self._poll_due = True
+            self._loop.call_soon(self._poll)
+
+    def _poll(self) -> None:
+        # The loop itself looks for what has come, once in each of its turns.
+        if _offer_processor is not None and self._polling.until is not None:
+            _offer_processor()
+        if self._polling.lost() or not self._polling.goes_on():
+            self._poll_due = False
+        else:
+            self._loop.call_soon(self._poll)
+
+
+class _AcceptedChannel(_GrpcChannel):
+    """The accepting end; lives inside the handler of one RPC."""
+
     def __init__(self, context: Any) -> None:
+        super().__init__()
         self.address = str(context.peer())
         self.certified = _names(context.auth_context())
         self._context = context
@@ -182,6 +221,7 @@ class _AcceptedChannel(Channel):
         if self._aborted or self.returned:
             raise self._broken("ended here")
         try:
+            self._begin_to_poll()
             await self._context.write(_message(parts))
         except _ENDED as error:
             raise self._broken(error) from error
@@ -199,6 +239,7 @@ class _AcceptedChannel(Channel):
                 self._handler.uncancel()
                 raise self._broken("ended here") from None
             raise
+        self._polling.came()
         if message is _aio.EOF:
             return None
         return frame_of(message)
@@ -221,10 +262,8 @@ class _AcceptedChannel(Channel):
         self.abort()
 
 
-class _DialledChannel(Channel):
+class _DialledChannel(_GrpcChannel):
     """The dialling end; owns its gRPC channel."""
-
-    kind = "grpc"
 
     def __init__(
         self,
@@ -232,6 +271,7 @@ class _DialledChannel(Channel):
         channel: Any,
         call: Any,
     ) -> None:
+        super().__init__()
         self.address = address
         self._channel = channel
         self._call = call
@@ -264,6 +304,7 @@ class _DialledChannel(Channel):
 
     async def write(self, parts: Sequence[Buffer]) -> None:
         try:
+            self._begin_to_poll()
             await self._call.write(_message(parts))
         except _ENDED as error:
             raise self._error(error) from error
@@ -279,6 +320,7 @@ class _DialledChannel(Channel):
         except asyncio.CancelledError as error:
             self._reraise_unless_ended(error)
             raise self._error(None) from None
+        self._polling.came()
         if message is _aio.EOF:
             self._over = True
             return None

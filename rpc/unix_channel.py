@@ -31,13 +31,13 @@ import os
 import socket
 import struct
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from rpc.channel import DESCRIPTORS_MAX, Accept, Buffer, Channel, Listener, Transport
 from rpc.errors import ChannelBroken, FrameError, ListenFailed, RpcError, Unreachable
+from rpc.polling import Polling
 
 SCHEME: Final = "unix:"
 
@@ -63,23 +63,8 @@ _WAITING_MAX: Final = 1024
 
 POLL_S: Final = 100e-6
 """How long the socket is polled for what may come at once after a frame was sent. Source: measured,
-to put a core to sleep and to wake it costs about 30 us on either side of a call and its reply."""
+it has come after 20 to 90 us, by whether the other end is kept awake too."""
 
-POLLS_LEFT_OUT_MAX: Final = 256
-"""Frames that are sent without polling after it was in vain again and again."""
-
-NO_POLL_S: Final = 0.002
-"""How long nothing is polled after another process was run meanwhile: then the processor's time is
-what there is too little of, and its cores are awake anyway. Doubled up to `NO_POLL_S_MAX` each time
-that it happens again before `NO_POLL_TIMES` as long has gone by. Source: measured, on a quiet
-machine it happens a few times a second, on a busy one after every few milliseconds."""
-
-NO_POLL_S_MAX: Final = 0.128
-
-NO_POLL_TIMES: Final = 20
-
-_now: Final = time.perf_counter
-_busy_s: Final = time.thread_time
 _TOKEN: Final = struct.Struct("<Q")
 _DESCRIPTOR_BYTES: Final = struct.calcsize("i")
 _BACKLOG: Final = 128
@@ -162,15 +147,7 @@ class UnixChannel(Channel):
                     socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
                 )
         self._read_first = dialled_here is False
-        # Polling: until when, None if it is not going on; what processor time the loop's thread had
-        # when it began; when it may begin again, and how long it was left out then; for how many
-        # frames it is left out; and for how many after the next time that it is in vain.
-        self._poll_until: float | None = None
-        self._poll_busy_s = 0.0
-        self._poll_from = 0.0
-        self._no_poll_s = NO_POLL_S
-        self._left_out = 0
-        self._leave_out = 0
+        self._polling = Polling(POLL_S)
         sock.setblocking(False)
         self._watch()
 
@@ -222,8 +199,8 @@ class UnixChannel(Channel):
                 self._fill(self._partial)
                 return
             data = self._sock.recv(_READ_BYTES)
-            if self._poll_until is not None:
-                self._poll_until, self._leave_out = None, 0
+            if self._polling.until is not None:
+                self._polling.came()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -231,49 +208,23 @@ class UnixChannel(Channel):
             return
         self._got(data)
 
-    # Whoever has just sent often gets something back before it could go to sleep and be woken. So
-    # the loop is kept awake for a moment. It does all else it has to do meanwhile; what costs is
-    # the processor's time, so where nothing comes in time polling soon becomes rare.
-
-    def _begin_to_poll(self) -> None:
-        if self._left_out:
-            self._left_out -= 1
-        elif self._poll_until is None and self._handle is not None:
-            now = _now()
-            if now >= self._poll_from:
-                self._poll_until = now + POLL_S
-                self._poll_busy_s = _busy_s()
-                self._loop.call_soon(self._poll)
-
     def _poll(self) -> None:
-        until = self._poll_until
-        if until is None or not self._watching or self._read_first or self._partial is not None:
-            self._poll_until = None
-            return
-        now = _now()
-        if now > until + POLL_S:
-            self._poll_until = None
-            if now - until > _busy_s() - self._poll_busy_s:
-                # It was not the loop that was busy; somebody else was given the processor.
-                again = now < self._poll_from + NO_POLL_TIMES * self._no_poll_s
-                self._no_poll_s = min(2 * self._no_poll_s, NO_POLL_S_MAX) if again else NO_POLL_S
-                self._poll_from = now + self._no_poll_s
+        polling = self._polling
+        if not self._watching or self._read_first or self._partial is not None:
+            polling.stop()
+        if polling.lost():
             return
         try:
             data = self._sock.recv(_READ_BYTES)
         except (BlockingIOError, InterruptedError):
-            if now < until:
+            if polling.goes_on():
                 self._loop.call_soon(self._poll)
-            else:
-                self._poll_until = None
-                self._left_out = self._leave_out
-                self._leave_out = min(2 * self._leave_out + 1, POLLS_LEFT_OUT_MAX)
             return
         except OSError as error:
-            self._poll_until = None
+            polling.stop()
             self._break(self._broken(error.strerror or type(error).__name__))
             return
-        self._poll_until, self._leave_out = None, 0
+        polling.came()
         self._got(data)
 
     def _got(self, data: bytes) -> None:
@@ -427,7 +378,8 @@ class UnixChannel(Channel):
                 raise self._broken(error.strerror or type(error).__name__) from error
             left -= count
             if not left:
-                self._begin_to_poll()
+                if self._handle is not None and self._polling.begin():
+                    self._loop.call_soon(self._poll)
                 return
             while count >= len(parts[0]):
                 count -= len(parts.pop(0))

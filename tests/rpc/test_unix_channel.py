@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rpc import unix_channel
+from rpc import polling, unix_channel
 from rpc.channel import Buffer, Channel
 from rpc.errors import ChannelBroken, FrameError, ListenFailed, Unreachable
 from rpc.unix_channel import UnixChannel, UnixTransport
@@ -327,12 +327,12 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
         self.busy_s = 0.0
-        monkeypatch.setattr(unix_channel, "_now", lambda: self.now_s)
-        monkeypatch.setattr(unix_channel, "_busy_s", lambda: self.busy_s)
+        monkeypatch.setattr(polling, "_now", lambda: self.now_s)
+        monkeypatch.setattr(polling, "_busy_s", lambda: self.busy_s)
 
 
 @contextlib.asynccontextmanager
-async def polling(
+async def polled_channel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[UnixChannel, socket.socket, list[bytes], Clock]]:
     """A channel that hands over what it gets; nothing wakes its loop but polling."""
@@ -365,36 +365,36 @@ def test_what_comes_soon_after_a_frame_was_sent_is_polled_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario() -> None:
-        async with polling(monkeypatch) as (channel, there, got, clock):
+        async with polled_channel(monkeypatch) as (channel, there, got, clock):
             there.sendall(framed(b"not asked for"))
             await turns()
             assert got == []
             await channel.write([b"call"])
             await turns()
-            assert got == [b"not asked for"] and channel._poll_until is None
+            assert got == [b"not asked for"] and channel._polling.until is None
             await channel.write([b"call"])
             await turns(20)
-            assert channel._poll_until is not None
+            assert channel._polling.until is not None
             clock.now_s += 0.9 * unix_channel.POLL_S
             there.sendall(framed(b"reply")[:-1])  # in two pieces
             await turns()
-            assert channel._poll_until is None
+            assert channel._polling.until is None
             there.sendall(framed(b"reply")[-1:])
             await channel.write([b"call"])
             # A frame that has begun is left to the loop.
             await turns()
-            assert len(got) == 1 and channel._poll_until is None
+            assert len(got) == 1 and channel._polling.until is None
 
     run(scenario())
 
 
 def test_polling_in_vain_becomes_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        async with polling(monkeypatch) as (channel, there, got, clock):
+        async with polled_channel(monkeypatch) as (channel, there, got, clock):
 
             async def writes_until_polled() -> int:
                 count = 0
-                while channel._poll_until is None:
+                while channel._polling.until is None:
                     await channel.write([b"cast"])
                     assert there.recv(100)
                     count += 1
@@ -403,13 +403,13 @@ def test_polling_in_vain_becomes_rare(monkeypatch: pytest.MonkeyPatch) -> None:
             async def in_vain() -> None:
                 clock.now_s += 1.1 * unix_channel.POLL_S
                 await turns()
-                assert channel._poll_until is None
+                assert channel._polling.until is None
 
             counts = []
             for _ in range(12):
                 counts.append(await writes_until_polled())
                 await in_vain()
-            rare = unix_channel.POLLS_LEFT_OUT_MAX + 1
+            rare = polling.LEFT_OUT_MAX + 1
             assert counts == [1, 1, 2, 4, 8, 16, 32, 64, 128, 256, rare, rare]
             assert await writes_until_polled() == rare
             there.sendall(framed(b"reply"))
@@ -426,19 +426,19 @@ def test_nothing_is_polled_for_a_while_when_others_want_the_processor(
     who: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        async with polling(monkeypatch) as (channel, _, _, clock):
+        async with polled_channel(monkeypatch) as (channel, _, _, clock):
             await channel.write([b"call"])
             clock.now_s += 40 * unix_channel.POLL_S
             if who == "the loop":
                 clock.busy_s += 40 * unix_channel.POLL_S
             await turns()
-            assert channel._poll_until is None
+            assert channel._polling.until is None
             await channel.write([b"call"])
             if who == "another process":
-                assert channel._poll_until is None
-                clock.now_s += unix_channel.NO_POLL_S
+                assert channel._polling.until is None
+                clock.now_s += polling.NO_POLL_S
                 await channel.write([b"call"])
-            assert channel._poll_until is not None
+            assert channel._polling.until is not None
 
     run(scenario())
 
@@ -447,28 +447,28 @@ def test_a_rare_loss_of_the_processor_costs_little_polling_and_frequent_ones_muc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario() -> None:
-        async with polling(monkeypatch) as (channel, there, _, clock):
+        async with polled_channel(monkeypatch) as (channel, there, _, clock):
 
             async def left_out_s() -> float:
                 """Another process gets the processor; tell for how long nothing is polled."""
                 await channel.write([b"call"])
                 assert there.recv(100)
-                assert channel._poll_until is not None
+                assert channel._polling.until is not None
                 clock.now_s += 40 * unix_channel.POLL_S
                 await turns()
                 begun = clock.now_s
-                while channel._poll_until is None:
-                    clock.now_s += unix_channel.NO_POLL_S / 16
+                while channel._polling.until is None:
+                    clock.now_s += polling.NO_POLL_S / 16
                     await channel.write([b"call"])
                     assert there.recv(100)
                 clock.now_s += 0.1 * unix_channel.POLL_S
                 return clock.now_s - begun
 
-            least, most = unix_channel.NO_POLL_S, unix_channel.NO_POLL_S_MAX
+            least, most = polling.NO_POLL_S, polling.NO_POLL_S_MAX
             often = [await left_out_s() for _ in range(9)]
             expected = [min(least * 2**n, most) for n in range(9)]
             assert often == pytest.approx(expected, abs=least / 8)
-            clock.now_s += 1.1 * unix_channel.NO_POLL_TIMES * most
+            clock.now_s += 1.1 * polling.NO_POLL_TIMES * most
             assert await left_out_s() == pytest.approx(least, abs=least / 8)
 
     run(scenario())
@@ -477,14 +477,14 @@ def test_a_rare_loss_of_the_processor_costs_little_polling_and_frequent_ones_muc
 @pytest.mark.parametrize("how", ["aborted here", "ended there"])
 def test_the_end_of_a_channel_ends_polling(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        async with polling(monkeypatch) as (channel, there, got, _):
+        async with polled_channel(monkeypatch) as (channel, there, got, _):
             await channel.write([b"call"])
             if how == "aborted here":
                 channel.abort()
             else:
                 there.close()
             await turns()
-            assert channel._poll_until is None and got == []
+            assert channel._polling.until is None and got == []
             with pytest.raises(ChannelBroken):
                 await channel.write([b"call"])
 
