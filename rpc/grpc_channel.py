@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -166,14 +165,6 @@ def _names(context: Any) -> frozenset[str] | None:
     )
 
 
-POLL_S: Final = 500e-6
-"""How long the loop is kept awake after a frame was sent. Source: measured on loopback, where an
-answer comes after 250 to 300 us if both ends are awake, after 450 to 500 if none is; answers of
-other hosts may take longer, and then polling soon becomes rare."""
-
-_offer_processor: Final = getattr(os, "sched_yield", None)
-
-
 class _GrpcChannel(Channel):
     """What both ends have in common."""
 
@@ -181,19 +172,17 @@ class _GrpcChannel(Channel):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._polling = Polling(POLL_S)
+        self._polling = Polling(0.0)
         # A turn of polling is still to come, if only to find that it is over.
         self._poll_due = False
 
     def _begin_to_poll(self) -> None:
-        if _offer_processor is not None and self._polling.begin() and not self._poll_due:
+        if self._polling.begin() and not self._poll_due:
             self._poll_due = True
             self._loop.call_soon(self._poll)
 
     def _poll(self) -> None:
         # The loop itself looks for what has come, once in each of its turns.
-        if _offer_processor is not None and self._polling.until is not None:
-            _offer_processor()
         if self._polling.lost() or not self._polling.goes_on():
             self._poll_due = False
         else:

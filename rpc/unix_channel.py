@@ -18,8 +18,8 @@ no look for them: with its first frame the dialling end passes one end of a
 pair, which an older release's acceptor drops. A descriptor is sent before the
 frame that names it, so it is there when that frame is read.
 
-After a frame was sent the socket is polled for a tenth of a millisecond, and the core that would
-have gone to sleep need not be woken: with a call to another process that is most of its time.
+After a frame was sent the socket is polled for a moment, and the core that would have gone to sleep
+need not be woken: with a call to another process that is most of its time.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ _PARTS_MAX: Final = 64
 _WAITING_MAX: Final = 1024
 """Tokens whose descriptors may have come before the frames that name them."""
 
-POLL_S: Final = 100e-6
-"""How long the socket is polled for what may come at once after a frame was sent. Source: measured,
-it has come after 20 to 90 us, by whether the other end is kept awake too."""
+KEEP_S: Final = 100e-6
+"""How long the processor is kept for polling after a frame was sent. Source: measured, an answer
+that nobody holds back has come after 40 to 90 us if both ends are awake."""
 
 _TOKEN: Final = struct.Struct("<Q")
 _DESCRIPTOR_BYTES: Final = struct.calcsize("i")
@@ -147,7 +147,7 @@ class UnixChannel(Channel):
                     socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
                 )
         self._read_first = dialled_here is False
-        self._polling = Polling(POLL_S)
+        self._polling = Polling(KEEP_S)
         sock.setblocking(False)
         self._watch()
 

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rpc import grpc_channel, polling
+from rpc import polling
 from rpc.channel import Channel
-from rpc.grpc_channel import POLL_S, GrpcTransport
+from rpc.grpc_channel import GrpcTransport
+from rpc.polling import POLL_S
 from tests.rpc.harness import run
 
 
@@ -24,7 +25,7 @@ class Clock:
         self.taken_s = 0.0
         monkeypatch.setattr(polling, "_now", lambda: self.now_s)
         monkeypatch.setattr(polling, "_busy_s", lambda: self.busy_s)
-        monkeypatch.setattr(grpc_channel, "_offer_processor", self.offer)
+        monkeypatch.setattr(polling, "_offer_processor", self.offer)
 
     def offer(self) -> None:
         self.offered += 1
@@ -161,7 +162,7 @@ def test_where_a_processor_cannot_be_offered_nothing_is_polled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr(grpc_channel, "_offer_processor", None)
+        monkeypatch.setattr(polling, "_offer_processor", None)
         async with pair() as (here, there):
             assert not on(here) and not on(there)
 

@@ -375,7 +375,7 @@ def test_what_comes_soon_after_a_frame_was_sent_is_polled_for(
             await channel.write([b"call"])
             await turns(20)
             assert channel._polling.until is not None
-            clock.now_s += 0.9 * unix_channel.POLL_S
+            clock.now_s += 0.9 * polling.POLL_S
             there.sendall(framed(b"reply")[:-1])  # in two pieces
             await turns()
             assert channel._polling.until is None
@@ -401,7 +401,7 @@ def test_polling_in_vain_becomes_rare(monkeypatch: pytest.MonkeyPatch) -> None:
                 return count
 
             async def in_vain() -> None:
-                clock.now_s += 1.1 * unix_channel.POLL_S
+                clock.now_s += 1.1 * polling.POLL_S
                 await turns()
                 assert channel._polling.until is None
 
@@ -428,9 +428,9 @@ def test_nothing_is_polled_for_a_while_when_others_want_the_processor(
     async def scenario() -> None:
         async with polled_channel(monkeypatch) as (channel, _, _, clock):
             await channel.write([b"call"])
-            clock.now_s += 40 * unix_channel.POLL_S
+            clock.now_s += 40 * polling.POLL_S
             if who == "the loop":
-                clock.busy_s += 40 * unix_channel.POLL_S
+                clock.busy_s += 40 * polling.POLL_S
             await turns()
             assert channel._polling.until is None
             await channel.write([b"call"])
@@ -439,6 +439,32 @@ def test_nothing_is_polled_for_a_while_when_others_want_the_processor(
                 clock.now_s += polling.NO_POLL_S
                 await channel.write([b"call"])
             assert channel._polling.until is not None
+
+    run(scenario())
+
+
+def test_the_processor_is_kept_for_a_moment_and_then_offered_at_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offered = 0
+
+    def offer() -> None:
+        nonlocal offered
+        offered += 1
+
+    async def scenario() -> None:
+        monkeypatch.setattr(polling, "_offer_processor", offer)
+        async with polled_channel(monkeypatch) as (channel, there, got, clock):
+            await channel.write([b"call"])
+            clock.now_s += 0.9 * unix_channel.KEEP_S
+            await turns()
+            assert offered == 0 and channel._polling.until is not None
+            clock.now_s += 0.2 * unix_channel.KEEP_S
+            await turns()
+            assert offered >= 2
+            there.sendall(framed(b"reply"))
+            await turns()
+            assert got == [b"reply"] and channel._polling.until is None
 
     run(scenario())
 
@@ -454,14 +480,14 @@ def test_a_rare_loss_of_the_processor_costs_little_polling_and_frequent_ones_muc
                 await channel.write([b"call"])
                 assert there.recv(100)
                 assert channel._polling.until is not None
-                clock.now_s += 40 * unix_channel.POLL_S
+                clock.now_s += 40 * polling.POLL_S
                 await turns()
                 begun = clock.now_s
                 while channel._polling.until is None:
                     clock.now_s += polling.NO_POLL_S / 16
                     await channel.write([b"call"])
                     assert there.recv(100)
-                clock.now_s += 0.1 * unix_channel.POLL_S
+                clock.now_s += 0.1 * polling.POLL_S
                 return clock.now_s - begun
 
             least, most = polling.NO_POLL_S, polling.NO_POLL_S_MAX
