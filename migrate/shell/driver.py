@@ -471,7 +471,7 @@ class Driver:
             hosted = core.hosted.get(server)
             if hosted is not None:
                 live = (args, kwargs)
-                # What `wire.is_plain` says, without a call more for each message.
+                # What `wire.pack_args` asks first, without a call more for each message.
                 for value in (*args, *kwargs.values()) if kwargs else args:
                     if type(value) not in PLAIN:
                         if not _shares(hosted):
@@ -523,6 +523,7 @@ class Driver:
         pending: Pending = token  # type: ignore[assignment]
         if pending.done():
             return
+        pending.out = None  # Its arguments may be large, and whoever waits may keep the future.
         if status == OK:
             try:
                 if payload is not None:

@@ -189,15 +189,16 @@ def decode_state(data: bytes | memoryview) -> StateRecord:
         raise PeerError(f"the state stream is malformed: {error}") from error
 
 
-def is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether all arguments are immutable values of the plainest kind."""
-    for value in args:
-        if type(value) not in PLAIN:
+_SIZED: Final = frozenset({str, bytes})
+"""Of `PLAIN`, what may be large."""
+
+
+def _is_small_and_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether all arguments are immutable values of the plainest kind, and none is large."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(value)
+        if kind not in PLAIN or (kind in _SIZED and len(value) >= SHARED_BYTES_MIN):
             return False
-    if kwargs:
-        for value in kwargs.values():
-            if type(value) not in PLAIN:
-                return False
     return True
 
 
@@ -209,12 +210,12 @@ def pack_value(value: object) -> bytes:
     """
     if value is None:
         return b""
-    if type(value) in PLAIN:
+    kind = type(value)
+    if kind in PLAIN and (kind not in _SIZED or len(value) < SHARED_BYTES_MIN):  # type: ignore[arg-type]
         try:
-            payload = _encoder.encode(value)
+            return _encoder.encode(value)
         except (OverflowError, UnicodeEncodeError):
-            payload = pickle.dumps(value, 5)
-        return payload if len(payload) < SHARED_BYTES_MIN else _pack_large(value)
+            return pickle.dumps(value, 5)
     if _looks_large((value,)):
         return _pack_large(value)
     return serializers.dumps(value)
@@ -226,7 +227,7 @@ def pack_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     Raises:
         SerializerError: Something in them cannot travel.
     """
-    if is_plain(args, kwargs):
+    if _is_small_and_plain(args, kwargs):
         try:
             payload = _encoder.encode((args, kwargs))
         except (OverflowError, UnicodeEncodeError):
@@ -247,7 +248,7 @@ def _looks_large(values: Iterable[Any], deeper: int = 2) -> bool:
     for value in itertools.islice(values, _LOOKED_AT_MAX):
         kind = type(value)
         size: object = 0
-        if kind is bytes or kind is bytearray:
+        if kind is bytes or kind is bytearray or kind is str:
             size = len(value)
         elif kind is list or kind is tuple or kind is dict:
             inner = value.values() if kind is dict else value

@@ -81,7 +81,7 @@ def payload(size: int) -> Any:
             numpy = importlib.import_module("numpy")
         except ImportError:
             return os.urandom(size)
-        return numpy.frombuffer(bytearray(os.urandom(size)), dtype=numpy.uint8)
+        return numpy.frombuffer(os.urandom(size), dtype=numpy.uint8).copy()
     return os.urandom(size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import logging
 import os
 import pickle
@@ -529,6 +530,15 @@ def test_a_call_for_which_there_is_never_room_ends_in_mailbox_full_and_was_not_d
 MIB = 1 << 20
 
 
+@migrate.server
+class Taker:
+    """Takes values and keeps none."""
+
+    @migrate.call
+    def take(self, value: Any) -> int:
+        return len(value)
+
+
 class Wrapped:
     """A value that is pickled wherever its server is."""
 
@@ -571,6 +581,26 @@ def test_what_waits_in_a_mailbox_is_bounded_in_bytes_for_all_its_callers(there: 
             await asyncio.gather(*casts)
             sizes = await ref.taken()
             assert sorted(sizes) == sorted(MIB + n // 3 for n in range(60))
+
+    run(body())
+
+
+@pytest.mark.parametrize("make", [bytes, array, lambda size: "x" * size])
+def test_who_keeps_the_future_of_a_call_does_not_keep_what_it_sent(make: Any):
+    def sent() -> list[memoryview]:
+        gc.collect()
+        views = [o for o in gc.get_objects() if type(o) is memoryview]
+        return [view for view in views if 2 * MIB <= view.nbytes < 3 * MIB]
+
+    async def body() -> None:
+        async with nodes("a", "b") as opened:
+            ref = await opened[0].spawn(Taker, options=on("b"))
+            value = make(2 * MIB)
+            calls = [ref.take(value) for _ in range(3)]
+            assert sent()
+            assert await asyncio.gather(*calls) == [2 * MIB] * 3
+            await until(lambda: not sent())
+            assert all(call.done() for call in calls)
 
     run(body())
 
