@@ -110,43 +110,50 @@ class Bench:
 async def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_standbys")
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", choices=["small", "records", "arrays", "moves"])
+    options = parser.parse_args()
     async with (
         Echo() as echo,
         grpc.aio.insecure_channel(echo.address) as channel,
         migrate.LocalCluster(nodes=3) as cluster,
     ):
         unary: Any = channel.unary_unary(ECHO)  # type: ignore[call-arg]
-        bench = Bench(cluster, lambda: unary(b"0123456789abcdef"), rounds)
-        print("1 KiB of state")
-        await bench.calls(
-            {
-                "alone": await bench.server(Small),
-                "sync": await bench.server(Small, mode="sync"),
-                "async": await bench.server(Small, mode="async"),
-            },
-            1_000,
-        )
-        print("50 MiB of small records")
-        await bench.calls(
-            {
-                "alone": await bench.server(Records, 1_000_000),
-                "sync, deterministic": await bench.server(Deterministic, 1_000_000, mode="sync"),
-            },
-            500,
-        )
-        print("200 MiB of arrays, 0.1 % of the pages written by a call")
-        await bench.calls(
-            {
-                "alone": await bench.server(Arrays, 200),
-                "sync": await bench.server(Arrays, 200, mode="sync"),
-            },
-            50,
-        )
-        print("moves")
-        await bench.moves(Arrays, 200)
-        await bench.moves(Records, 200_000)
-        await bench.moves(Deterministic, 200_000)
+        bench = Bench(cluster, lambda: unary(b"0123456789abcdef"), options.rounds)
+        if options.only in (None, "small"):
+            print("1 KiB of state")
+            await bench.calls(
+                {
+                    "alone": await bench.server(Small),
+                    "sync": await bench.server(Small, mode="sync"),
+                    "async": await bench.server(Small, mode="async"),
+                },
+                1_000,
+            )
+        if options.only in (None, "records"):
+            print("50 MiB of small records")
+            await bench.calls(
+                {
+                    "alone": await bench.server(Records, 1_000_000),
+                    "sync, deterministic": await bench.server(
+                        Deterministic, 1_000_000, mode="sync"
+                    ),
+                },
+                500,
+            )
+        if options.only in (None, "arrays"):
+            print("200 MiB of arrays, 0.1 % of the pages written by a call")
+            await bench.calls(
+                {
+                    "alone": await bench.server(Arrays, 200),
+                    "sync": await bench.server(Arrays, 200, mode="sync"),
+                },
+                50,
+            )
+        if options.only in (None, "moves"):
+            print("moves")
+            await bench.moves(Arrays, 200)
+            await bench.moves(Records, 200_000)
+            await bench.moves(Deterministic, 200_000)
 
 
 if __name__ == "__main__":
