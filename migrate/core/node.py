@@ -1912,7 +1912,7 @@ class Core:
                 self._answer(inc, entry, status, payload, value, now_ms)
             if inc.replica is not None and inc.replica.due:
                 # NB: what it asked for may have been flushed while it ran: no cut was to be had.
-                self.standbys.due[inc.id] = inc
+                self.standbys.cut_again(inc, inc.replica)
 
     def _begin_replicated(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
         replica = inc.replica
@@ -1962,8 +1962,8 @@ class Core:
     def rest(self, inc: Incarnation, now_ms: int) -> None:
         """A handler or task ended: hand out the next, or say that the server is quiet."""
         replica = inc.replica
-        if replica is not None and replica.due:
-            self.standbys.due[inc.id] = inc
+        if replica is not None:
+            self.standbys.rested(inc, replica, now_ms)
         if inc.phase is Phase.RUNNING:
             self._pump(inc, now_ms)
         elif inc.quiet() and self.hosted.get(inc.id) is inc:

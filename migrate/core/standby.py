@@ -933,6 +933,30 @@ class Standbys:
         replica.due = True
         self.due[inc.id] = inc
 
+    def cut_again(self, inc: Incarnation, replica: Replica) -> None:
+        """There may be room now for a cut that could not be made, or for the next one."""
+        if replica.due and not inc.running and self._has_come(inc, replica):
+            self.due[inc.id] = inc
+
+    def rested(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        """A handler or task ended, and nothing else has begun yet."""
+        if not replica.due or not self._has_come(inc, replica):
+            return
+        self.due[inc.id] = inc
+        if replica.mode is Mode.ASYNC and not inc.gated:
+            # Nothing is held back, so the next handler begins at once, and if it waits, and so on,
+            # there is no other quiescent point.
+            self._cut_with_room(inc, replica, now_ms)
+
+    def _has_come(self, inc: Incarnation, replica: Replica) -> bool:
+        """Whether a cut is made as soon as it can be; in mode ASYNC there is a time for each."""
+        return (
+            replica.mode is not Mode.ASYNC
+            or inc.gated
+            or self.core.timers.due_ms(("cut", inc.id)) is None
+            or any(it.phase is FollowerPhase.DUE for it in replica.followers.values())
+        )
+
     def is_due(self) -> bool:
         """Whether `flush` has anything to do."""
         return bool(self.due or self._kept)
@@ -947,14 +971,17 @@ class Standbys:
                     continue
                 if replica.unnoted:
                     replica.due = True
-                if len(replica.cuts) < self.times.cuts_max or replica.is_awaited():
-                    self.cut(inc, now_ms)
+                self._cut_with_room(inc, replica, now_ms)
                 if replica.unnoted and not inc.quiet():
                     self._note(inc, replica, now_ms)
         if self._kept:
             kept, self._kept = self._kept, {}
             for backup in kept.values():
                 self.core.send(backup.owner, Kept(backup.stream, backup.epoch, backup.number))
+
+    def _cut_with_room(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
+        if len(replica.cuts) < self.times.cuts_max or replica.is_awaited():
+            self.cut(inc, now_ms)
 
     def cut(self, inc: Incarnation, now_ms: int) -> bool:
         """Make a cut now, if the server is at a quiescent point; False: not now."""
@@ -1269,8 +1296,7 @@ class Standbys:
         gating = replica.gating()
         if not gating:
             self._open(inc, replica, now_ms)
-            if replica.due and not inc.running:
-                self.due[inc.id] = inc
+            self.cut_again(inc, replica)
             return
         acked = gating[0].acked
         for follower in gating:
@@ -1286,8 +1312,7 @@ class Standbys:
             self._catch_up(inc, replica, now_ms)
         if inc.phase is not Phase.FROZEN:
             self._let_out(inc, replica, acked, now_ms)
-        if replica.due and not inc.running:
-            self.due[inc.id] = inc
+        self.cut_again(inc, replica)
         self.core.pump_soon(inc)
         if inc.phase is Phase.QUIESCING:
             self.core.rest(inc, now_ms)

@@ -788,6 +788,63 @@ def test_asynchronous_standbys_lag_within_bounds() -> None:
     assert [reply.seq for reply in world.replies()] == [2]
 
 
+def cuts_at(world: World, node: NodeId) -> list[int]:
+    """The numbers of the cuts that a node gets from now on."""
+    numbers: list[int] = []
+    receive = world.cores[node].receive
+
+    def recorded(sender: NodeId, messages: list[Message], now_ms: int) -> list[Message]:
+        numbers.extend(message.number for message in messages if type(message) is Cut)
+        return receive(sender, messages, now_ms)
+
+    world.cores[node].receive = recorded  # type: ignore[method-assign]
+    return numbers
+
+
+def test_an_asynchronous_server_makes_one_cut_of_what_changes_in_a_while() -> None:
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(100)
+    cuts = cuts_at(world, B)
+    for seq in range(1, 6):
+        world.send(A, env(seq, "m"))
+    assert not cuts and [reply.seq for reply in world.replies()] == [1, 2, 3, 4, 5]
+    world.later(50)
+    assert len(cuts) == 1
+    # Nor is there another as soon as this one is acknowledged.
+    world.dropped = [Kept]
+    world.send(A, env(6, "m"))
+    world.later(50)
+    assert len(cuts) == 2
+    world.send(A, env(7, "m"))
+    world.dropped = []
+    backup = world.cores[B].standbys.backups[SERVER]
+    kept = Kept(backup.stream, backup.epoch, backup.number)
+    world.cores[A].receive(B, [kept], world.now_ms)
+    world.run()
+    assert len(cuts) == 2
+    world.later(50)
+    assert len(cuts) == 3
+
+
+def test_an_asynchronous_server_whose_handlers_always_wait_is_cut_between_two_of_them() -> None:
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B, mode=Mode.ASYNC)
+    world.later(100)
+    cuts = cuts_at(world, B)
+    busy(world)
+    world.send(A, *(env(seq, "m") for seq in range(1, 30)))
+    for _ in range(20):
+        (run,) = inc.running
+        world.later(50)  # The time of the cut comes while the handler waits.
+        assert inc.running
+        world.cores[A].finish(inc, inc.running[run], OK, b"", None, world.now_ms)
+        world.run()
+    assert len(cuts) == 20 and inc.mailbox and not inc.gated
+
+
 def test_a_state_that_cannot_travel_leaves_its_server_alone_and_says_so() -> None:
     world = World(A, B)
     world.own(A)
