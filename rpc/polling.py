@@ -4,8 +4,10 @@ Whoever has just sent often gets something back before it could go to sleep and 
 takes about 30 us on either side of a call and its reply. So the loop is kept awake for a moment. It
 does all else it has to do meanwhile; what costs is the processor's time, so where nothing comes in
 time polling soon becomes rare. Others may need that time for what is waited for: the other end, a
-thread of gRPC's, a disk. So the processor is offered to them at each turn, but for the first ones
-where the answer may be here sooner than such an offer is made.
+thread of gRPC's, a standby. So the processor is offered to them at each turn. Source: measured on
+two cores, a call by gRPC takes 0.89 of a raw unary call without the offer and 0.5 with it; one of a
+server with a standby, three processes, 450 us with an offer from 0.1 ms on and 280 with one from
+the beginning; one by a Unix socket beside a busy process 310 and 130.
 """
 
 from __future__ import annotations
@@ -46,26 +48,11 @@ class Polling:
             on.
     """
 
-    __slots__ = (
-        "_busy_s",
-        "_from",
-        "_keep_s",
-        "_keep_until",
-        "_leave_out",
-        "_left_out",
-        "_no_poll_s",
-        "until",
-    )
+    __slots__ = ("_busy_s", "_from", "_leave_out", "_left_out", "_no_poll_s", "until")
 
-    def __init__(self, keep_s: float) -> None:
-        """Make one that is not going on.
-
-        Args:
-            keep_s: From when on the processor is offered to others, in seconds from the beginning.
-        """
+    def __init__(self) -> None:
+        """Make one that is not going on."""
         self.until: float | None = None
-        self._keep_s = keep_s
-        self._keep_until = 0.0
         # What processor time the loop's thread had when polling began; when it may begin again, and
         # how long it was left out then; for how many frames it is left out; and for how many after
         # the next time that it is in vain.
@@ -83,7 +70,6 @@ class Polling:
             now = _now()
             if now >= self._from:
                 self.until = now + POLL_S
-                self._keep_until = now + self._keep_s
                 self._busy_s = _busy_s()
                 return True
         return False
@@ -115,10 +101,7 @@ class Polling:
     def goes_on(self) -> bool:
         """After a look that found nothing: tell whether there is to be another."""
         until = self.until
-        now = _now()
-        if until is not None and now < until:
-            if _offer_processor is None or now < self._keep_until:
-                return True
+        if until is not None and _offer_processor is not None and _now() < until:
             _offer_processor()
             return not self.lost()
         self.until = None

@@ -61,10 +61,6 @@ _PARTS_MAX: Final = 64
 _WAITING_MAX: Final = 1024
 """Tokens whose descriptors may have come before the frames that name them."""
 
-KEEP_S: Final = 100e-6
-"""How long the processor is kept for polling after a frame was sent. Source: measured, an answer
-that nobody holds back has come after 40 to 90 us if both ends are awake."""
-
 _TOKEN: Final = struct.Struct("<Q")
 _DESCRIPTOR_BYTES: Final = struct.calcsize("i")
 _BACKLOG: Final = 128
@@ -147,7 +143,7 @@ class UnixChannel(Channel):
                     socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
                 )
         self._read_first = dialled_here is False
-        self._polling = Polling(KEEP_S)
+        self._polling = Polling()
         sock.setblocking(False)
         self._watch()
 
