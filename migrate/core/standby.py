@@ -823,6 +823,15 @@ class Standbys:
                     follower.fenced = follower.fenced or follower.asserts
                     follower.asserts = False
                 self._arrange(inc, replica, now_ms)
+            elif (
+                now is not None
+                and now.owner == self.core.node
+                and now.generation > inc.row.generation
+                and inc.phase is Phase.FROZEN
+            ):
+                # It goes back in time where it is, and the word of that swap has yet to come: who
+                # stands by is to stand by what takes its place (`Core.restored`).
+                replica.swap = None
             else:
                 self.depose(inc, f"the row is now {now}", now_ms)
         # Else it is asked again, the same: an earlier copy of it may yet come through.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 from unittest.mock import ANY
@@ -2067,8 +2068,16 @@ def test_a_row_that_was_read_before_a_copy_was_sent_does_not_cost_it(claims: boo
     assert SERVER in at.hosted and world.row().owner == B
 
 
-def replaced(world: World, at: NodeId = A) -> Incarnation:
-    """The server goes back in time where it is; the swap is done, and the hook is over."""
+def replaced(
+    world: World, at: NodeId = A, swapped: Callable[[SwapResult], None] = lambda _: None
+) -> Incarnation:
+    """The server goes back in time where it is; the swap is done, and the hook is over.
+
+    Args:
+        world: Where.
+        at: Its owner.
+        swapped: What happens when the row is written, and the owner has not heard of it yet.
+    """
     core_at = world.cores[at]
     inc = core_at.hosted[SERVER]
     inc.wanted = Wanted(2, (), Mode.SYNC)
@@ -2088,6 +2097,7 @@ def replaced(world: World, at: NodeId = A) -> Incarnation:
     )
     result = world._swap(row, world.rows[SERVER][1])
     assert result.outcome is SwapOutcome.DONE
+    swapped(result)
     again = core_at.restored(row, result.rev, 100, False, object(), NOTHING, world.now_ms)
     core_at.started(SERVER, world.now_ms)
     return again
@@ -2111,6 +2121,35 @@ def test_a_server_that_goes_back_in_time_where_it_is_has_its_standbys_again() ->
     world.kill(A)
     assert world.row().owner in (B, C)
     world.send(world.row().owner, env(1, "m", generation=4))
+    assert [reply.payload for reply in world.replies()] == [b"m"]
+
+
+def test_a_server_that_goes_back_while_its_row_is_to_name_a_standby_has_that_one_again() -> None:
+    """Seed 7293 of the standbys' schedules: its own two swaps met, and it answered alone."""
+    world = World(A, B)
+    world.own(A)
+    at, port = world.cores[A], world.ports[A]
+    world.replicate(B)
+    replaced(world)
+    world.deaf.add(A)
+    world.run()
+    world.later(100)
+    ((asked, _),) = _taken(port.swaps)
+    assert asked.standbys == (B,)
+
+    def is_refused(back: SwapResult) -> None:
+        refused = SwapResult(SwapOutcome.REFUSED, back.row, back.rev)
+        at.standbys.configured(SERVER, asked, refused, world.now_ms)
+
+    inc = replaced(world, swapped=is_refused)
+    assert port.deposed_ones == [] and inc.wanted == Wanted(2, (), Mode.SYNC)
+    world.deaf.clear()
+    world.dropped = [Kept]
+    world.send(A, env(1, "m", generation=inc.row.generation))
+    assert not world.replies()
+    world.dropped = []
+    world.later(300)
+    assert world.row().standbys == (B,)
     assert [reply.payload for reply in world.replies()] == [b"m"]
 
 
