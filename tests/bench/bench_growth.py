@@ -7,6 +7,9 @@ each move, and swaps a second.
 `python -m tests.bench.bench_growth partitions [--servers N] [--nodes N]` simulates the directory
 that GROWTH.md describes: every server is drawn, hashed and counted, in pieces; nothing is
 extrapolated but what the output says.
+
+`python -m tests.bench.bench_growth idle [--servers N]` spawns servers that do nothing on one node,
+and tells what its process has grown by for each.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from migrate.shell import wire
 from migrate.shell.directories import Compare, EtcdDirectory, Put
 from migrate.shell.directories import etcd as etcd_home
 from migrate.shell.driver import NAME_KEY, SERVER_KEY
+from migrate.tools.bench import per_second
+from migrate.tools.bench_servers import Counter as IdleCounter
 from rpc.v1 import etcd_pb2
 from tests.cluster.etcd_servers import EtcdServer, etcd_server
 from tests.migrate.servers import Counter
@@ -158,6 +163,22 @@ def measure_etcd(rows: int) -> None:
 PIECE = 4_000_000
 
 
+async def measure_idle(servers: int) -> None:
+    """Spawn servers, a tenth at a time, and tell what each takes of the node's resident memory."""
+    async with migrate.LocalCluster(nodes=1) as cluster:
+        process = psutil.Process(cluster.nodes[0].pid)
+        before = last = process.memory_info().rss
+        begun = time.perf_counter()
+        for tenth in range(1, 11):
+            count = servers // 10
+            await per_second(lambda: cluster.client.spawn(IdleCounter), count, 64)
+            now = process.memory_info().rss
+            tell(f"bytes for each of the last {count:,}", (now - last) / count)
+            tell(f"bytes for each of {count * tenth:,}", (now - before) / (count * tenth))
+            last = now
+        tell("spawns a second", servers / (time.perf_counter() - begun))
+
+
 def mixed(numbers: Any, salt: int) -> Any:
     """A hash of 64 bits for each number (splitmix64), as a server's id is one."""
     x = numbers.astype(np.uint64) + np.uint64((0x9E3779B97F4A7C15 * (salt + 1)) % (1 << 64))
@@ -244,9 +265,13 @@ def main() -> int:
     parts.add_argument("--nodes", type=int, default=10_000)
     parts.add_argument("--partitions", type=int, default=65_536)
     parts.add_argument("--seed", type=int, default=1)
+    idle = verbs.add_parser("idle")
+    idle.add_argument("--servers", type=int, default=100_000)
     options = parser.parse_args()
     if options.verb == "etcd":
         measure_etcd(options.rows)
+    elif options.verb == "idle":
+        asyncio.run(measure_idle(options.servers))
     else:
         simulate(options.servers, options.nodes, options.partitions, options.seed)
     return 0
