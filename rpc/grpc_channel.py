@@ -172,7 +172,7 @@ class _GrpcChannel(Channel):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._polling = Polling()
+        self._polling = Polling(self._loop)
         # A turn of polling is still to come, if only to find that it is over.
         self._poll_due = False
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 import time
+from asyncio import AbstractEventLoop
 from typing import Final
+from weakref import WeakKeyDictionary
 
 LEFT_OUT_MAX: Final = 256
 """Frames that are sent without polling after it was in vain again and again."""
@@ -35,9 +37,17 @@ socket has come after 40 to 120 us, by gRPC on loopback after 250 to 300 if both
 450 to 500 if none is, one that a synced journal holds back after 330 to 400. Those of other hosts
 may take longer, and then polling soon becomes rare."""
 
+CHANNELS_MAX: Final = 4
+"""Channels of one loop that are polled at the same time. A look takes about a microsecond, so with
+very many peers looking would be all that a loop does; and one that is awake for some channels finds
+at once what comes by the others."""
+
 _now: Final = time.perf_counter
 _busy_s: Final = time.thread_time
 _offer_processor: Final = getattr(os, "sched_yield", None)
+
+_places: Final[WeakKeyDictionary[AbstractEventLoop, list[float]]] = WeakKeyDictionary()
+# Of each loop: until when its places are taken.
 
 
 class Polling:
@@ -48,11 +58,26 @@ class Polling:
             on.
     """
 
-    __slots__ = ("_busy_s", "_from", "_leave_out", "_left_out", "_no_poll_s", "until")
+    __slots__ = (
+        "_busy_s",
+        "_from",
+        "_leave_out",
+        "_left_out",
+        "_no_poll_s",
+        "_place",
+        "_places",
+        "until",
+    )
 
-    def __init__(self) -> None:
-        """Make one that is not going on."""
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        """Make one that is not going on.
+
+        Args:
+            loop: The one that is to be kept awake.
+        """
         self.until: float | None = None
+        self._places = _places.setdefault(loop, [0.0] * CHANNELS_MAX)
+        self._place = 0
         # What processor time the loop's thread had when polling began; when it may begin again, and
         # how long it was left out then; for how many frames it is left out; and for how many after
         # the next time that it is in vain.
@@ -69,17 +94,25 @@ class Polling:
         elif self.until is None and _offer_processor is not None:
             now = _now()
             if now >= self._from:
-                self.until = now + POLL_S
-                self._busy_s = _busy_s()
-                return True
+                places = self._places
+                for place, taken_until in enumerate(places):
+                    if taken_until <= now:
+                        self.until = places[place] = now + POLL_S
+                        self._place = place
+                        self._busy_s = _busy_s()
+                        return True
         return False
 
     def came(self) -> None:
-        """Something came in time."""
-        self.until, self._leave_out = None, 0
+        """Something came; if polling is going on, in time."""
+        if self.until is not None:
+            self.stop()
+            self._leave_out = 0
 
     def stop(self) -> None:
-        """What is to be looked at is not there any more."""
+        """End it."""
+        if self._places[self._place] == self.until:
+            self._places[self._place] = 0.0
         self.until = None
 
     def lost(self) -> bool:
@@ -90,7 +123,7 @@ class Polling:
         now = _now()
         if now <= until + POLL_S:
             return False
-        self.until = None
+        self.stop()
         if now - until > _busy_s() - self._busy_s:
             # It was not the loop that was busy; somebody else was given the processor.
             again = now < self._from + NO_POLL_TIMES * self._no_poll_s
@@ -104,7 +137,7 @@ class Polling:
         if until is not None and _offer_processor is not None and _now() < until:
             _offer_processor()
             return not self.lost()
-        self.until = None
+        self.stop()
         self._left_out = self._leave_out
         self._leave_out = min(2 * self._leave_out + 1, LEFT_OUT_MAX)
         return False

@@ -143,7 +143,7 @@ class UnixChannel(Channel):
                     socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
                 )
         self._read_first = dialled_here is False
-        self._polling = Polling()
+        self._polling = Polling(self._loop)
         sock.setblocking(False)
         self._watch()
 
@@ -195,8 +195,7 @@ class UnixChannel(Channel):
                 self._fill(self._partial)
                 return
             data = self._sock.recv(_READ_BYTES)
-            if self._polling.until is not None:
-                self._polling.came()
+            self._polling.came()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

@@ -11,7 +11,7 @@ import pytest
 from rpc import polling
 from rpc.channel import Channel
 from rpc.grpc_channel import GrpcTransport
-from rpc.polling import POLL_S
+from rpc.polling import POLL_S, Polling
 from tests.rpc.harness import run
 
 
@@ -154,6 +154,23 @@ def test_a_processor_that_was_offered_and_taken_is_not_offered_again_at_once(
             assert on(here)
             clock.now_s += 1.1 * POLL_S
             await until_over(here)
+
+    run(scenario())
+
+
+def test_a_loop_polls_few_channels_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        clock = Clock(monkeypatch)
+        loop = asyncio.get_running_loop()
+        several = [Polling(loop) for _ in range(polling.CHANNELS_MAX + 2)]
+        assert [it.begin() for it in several].count(True) == polling.CHANNELS_MAX
+        assert not several[-1].begin()
+        several[0].came()
+        assert several[-1].begin() and not several[0].begin()
+        # Those whose channels were forgotten take no place for ever.
+        del several[1:]
+        clock.now_s += POLL_S
+        assert [Polling(loop).begin() for _ in range(9)].count(True) == polling.CHANNELS_MAX
 
     run(scenario())
 
