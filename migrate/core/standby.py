@@ -564,7 +564,10 @@ class Standbys:
         for node in row.standbys:
             self._ask(inc, replica, node, now_ms, configured=True)
         if row.mode is Mode.SYNC:
-            self._gate(inc, replica)
+            # NB: what results it has is not what another standby of the former owner has, which may
+            # take over next and ask for them again. What may be forgotten is known once all have a
+            # cut of this owner's.
+            self._gate(inc, replica, safe=False)
             for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
                 for out in session.outstanding.values():
                     out.leaves = NEVER
@@ -613,11 +616,18 @@ class Standbys:
         if inc.replica is not None:
             self._wake(inc, now_ms)
 
-    def _gate(self, inc: Incarnation, replica: Replica) -> None:
+    def _gate(self, inc: Incarnation, replica: Replica, *, safe: bool = True) -> None:
+        """From here on nothing is let out that who is waited for does not have.
+
+        Args:
+            inc: The server's copy.
+            replica: What stands by for it.
+            safe: Whoever could take over knows what results it has until now.
+        """
         inc.gated = True
         inc.sender.gate = replica
         for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
-            session.safe_low = session.low
+            session.safe_low = session.low if safe else 1
 
     def _arrange(self, inc: Incarnation, replica: Replica, now_ms: int) -> None:
         """Bring who follows nearer to who is wanted."""

@@ -654,6 +654,44 @@ def test_a_move_takes_the_standbys_along() -> None:
     assert world.ports[B].ran == ["o"]
 
 
+def test_a_standby_that_took_over_acknowledges_nothing_that_another_one_may_ask_for_again() -> None:
+    """Seed 7627 of the standbys' schedules: of two standbys one had the answer to a request, and
+    took over; the other had not, and took over next. The request was carried out twice.
+    """
+    world = World(A, B, C, "d")
+    world.own(A)
+    other = world.own("d", OTHER)
+    world.replicate(B, C)
+    for name in (A, B, C):
+        world.cores[name].route_hint(OTHER, "d", 1)
+        world.ports[name].busy = True
+    world.send(A, env(1, "m"))
+    began = world.ports[A].began[-1]
+    asks(world, A, "one", f"{SERVER}/1")
+    receive = world.cores[C].receive
+
+    def without_cuts(sender: NodeId, messages: list[Message], now_ms: int) -> list[Message]:
+        return receive(sender, [it for it in messages if type(it) is not Cut], now_ms)
+
+    world.cores[C].receive = without_cuts  # type: ignore[method-assign]
+    world.cores[A].finish(*began, OK, b"", None, world.now_ms)
+    world.run()
+    world.silent.add(A)
+    world.cores[B].node_dead(A, world.now_ms)  # C does not know it yet, and keeps what it has.
+    world.run()
+    assert world.row().owner == B and world.row().standbys == (C,)
+    (sending,) = world.cores[B].hosted[SERVER].sender.sessions.values()
+    assert sending.low == 2 and not sending.outstanding
+    asks(world, B, "more", "")
+    world.later(500)
+    (session,) = other.sessions.values()
+    assert 1 in session.records and session.acked_below == 1
+    # All of it may be forgotten as soon as C has a cut of the present owner's.
+    world.cores[C].receive = receive  # type: ignore[method-assign]
+    world.later(1_500)
+    assert 1 not in session.records and session.acked_below >= 2
+
+
 def begin_move(world: World, to: NodeId) -> None:
     """As far as the target's copy, with the real messages."""
     world.cores[A].move(SERVER, to, "t", False, "", world.now_ms)
