@@ -510,19 +510,28 @@ class Invariants:
         self._records(copies)
         self._look_ups()
 
-    def _history(self, server: ServerId, items: list[str]) -> None:
-        world = self.world
+    def _maker(self, server: ServerId, uid: str) -> str:
+        """Whose requests of a server are in order with this one."""
+        return uid.partition("#")[0]
+
+    def _once_and_in_order(self, server: ServerId, items: list[str]) -> None:
         last: dict[str, int] = {}
         seen: dict[str, None] = {}
         for uid in items:
             if uid in seen:
-                world.fail("at most once", f"{server} applied {uid} twice")
+                self.world.fail("at most once", f"{server} applied {uid} twice")
             seen[uid] = None
-            sender, _, number = uid.partition("#")
-            if not sender.endswith("~"):
-                if int(number) < last.get(sender, 0):
-                    world.fail("order", f"{server} applied {uid} after #{last[sender]}")
-                last[sender] = int(number)
+            if "~" not in uid:
+                maker = self._maker(server, uid)
+                number = int(uid.partition("#")[2])
+                if number < last.get(maker, 0):
+                    self.world.fail("order", f"{server} applied {uid} after #{last[maker]}")
+                last[maker] = number
+
+    def _history(self, server: ServerId, items: list[str]) -> None:
+        world = self.world
+        self._once_and_in_order(server, items)
+        seen = dict.fromkeys(items)
         for uid, place in self.acked.get(server, {}).items():
             if place:
                 if place > len(items) or items[place - 1] != uid:
