@@ -2055,6 +2055,11 @@ class Standbys:
         if row is not None and claim.swap is not None and row == claim.swap:
             self._live(backup, claim, row, rev, now_ms)
             return
+        if claim.swap is not None and claim.doubtful and rev == claim.rev:
+            # The swap may come through yet, and what is here is what the row would name. (This
+            # row was read for another reason; the swap is asked for again.)
+            self._claim_later(backup.server, now_ms)
+            return
         if backup.journal:
             self._claim_journal(backup, claim, row, rev)
             return

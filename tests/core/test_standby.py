@@ -2082,6 +2082,37 @@ def test_an_object_that_is_loaded_late_is_not_that_of_a_newer_copy() -> None:
     assert at.hosted[SERVER].host == "what it is"
 
 
+def test_a_standby_whose_promotion_may_come_through_yet_keeps_what_it_has() -> None:
+    """Seed 10457 of the standbys' schedules: its owner was heard again, and the row was read for
+    another reason. It let go of its copy, and then the row named it.
+    """
+    world = World(A, B)
+    world.own(A)
+    world.replicate(B)
+    world.send(A, env(1, "m"))
+    at, port = world.cores[B], world.ports[B]
+    world.deaf.add(B)
+    before = world.rows[SERVER]
+    at.standbys.node_suspected(A, world.now_ms)
+    at.standbys.standby_row(SERVER, RowRead(True, *before), world.now_ms)
+    world.run()
+    ((row, rev),) = _taken(port.swaps)
+    unknown = SwapResult(SwapOutcome.UNKNOWN, None, 0, "no answer")
+    at.standbys.promoted(SERVER, row, unknown, world.now_ms)
+    at.standbys.node_heard(A, world.now_ms)
+    at.standbys.standby_row(SERVER, RowRead(True, *before), world.now_ms)
+    world.run()
+    assert SERVER in at.standbys.backups
+    # It came through, and the answer to the same one, asked again, says so.
+    late = world._swap(row, rev)
+    assert late.outcome is SwapOutcome.DONE
+    world.deaf.clear()
+    world.later(200)
+    assert SERVER in at.hosted and world.row().owner == B
+    world.send(B, env(1, "m"))
+    assert world.ports[B].ran == []
+
+
 @pytest.mark.parametrize("claims", [False, True])
 def test_a_row_that_was_read_before_a_copy_was_sent_does_not_cost_it(claims: bool) -> None:
     world = World(A, B, C)
