@@ -250,6 +250,9 @@ class CheckpointVerbs:
             raise self._elsewhere(f"server {server} is not here any more", server=server)
         inc, entry = found
         try:
+            if core.hosted.get(server) is not inc:
+                # Another node has taken it over since: its mailbox is emptied already.
+                raise self._elsewhere(f"server {server} is not here any more", server=server)
             yield inc, entry
         finally:
             driver.go_on(inc, entry)

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import migrate
+from migrate.core.delivery import Entry
 from migrate.core.directory import Row
 from migrate.core.events import SwapOutcome, SwapResult
-from migrate.errors import CheckpointError, Outcome, RolledBack
+from migrate.core.incarnation import Incarnation
+from migrate.errors import CheckpointError, MigrateError, Outcome, RolledBack
 from migrate.shell import checkpoint_verbs, checkpoints
 from serializers import archive, dirty
 from serializers.stream import StreamWriter
@@ -47,6 +49,27 @@ def files(place: str) -> list[str]:
 
 
 # -- taking
+
+
+def test_of_a_copy_that_was_deposed_at_its_quiescent_point_none_is_taken(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    async def body() -> None:
+        async with nodes("a") as (a,):
+            ref = await a.spawn(Counter)
+            driver = a._driver
+            quiesced = driver.quiesced
+
+            def and_deposed(inc: Incarnation, entry: Entry) -> None:
+                quiesced(inc, entry)
+                driver.core.standbys.depose(inc, "another node has it", driver.now_ms())
+
+            monkeypatch.setattr(driver, "quiesced", and_deposed)
+            with pytest.raises(MigrateError, match="is not here any more"):
+                await a._checkpoints.take_planned(ref._server_id, place, 1)
+            assert files(place) == []
+
+    run(body())
 
 
 def test_a_checkpoint_is_taken_at_the_owner_whoever_asks_and_the_server_serves_on(
