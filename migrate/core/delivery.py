@@ -227,7 +227,7 @@ class Sender:
     `gate` sends waits for its standbys.
     """
 
-    __slots__ = ("chained", "epoch", "gate", "id", "met", "muted", "replays", "sessions")
+    __slots__ = ("chained", "epoch", "gate", "id", "met", "muted", "over", "replays", "sessions")
 
     def __init__(self, id: str, epoch: Epoch = 0) -> None:
         self.id = id
@@ -237,6 +237,8 @@ class Sender:
         # After a failover: requests that were made before it in the middle of a run, by the message
         # (session, number) that was handled. Its handler has to make them again.
         self.replays: dict[tuple[SessionId, int], deque[StepRecord]] | None = None
+        # What became of sessions that ended while it had `replays`: status and answer.
+        self.over: dict[SessionId, tuple[int, bytes]] = {}
         # Servers it had a session with that is over: an epoch of the generation it met. If the
         # server has gone back in time since, this sender has yet to be told.
         self.met: dict[ServerId, Epoch] = {}

@@ -506,7 +506,10 @@ class Core:
         # NB: what is answered here is not recorded, unless somebody may ask for it again.
         return self.node if here.replica is not None or session.sender.gate is not None else None
 
-    def _drop_sending(self, session: SendSession) -> None:
+    def _drop_sending(self, session: SendSession, status: int = 0, answer: bytes = b"") -> None:
+        """End a session; `status` and `answer`: what became of all that was asked for in it."""
+        if session.sender.replays is not None and status:
+            session.sender.over[session.id] = status, answer
         if session.sender.gate is not None:
             changes = session.sender.gate.changes
             changes.sending.pop(session.id, None)
@@ -633,7 +636,11 @@ class Core:
         out.withdrawn = EXPIRED
         session = self._repeated_number(step, out)
         if session is None:
-            return False
+            # Its server was lost, or went back in time, and may have done it: it is never asked
+            # anew, however well that would go with what is there now.
+            status, answer = sender.over.get(step.session, (FORGOTTEN, b""))
+            self._resolve(out, status, answer, True)
+            return True
         out.wait = True
         if sender.gate is not None:
             self.standbys.step(session, out, now_ms)
@@ -702,6 +709,7 @@ class Core:
         left = inc.sender.replays.pop(entry.key(), None)
         if not inc.sender.replays:
             inc.sender.replays = None
+            inc.sender.over.clear()
         for step in left or ():
             method = "call" if step.kind == CALL else "cast"
             out = Outgoing(EMPTY, method, b"", None, (), 0, None, "")
@@ -1017,7 +1025,7 @@ class Core:
                 out = session.waiting.popleft()
                 self.standbys.unnumbered(session, out, now_ms, status, payload)
                 self._resolve(out, status, payload, False)
-            self._drop_sending(session)
+            self._drop_sending(session, status, payload)
 
     def _retransmit(self, route: Route, now_ms: int) -> None:
         for session in list(route.sessions.values()):
@@ -1085,7 +1093,7 @@ class Core:
                 told = told or out.token is not None
                 self.standbys.unnumbered(session, out, now_ms, ROLLED_BACK, payload)
                 self._resolve(out, ROLLED_BACK, payload, False)
-            self._drop_sending(other)
+            self._drop_sending(other, ROLLED_BACK, payload)
         if told:
             # Otherwise nobody waits any more for what was asked, and the next request is told.
             sender.remember(server, generation)
@@ -1097,7 +1105,7 @@ class Core:
             self._resolve(out, FORGOTTEN, b"", None)
         waiting = list(session.waiting)
         session.waiting.clear()
-        self._drop_sending(session)
+        self._drop_sending(session, FORGOTTEN)
         if waiting:
             # Never numbered, thus never sent: they go on under a new session, in order.
             sender = session.sender

@@ -45,6 +45,7 @@ from migrate.core.messages import (
     FULL,
     LOST,
     OK,
+    ROLLED_BACK,
     WITHDRAWN,
     Cut,
     Dropped,
@@ -607,6 +608,33 @@ def test_a_request_made_anew_because_its_server_was_lost_is_known_to_the_next_fa
     world.run()
     world.send(C, env(1, "m"))
     assert [reply.status for reply in world.replies()][-1] == OK
+
+
+def test_what_was_asked_of_a_server_before_it_went_back_is_never_asked_anew() -> None:
+    """Seed 20517 of the journals' schedules: of two requests the first was told that the server
+    went back, and the second was made of what is there now, where it was done already.
+    """
+    world = World(A, B, C)
+    world.own(A)
+    other = world.own(C, OTHER)
+    world.replicate(B)
+    for name in (A, B):
+        world.cores[name].route_hint(OTHER, C, 1)
+        world.ports[name].busy = True
+    world.send(A, env(1, "m"))
+    run = f"{SERVER}/1"
+    asks(world, A, "one", run)
+    asks(world, A, "two", run)
+    assert world.ports[C].ran == ["one", "two"]
+    other.row = structs.replace(other.row, epoch=2, generation=2)
+    other.sessions.clear()
+    world.kill(A)
+    for what in ("one", "two"):
+        asks(world, B, what, run)
+        assert [item[1] for item in world.ports[B].resolved if item[0] == what] == [ROLLED_BACK]
+    # What it had not asked before the failover it asks of what is there now.
+    asks(world, B, "three", run)
+    assert world.ports[C].ran == ["one", "two", "three"]
 
 
 def test_what_a_failover_may_ask_for_again_is_not_acknowledged_to_receivers() -> None:
