@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import signal
@@ -26,7 +27,11 @@ def on(node: str, **more: Any) -> migrate.SpawnOptions:
 
 def newest(folder: pathlib.Path) -> float:
     """When the latest checkpoint was written, by the clock of the system."""
-    return max(path.stat().st_mtime for path in folder.glob("hits.ckpt.*Z-e1"))
+    written = [0.0]
+    for path in folder.glob("hits.ckpt.*Z-e1"):
+        with contextlib.suppress(FileNotFoundError):  # Only so many are kept.
+            written.append(path.stat().st_mtime)
+    return max(written)
 
 
 async def pid_of(client: Any, name: str) -> int:
