@@ -174,8 +174,8 @@ class ToldAtOnce(Core):
 
 
 class _ToldAtOnce(Standbys):
-    def _gate(self, inc: Incarnation, replica: Replica) -> None:
-        super()._gate(inc, replica)
+    def _gate(self, inc: Incarnation, replica: Replica, *, safe: bool = True) -> None:
+        super()._gate(inc, replica, safe=safe)
         for session in [*inc.sender.sessions.values(), *inc.sender.chained.values()]:
             session.safe_low = NEVER
 
