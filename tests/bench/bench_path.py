@@ -35,7 +35,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "ref: `ref.incr(1)` to the runtime": ("migrate/ref.py:",),
     "awaitable, time, sender, isolation of arguments": (
         *("driver.py:_request", "scope.py:", "isolation.py:", "pending.py:", "driver.py:crowd"),
-        *("wire.py:pack_args", "wire.py:is_plain"),
+        *("wire.py:pack_args", "wire.py:_is_small_and_plain"),
     ),
     "number, window, deadline (sender's half)": (
         *(

@@ -71,8 +71,8 @@ class NobodyIsTold(Core):
 class NothingIsRemembered(Core):
     """A sender forgets what it met when its session is over."""
 
-    def _drop_sending(self, session: SendSession) -> None:
-        super()._drop_sending(session)
+    def _drop_sending(self, session: SendSession, status: int = 0, answer: bytes = b"") -> None:
+        super()._drop_sending(session, status, answer)
         session.sender.met.clear()
 
 
