@@ -98,6 +98,12 @@ CHUNK_FIRST_ZSTD: Final = 14
 CHUNK_NEXT_ZSTD: Final = 15
 """As CHUNK_FIRST and CHUNK_NEXT, with bytes that are compressed. Only for peers that say so."""
 
+RETURNED: Final = 16
+"""Which lent memory the sender of this has ceased to use: 8 bytes each, see `rpc.shared_memory`."""
+
+RETURNED_BYTES_MAX: Final = 1024
+"""Limit of such a record. What is left out stays lent, and nothing worse."""
+
 URGENT_BYTES_MAX: Final = 4096
 """A larger message is an ordinary one, however urgent."""
 
@@ -112,6 +118,7 @@ _PAYLOAD_BYTES_MAX: Final = {
     PROOF: 1024,
     SHARED: SHARED_BYTES_MAX,
     TAKEN: 8,
+    RETURNED: RETURNED_BYTES_MAX,
 }
 _HANDSHAKE: Final = frozenset({HELLO, CHALLENGE, REFUSAL})
 
@@ -373,8 +380,11 @@ class Outbox:
     def push_control(self, kind: int, payload: bytes = b"") -> None:
         """Queue a control word; it leaves in the next frame, once, before messages.
 
-        GOODBYE alone waits until all messages have left.
+        GOODBYE alone waits until all messages have left. Of two of a kind that have not left the
+        later is enough; RETURNED goes with what was to be told before, as far as there is room.
         """
+        if kind == RETURNED:
+            payload = (self._control.get(kind, b"") + payload)[-RETURNED_BYTES_MAX:]
         self._control[kind] = payload
 
     def take(self) -> Parts | None:

@@ -9,7 +9,10 @@ once, a busy one coalesces, with no timer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import contextlib
+import struct
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -143,6 +146,39 @@ class Owner(Protocol):
         """Called with an error that is nobody's."""
 
 
+class _Returns:
+    """What is to be said of memory that the other side lent; kept by all that uses such memory."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, tell: Callable[[Sequence[int]], None]
+    ) -> None:
+        self._loop = loop
+        self._tell: Callable[[Sequence[int]], None] | None = tell
+        self._numbers: deque[int] = deque(maxlen=frames.RETURNED_BYTES_MAX // 8)
+        self._told_soon = False
+
+    def add(self, number: int) -> None:
+        """See `shared_memory.Loan`; in any thread, at any moment."""
+        self._numbers.append(number)
+        if not self._told_soon and self._tell is not None:
+            self._told_soon = True
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                self._loop.call_soon_threadsafe(self._tell_now)
+
+    def _tell_now(self) -> None:
+        # First, so that what is added meanwhile is told, now or next time.
+        self._told_soon = False
+        numbers: list[int] = []
+        while self._numbers:
+            numbers.append(self._numbers.popleft())
+        if numbers and self._tell is not None:
+            self._tell(numbers)
+
+    def end(self) -> None:
+        """The link is down: nobody is left to be told."""
+        self._tell = None
+
+
 class Link:
     """One link that is up, or was."""
 
@@ -154,12 +190,16 @@ class Link:
         "_finishing",
         "_heard",
         "_inbox",
+        "_lends",
+        "_lent",
+        "_lent_before",
         "_links",
         "_loop",
         "_options",
         "_outbox",
         "_pumping",
         "_rate",
+        "_returns",
         "_rtt_s",
         "_shared_bytes",
         "_silent_ticks",
@@ -234,8 +274,16 @@ class Link:
         self._shared_bytes = 0
         self._untaken_bytes = 0
         self._taken_bytes = 0
+        # Memory that the other side will say it has ceased to use; what is to be said to it.
+        self._lends = self.shares and shared_memory.FEATURE in peer.features
+        self._lent: dict[int, shared_memory.Sealed] = {}
+        # The numbers of what was lent at the last tick.
+        self._lent_before: set[int] = set()
+        self._returns = _Returns(self._loop, self._tell_returned)
 
     def start(self) -> None:
+        if self._lends:
+            shared_memory.begin_lending()
         self._pumping = True
         self._loop.call_soon(self._pump)
         self._timer = self._loop.call_later(self._options.ping_interval_s, self._tick)
@@ -295,7 +343,8 @@ class Link:
         parts = data.parts if isinstance(data, frames.Gathered) else [memoryview(data).cast("B")]
         self._tokens += 1
         try:
-            table = shared_memory.lay_out(parts, self._tokens)
+            room = shared_memory.LENT_MAX - len(self._lent) if self._lends else None
+            table = shared_memory.lay_out(parts, self._tokens, room)
         except OSError:
             return False
         if (
@@ -305,6 +354,9 @@ class Link:
             or not self._channel.give(self._tokens, [each.descriptor for each in table.sealed])
         ):
             return False
+        for index, memory in enumerate(table.sealed):
+            if memory.is_lent:
+                self._lent[shared_memory.loan_number(self._tokens, index)] = memory
         self._outbox.push_shared(table.data, bulk)
         self._shared_bytes += len(data)
         self._untaken_bytes += len(data)
@@ -438,6 +490,8 @@ class Link:
                     self._asked_s = None
             elif kind == frames.TAKEN:
                 self._take_note(data)
+            elif kind == frames.RETURNED:
+                self._take_back(data)
             elif kind == frames.GOODBYE:
                 self.goodbye = bytes(data) or CLOSING
                 reason = "hung up" if self.goodbye == HANG_UP else "closed"
@@ -451,7 +505,10 @@ class Link:
     def _collect(self, table: frames.Data) -> frames.Data | frames.Gathered:
         try:
             parts = shared_memory.collect(
-                table, self._channel.take, self._options.message_bytes_max
+                table,
+                self._channel.take,
+                self._options.message_bytes_max,
+                self._returns.add,
             )
         except OSError as error:
             # The sender repeats what matters, and by then there may be room.
@@ -470,7 +527,27 @@ class Link:
         """
         self._untaken_bytes = max(0, self._shared_bytes - int.from_bytes(data, "little"))
 
+    def _tell_returned(self, numbers: Sequence[int]) -> None:
+        if not self.down:
+            self._control(frames.RETURNED, struct.pack(f"<{len(numbers)}Q", *numbers))
+
+    def _take_back(self, data: frames.Data) -> None:
+        """The other side has ceased to use lent memory, or used it so that it never will."""
+        if len(data) % 8:
+            raise FrameError("numbers of lent memory that are cut off")
+        for (number,) in struct.iter_unpack("<Q", data):
+            # What was given away meanwhile is not there any more.
+            memory = self._lent.pop(number >> 1, None)
+            if memory is not None and number & 1:
+                memory.fix()
+
     def _tick(self) -> None:
+        if self._lends:
+            shared_memory.trim()
+            # What is used for so long is given away for good: it is somebody's state by now.
+            for number in self._lent_before.intersection(self._lent):
+                self._lent.pop(number).fix()
+            self._lent_before = set(self._lent)
         # Ticks are counted rather than seconds: a pause of this very process
         # costs one tick, and then what arrived meanwhile is read first.
         interval_s = self._options.ping_interval_s
@@ -494,6 +571,13 @@ class Link:
         if self.down:
             return
         self.down = True
+        self._returns.end()
+        lent, self._lent = self._lent, {}
+        for memory in lent.values():
+            memory.fix()
+        if self._lends and self._timer is not None:
+            shared_memory.end_lending()
+        self._lends = False
         if self._timer is not None:
             self._timer.cancel()
         self._links.went_down(self, cause)

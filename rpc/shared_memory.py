@@ -1,13 +1,19 @@
-"""Large buffers between processes of one host, in memory that is written once and then sealed.
+"""Large buffers between processes of one host, in memory that is sealed before it is sent.
 
-The sender writes what is large into a memfd and seals it against every further change; its
+The sender writes what is large into a memfd and seals it against every change by others; its
 descriptor goes to the other process over the Unix socket, and a small table in the frame says what
 lies where. The reader maps it privately: what it writes there is its own, page by page, and is seen
 by nobody. So a reader may keep what it got and change it, as if it had been copied, and neither a
 move that is rolled back, nor a fork, nor a process that was stopped and goes on can ever share
-writable memory with another. Nobody needs to be trusted, told or waited for: the kernel frees the
-pages when the last mapping and descriptor are gone, however their process ended. A memfd has no
-name, and nothing is left under /dev/shm.
+writable memory with another. The kernel frees the pages when the last mapping and descriptor are
+gone, however their process ended. A memfd has no name, and nothing is left under /dev/shm.
+
+New memory costs twice what it takes to write into memory that is there (64 MiB: 30 ms against 10).
+So arguments and results go into memory that is lent: its writer keeps one writable mapping, and
+writes there again once nobody looks any more. For that each reader says when its last use has
+ended, or that it never will be known: it sent the descriptor on, or forked. Until all have said so,
+or if any link ends first, or by a fork of the writer, the memory is never written again: the writer
+unmaps it and seals it against itself as well. States that move are sealed so from the beginning.
 
 What already lives in such a mapping goes on to the next process uncopied. Its descriptor is sent
 again, with the bytes of those pages that were written meanwhile; the kernel tells which they are
@@ -15,8 +21,8 @@ again, with the bytes of those pages that were written meanwhile; the kernel tel
 
 Trust: the table is in a frame, and has its MAC. The bytes have none. Whoever could change them
 before they are sealed is a process of the same user that could read the cluster's secret as well,
-and afterwards nobody can. A reader takes a memfd only with the seals set, so a peer that cuts it
-short cannot end its reader by SIGBUS.
+and afterwards nobody can; of memory that is lent, nobody but the peer that sent it. A reader takes
+a memfd only with the seals set, so a peer that cuts it short cannot end its reader by SIGBUS.
 
 A table, little-endian: the token of its descriptors, how many there are (and in the lowest bit
 whether the first of them is missing), how many parts and patches, and the size of what comes first,
@@ -35,10 +41,12 @@ import mmap
 import os
 import struct
 import sys
+import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from rpc.channel import DESCRIPTORS_MAX, Buffer
 from rpc.errors import FrameError
@@ -51,9 +59,10 @@ NAME: Final = "livemigrate-sealed"
 """Of the memory, in /proc; what is mapped under it has been sealed (see `serializers.dirty`)."""
 
 SHARED_BYTES_MIN: Final = 64 << 10
-"""A message from this size on goes by shared memory where it can. Source: measured, medians of 60
-alternating round trips, shared against inline: 32 KiB 221 and 213 us, 64 KiB 250 and 310, 256 KiB
-470 and 1034, 1 MiB 0.8 and 2.2 ms, 16 MiB 7.4 and 41 ms.
+"""A message from this size on goes by shared memory where it can. Source: measured, medians of 360
+alternating round trips, shared (and lent) against inline: 32 KiB 310 and 280 us, 48 KiB 297 and
+334, 64 KiB 303 and 367, 256 KiB 357 and 1114. New memory instead of lent: 64 KiB 335, 256 KiB 476,
+1 MiB 849 against 540, 16 MiB 5.6 ms against 2.3.
 """
 
 REFERRED_BYTES_MIN: Final = 64 << 10
@@ -79,6 +88,24 @@ TRAVELS_BYTES_MAX: Final = 1 << 20
 """Patches that a state may have and still travel by reference, without being sent ahead: copying
 them takes a fraction of a millisecond. They add up from move to move."""
 
+FEATURE: Final = "lent-memory"
+"""Of peers that say when they have ceased to use memory."""
+
+LENT_MAX: Final = 64
+"""Pieces of memory that are lent on one link at one time."""
+
+IDLE_BYTES_MAX: Final = 256 << 20
+"""Memory kept to be written again, in all."""
+
+IDLE_MAX: Final = 64
+"""The same, in pieces: each has a descriptor."""
+
+IDLE_S: Final = 4.0
+"""What nobody needed for so long is freed, when the next link looks."""
+
+_NUMBERS: Final = 6
+"""Bits for the place of a descriptor in its table: `DESCRIPTORS_MAX`."""
+
 _HEAD: Final = struct.Struct("<QIIIQ")
 _SIZE: Final = struct.Struct("<Q")
 _PART: Final = struct.Struct("<IQQI")
@@ -90,7 +117,10 @@ _PAGE: Final = mmap.PAGESIZE
 _F_ADD_SEALS: Final = 1033
 _F_GET_SEALS: Final = 1034
 _SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8  # seal, shrink, grow, write
-_NEEDED: Final = 0x2 | 0x8
+_SEALS_LENT: Final = 0x2 | 0x4 | 0x10  # shrink, grow, write anew; the last since Linux 5.1
+_SHRINK: Final = 0x2
+_WRITE: Final = 0x8
+_MADV_DONTFORK: Final = 10
 _IOV_MAX: Final = 1024
 
 
@@ -115,6 +145,7 @@ class _PyBuffer(ctypes.Structure):
 if AVAILABLE:
     _libc: Any = ctypes.CDLL(None, use_errno=True)
     _libc.mmap.restype = ctypes.c_void_p
+    _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     _libc.mmap.argtypes = (
         *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
         ctypes.c_int64,
@@ -133,17 +164,184 @@ def _address(view: Any) -> int:
         ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
 
 
-class Sealed:
-    """A descriptor of sealed memory, closed with its last user."""
+_T = TypeVar("_T")
 
-    __slots__ = ("__weakref__", "descriptor", "size")
+
+def _register(registry: dict[int, weakref.ref[_T]], new: _T) -> None:
+    """List an object as long as it lives."""
+    key = id(new)
+    registry[key] = weakref.ref(new, lambda _: registry.pop(key, None))
+
+
+class Loan:
+    """Another process's memory that is used here; tells once how the use ended, in any thread."""
+
+    __slots__ = ("__weakref__", "_number", "_tell")
+
+    def __init__(self, number: int, tell: Callable[[int], None]) -> None:
+        """Begin a use.
+
+        Args:
+            number: Of the loan; see `loan_number`.
+            tell: Called in any thread, at any moment, with twice the number, and one more if it
+                can never be known when the use ends.
+        """
+        self._number = number
+        self._tell: Callable[[int], None] | None = tell
+        _register(_loans, self)
+        if _pool.closed_by_fork:
+            self.keep()
+
+    def keep(self) -> None:
+        """Say that others may use it from now on, so that it must never be written again."""
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(self._number << 1 | 1)
+
+    def __del__(self) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(self._number << 1)
+
+
+_loans: dict[int, weakref.ref[Loan]] = {}
+
+
+def loan_number(token: int, index: int) -> int:
+    """The number under which a descriptor of a table is lent on its link."""
+    return token << _NUMBERS | index
+
+
+class _Idle(NamedTuple):
+    """Memory that nobody uses."""
+
+    descriptor: int
+    size: int
+    memory: _Mapping
+    since_s: float
+
+
+class _Pool:
+    """Memory of this process that is there to be written again."""
+
+    def __init__(self) -> None:
+        self._close = os.close
+        self._now = time.monotonic
+        self._idle: dict[int, _Idle] = {}
+        # NB: changed by `__del__` of others, in any thread and at any moment, so under no lock:
+        # each step is one operation of a dict.
+        self._links = 0
+        self.closed_by_fork = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._links > 0 and not self.closed_by_fork
+
+    def begin(self) -> None:
+        self._links += 1
+
+    def end(self) -> None:
+        self._links -= 1
+        if not self._links:
+            self.trim(0)
+
+    def add(self, descriptor: int, size: int, memory: _Mapping) -> None:
+        """Keep some memory, or let it go."""
+        if not self.is_open:
+            self._close(descriptor)
+            return
+        self._idle[descriptor] = _Idle(descriptor, size, memory, self._now())
+        for idle in list(self._idle.values()):
+            if len(self._idle) <= IDLE_MAX and self.idle_bytes() <= IDLE_BYTES_MAX:
+                break
+            self._free(idle)
+
+    def idle_bytes(self) -> int:
+        return sum(idle.size for idle in list(self._idle.values()))
+
+    def take(self, size: int) -> _Idle | None:
+        """The smallest that has room, unless most of it would be left over."""
+        fitting = [each for each in list(self._idle.values()) if size <= each.size <= 2 * size]
+        for idle in sorted(fitting, key=lambda idle: idle.size):
+            if self._idle.pop(idle.descriptor, None) is not None:
+                return idle
+        return None
+
+    def trim(self, older_than_s: float) -> None:
+        """Free what nobody needed for so long."""
+        until_s = self._now() - older_than_s
+        for idle in list(self._idle.values()):
+            if idle.since_s <= until_s:
+                self._free(idle)
+
+    def _free(self, idle: _Idle) -> None:
+        if self._idle.pop(idle.descriptor, None) is not None:
+            self._close(idle.descriptor)
+
+    def before_fork(self) -> None:
+        # The child shares all mappings, and nobody will know when it is through with them.
+        self.closed_by_fork = True
+        self.trim(0)
+        for lent in list(_lent.values()):
+            sealed = lent()
+            if sealed is not None:
+                sealed.fix()
+        for used in list(_loans.values()):
+            loan = used()
+            if loan is not None:
+                loan.keep()
+
+    def after_fork(self) -> None:
+        self.closed_by_fork = False
+
+    def after_fork_in_child(self) -> None:
+        self.closed_by_fork = False
+        self._links = 0
+
+
+_pool: Final = _Pool()
+
+
+class Sealed:
+    """A descriptor of sealed memory, closed with its last user, or kept to be written again."""
+
+    __slots__ = ("__weakref__", "_memory", "descriptor", "loan", "size")
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
         self.size = size
+        self.loan: Loan | None = None
+        """Of memory that another process may write again."""
+        self._memory: _Mapping | None = None
 
-    def check(self, size: int) -> None:
+    def lend(self, memory: _Mapping) -> Sealed:
+        """Have it written again, where it is mapped for that, once nobody uses it."""
+        self._memory = memory
+        _register(_lent, self)
+        if _pool.closed_by_fork:
+            self.fix()
+        return self
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether it is written again once nobody uses it."""
+        return self._memory is not None
+
+    def fix(self) -> None:
+        """Seal it for good."""
+        memory, self._memory = self._memory, None
+        if memory is None:
+            return
+        del memory  # Its mapping with it, else the kernel does not allow the seal.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEALS)
+
+    def check(self, size: int, lend: Callable[[], Loan] | None) -> None:
         """Take the size that is said, if it holds and can never change.
+
+        Args:
+            size: In bytes.
+            lend: Begins the use of memory that may be written again; None: such is refused.
 
         Raises:
             FrameError: It does not, or can.
@@ -151,13 +349,53 @@ class Sealed:
         seals = 0
         with contextlib.suppress(OSError):  # It is no memfd.
             seals = fcntl.fcntl(self.descriptor, _F_GET_SEALS)
-        if seals & _NEEDED != _NEEDED or os.fstat(self.descriptor).st_size != size:
+        is_lent = not seals & _WRITE and seals & _SEALS_LENT == _SEALS_LENT
+        if not seals & _SHRINK or not (seals & _WRITE or (is_lent and lend is not None)):
+            raise FrameError("memory that is not sealed, or has another size than it says")
+        if os.fstat(self.descriptor).st_size != size:
             raise FrameError("memory that is not sealed, or has another size than it says")
         self.size = size
+        if is_lent and lend is not None:
+            self.loan = lend()
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close, pool: _Pool = _pool) -> None:
         # Bound beforehand: at the end of the interpreter modules are empty.
-        close(self.descriptor)
+        memory, self._memory = self._memory, None
+        if memory is None:
+            close(self.descriptor)
+        else:
+            pool.add(self.descriptor, self.size, memory)
+
+
+_lent: dict[int, weakref.ref[Sealed]] = {}
+"""Memory of this process that may be written again."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_pool.before_fork,
+        after_in_parent=_pool.after_fork,
+        after_in_child=_pool.after_fork_in_child,
+    )
+
+
+def begin_lending() -> None:
+    """A link has come up whose peer says when it has ceased to use memory."""
+    _pool.begin()
+
+
+def end_lending() -> None:
+    """It has ended; with the last one all memory is freed that is kept to be written again."""
+    _pool.end()
+
+
+def trim() -> None:
+    """Free memory that was kept to be written again, and that nobody needed."""
+    _pool.trim(IDLE_S)
+
+
+def idle_bytes() -> int:
+    """Memory kept to be written again."""
+    return _pool.idle_bytes()
 
 
 class _Mapping(mmap.mmap):
@@ -165,6 +403,9 @@ class _Mapping(mmap.mmap):
 
     __received__ = True
     """Tells `serializers` that it is no object of the program's."""
+
+    loan: Loan | None = None
+    """Of the memory, if it is lent: its use ends with the mapping."""
 
     # Set for those that are in `_mappings`.
     sealed: Sealed
@@ -182,10 +423,19 @@ def kept() -> int:
     return len(_mappings)
 
 
-def _write(pieces: Sequence[Buffer]) -> Sealed:
-    """New sealed memory that holds the pieces, one after the other."""
+def _write(pieces: Sequence[Buffer], lends: bool = False) -> Sealed:
+    """Sealed memory that holds the pieces, one after the other.
+
+    What is lent may be larger than they are, and have been used before.
+    """
+    size = sum(map(len, pieces))
+    lends = lends and _pool.is_open
+    idle = _pool.take(size) if lends else None
+    if idle is not None:
+        _copy(pieces, idle.memory)
+        return Sealed(idle.descriptor, idle.size).lend(idle.memory)
     descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    sealed = Sealed(descriptor, sum(map(len, pieces)))
+    sealed = Sealed(descriptor, size)
     for start in range(0, len(pieces), _IOV_MAX):
         batch = [memoryview(piece) for piece in pieces[start : start + _IOV_MAX]]
         while batch:
@@ -194,8 +444,59 @@ def _write(pieces: Sequence[Buffer]) -> Sealed:
                 count -= len(batch.pop(0))
             if count:
                 batch[0] = batch[0][count:]
+    if lends:
+        # NB: mapped after it was written, so that what has no memory is an error, not a signal.
+        memory = _mapping(sealed, 0, size, mmap.MAP_SHARED)
+        if memory is not None:
+            _libc.madvise(memory.start, size, _MADV_DONTFORK)
+            try:
+                fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS_LENT)
+                return sealed.lend(memory)
+            except OSError:  # A kernel that does not know the seal.
+                del memory
     fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
     return sealed
+
+
+def _copy(pieces: Sequence[Buffer], memory: _Mapping) -> None:
+    """Write pieces one after the other; other threads go on meanwhile."""
+    whole = memoryview(memory)
+    at = 0
+    for piece in pieces:
+        size = len(piece)
+        if size < _COPIED_APART_MIN:
+            whole[at : at + size] = piece
+        else:
+            # The size is that of the view, whatever becomes of its object meanwhile.
+            with memoryview(piece) as view:
+                ctypes.memmove(_address(whole) + at, _address(view), view.nbytes)
+        at += size
+
+
+_COPIED_APART_MIN: Final = 64 << 10
+"""A call without the interpreter's lock costs some microseconds."""
+
+
+def _mapping(sealed: Sealed, offset: int, length: int, flags: int) -> _Mapping | None:
+    """Map whole pages; None if no more can be mapped.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    # NB: not by the module `mmap`, which would hold a descriptor for each mapping. It makes an
+    # anonymous one, which the memory then replaces; its end is the same for both.
+    made = _Mapping(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    made.start = _address(made)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    found = _libc.mmap(
+        made.start, length, protection, flags | _MAP_FIXED, sealed.descriptor, offset
+    )
+    if found != _MAP_FAILED:
+        return made
+    number = ctypes.get_errno()
+    if number not in (errno.ENOMEM, errno.EAGAIN):
+        raise OSError(number, os.strerror(number))
+    return None
 
 
 def _map(sealed: Sealed, offset: int, length: int, pristine: bool = False) -> memoryview:
@@ -205,49 +506,40 @@ def _map(sealed: Sealed, offset: int, length: int, pristine: bool = False) -> me
         OSError: Neither can be done.
     """
     skip = offset % _PAGE
-    # NB: not by the module `mmap`, which would hold a descriptor for each mapping. It makes an
-    # anonymous one, which the memory then replaces; its end is the same for both.
-    made = _Mapping(-1, length + skip, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = _address(made)
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    found = _libc.mmap(
-        start,
-        length + skip,
-        protection,
-        mmap.MAP_PRIVATE | _MAP_FIXED,
-        sealed.descriptor,
-        offset - skip,
-    )
-    if found == _MAP_FAILED:
-        number = ctypes.get_errno()
-        if number not in (errno.ENOMEM, errno.EAGAIN):
-            raise OSError(number, os.strerror(number))
+    made = _mapping(sealed, offset - skip, length + skip, mmap.MAP_PRIVATE)
+    if made is None:
         data = Memory(length)
         if os.preadv(sealed.descriptor, [data], offset) != length:
             raise OSError(errno.EIO, "sealed memory was read short")
         return memoryview(data)
+    made.loan = sealed.loan
     if length >= KEPT_BYTES_MIN and len(_mappings) < KEPT_MAX:
+        start = made.start
         made.sealed = sealed
         made.offset = offset - skip
-        made.start = start
         made.pristine = pristine
         _mappings[start] = weakref.ref(made, lambda _: _mappings.pop(start, None))
     return memoryview(made)[skip : skip + length]
 
 
-def put(pieces: Sequence[Buffer]) -> memoryview | None:
+def put(pieces: Sequence[Buffer], lends: bool = False) -> memoryview | None:
     """Copy pieces into sealed memory, one after the other, so that they can be sent uncopied.
 
     Takes as long as the copy does; may be called in any thread.
 
+    Args:
+        pieces: What to copy.
+        lends: Whether the memory may be written again after its last use, here and where it was
+            sent: for what is used for a short time.
+
     Returns:
         All their bytes, read-only; None if it cannot be done, or is not worth it.
     """
-    if not AVAILABLE or sum(map(len, pieces)) < KEPT_BYTES_MIN or len(_mappings) >= KEPT_MAX:
+    size = sum(map(len, pieces))
+    if not AVAILABLE or size < KEPT_BYTES_MIN or len(_mappings) >= KEPT_MAX:
         return None
     try:
-        sealed = _write(pieces)
-        return _map(sealed, 0, sealed.size, pristine=True).toreadonly()
+        return _map(_write(pieces, lends), 0, size, pristine=True).toreadonly()
     except OSError:
         return None
 
@@ -446,7 +738,7 @@ class Table(NamedTuple):
     sealed: list[Sealed]
 
 
-def lay_out(parts: Sequence[memoryview], token: int) -> Table | None:
+def lay_out(parts: Sequence[memoryview], token: int, room: int | None = None) -> Table | None:
     """Put a message into sealed memory, as far as it is not there already.
 
     The bytes are taken as they are at the call.
@@ -454,6 +746,8 @@ def lay_out(parts: Sequence[memoryview], token: int) -> Table | None:
     Args:
         parts: The message.
         token: Under which the descriptors are sent.
+        room: Pieces of memory that may still be lent to the reader; None: it does not say when it
+            has ceased to use them (see `FEATURE`). What is not lent is sealed for good.
 
     Returns:
         The table; None if the message has too many parts.
@@ -479,7 +773,11 @@ def lay_out(parts: Sequence[memoryview], token: int) -> Table | None:
     for part in parts:
         place = found.where(part)
         runs = None
-        if place is not None and (place.sealed in sealed or len(sealed) < DESCRIPTORS_MAX - 1):
+        if (
+            place is not None
+            and (place.sealed in sealed or len(sealed) < DESCRIPTORS_MAX - 1)
+            and (room is not None or place.sealed.loan is None)
+        ):
             runs = [] if place.pristine else written(place.address, len(part))
         if (
             place is None
@@ -488,6 +786,8 @@ def lay_out(parts: Sequence[memoryview], token: int) -> Table | None:
         ):
             rows.append(_PART.pack(0, add(part), len(part), 0))
             continue
+        if place.sealed.loan is not None:
+            place.sealed.loan.keep()
         if place.sealed not in sealed:
             sealed.append(place.sealed)
         index = sealed.index(place.sealed) + 1
@@ -498,7 +798,10 @@ def lay_out(parts: Sequence[memoryview], token: int) -> Table | None:
         return None
     inline = first_bytes <= INLINE_BYTES_MAX
     if not inline:
-        sealed.insert(0, _write(first))
+        sealed.insert(0, _write(first, bool(room)))
+    if room is None or room < len(sealed):
+        for memory in sealed:
+            memory.fix()
     head = _HEAD.pack(token, len(sealed) << 1 | inline, len(rows), len(patches), first_bytes)
     sizes = [_SIZE.pack(memory.size) for memory in sealed]
     data = b"".join((head, *sizes, *rows, *patches, *(first if inline else ())))
@@ -506,7 +809,10 @@ def lay_out(parts: Sequence[memoryview], token: int) -> Table | None:
 
 
 def collect(
-    data: Buffer, take: Callable[[int], list[int]], message_bytes_max: int
+    data: Buffer,
+    take: Callable[[int], list[int]],
+    message_bytes_max: int,
+    tell: Callable[[int], None] | None = None,
 ) -> list[memoryview]:
     """Map what a table describes.
 
@@ -514,6 +820,7 @@ def collect(
         data: The table, from an authenticated peer.
         take: Gives the descriptors that were sent under a token, to be closed here.
         message_bytes_max: Larger messages are refused.
+        tell: See `Loan`; None: memory that is lent is refused.
 
     Returns:
         The message's parts, each in memory of its own, writable.
@@ -523,13 +830,16 @@ def collect(
         OSError: There is no memory.
     """
     try:
-        return list(_collected(memoryview(data), take, message_bytes_max))
+        return list(_collected(memoryview(data), take, message_bytes_max, tell))
     except struct.error as error:
         raise FrameError(f"a table of shared memory is cut off: {error}") from error
 
 
 def _collected(
-    data: memoryview, take: Callable[[int], list[int]], message_bytes_max: int
+    data: memoryview,
+    take: Callable[[int], list[int]],
+    message_bytes_max: int,
+    tell: Callable[[int], None] | None,
 ) -> Iterator[memoryview]:
     token, flags, part_count, patch_count, first_bytes = _HEAD.unpack_from(data)
     inline, count = flags & 1, flags >> 1
@@ -538,8 +848,9 @@ def _collected(
     if part_count + patch_count > PARTS_MAX or count != len(sealed):
         raise FrameError("a table of shared memory with other entries than it says")
     at = _HEAD.size
-    for memory in sealed:
-        memory.check(_SIZE.unpack_from(data, at)[0])
+    for index, memory in enumerate(sealed):
+        lend = None if tell is None else partial(Loan, loan_number(token, index), tell)
+        memory.check(_SIZE.unpack_from(data, at)[0], lend)
         at += _SIZE.size
     rows = [_PART.unpack_from(data, at + i * _PART.size) for i in range(part_count)]
     at += part_count * _PART.size
@@ -549,7 +860,7 @@ def _collected(
         if len(data) - at != first_bytes:
             raise FrameError("a table of shared memory of another size than it says")
         first = memoryview(Memory(data[at:]))
-    elif len(data) != at or not sealed or sealed[0].size != first_bytes:
+    elif len(data) != at or not sealed or sealed[0].size < first_bytes:
         raise FrameError("a table of shared memory of another size than it says")
     else:
         first = _map(sealed.pop(0), 0, first_bytes)

@@ -88,7 +88,10 @@ _ALIGNMENT_BYTES: Final = 64
 
 PYTHON: Final = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_IS: Final = "python="
-FEATURES: Final = (STATE_AFTER, PAYLOAD_AFTER, compression.FEATURE, PYTHON_IS + PYTHON)
+FEATURES: Final = (
+    *(STATE_AFTER, PAYLOAD_AFTER, compression.FEATURE, shared_memory.FEATURE),
+    PYTHON_IS + PYTHON,
+)
 """What this release says of itself to its peers."""
 
 
@@ -269,7 +272,7 @@ def _pack_large(value: object) -> bytes:
     Then it is a read-only view of that memory, which is bytes to all who handle it.
     """
     pieces = serializers.encode(value).pieces()
-    view = shared_memory.put(pieces)
+    view = shared_memory.put(pieces, lends=True)
     return b"".join(pieces) if view is None else cast(bytes, view)
 
 
