@@ -734,10 +734,16 @@ class Quick:
     async def seen(self) -> list[str]:
         return self.log
 
+    async def asks(self, one: Any, other: Any) -> None:
+        self.asked = [one.value(), other.fails(), one.value()]
+
+    async def answers(self) -> list[Any]:
+        return await asyncio.gather(*self.asked, return_exceptions=True)
+
 
 def test_a_coroutine_without_an_await_needs_no_task_and_is_a_handler_like_any_other():
     never = {n for n in spec_of(Quick).methods if _never_waits(getattr(Quick(), n))}
-    assert never == {"value", "fails", "begins", "seen"}
+    assert never == {"value", "fails", "begins", "seen", "asks"}
 
     async def body() -> None:
         async with nodes("a", "b") as (a, _):
@@ -754,6 +760,19 @@ def test_a_coroutine_without_an_await_needs_no_task_and_is_a_handler_like_any_ot
                 await ref.begins()
                 await a.migrate(ref, to="b" if node == "a" else "a")
                 assert (await ref.seen())[-2:] == ["begun", "background"]
+
+    run(body())
+
+
+def test_handlers_that_never_wait_ask_others_and_fail_as_they_like():
+    async def body() -> None:
+        async with nodes("a") as (a,):
+            one, other, asking = [await a.spawn(Quick) for _ in range(3)]
+            for _ in range(3):
+                await asking.asks(one, other)
+                first, failure, last = await asking.answers()
+                assert (first, str(failure), last) == (7, "no", 7)
+                assert await one.value() == 7
 
     run(body())
 
