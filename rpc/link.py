@@ -498,9 +498,7 @@ class Link:
                 self.go_down(f"{self.peer.name or self.peer.id} {reason}")
             else:
                 raise FrameError(f"a handshake message of kind {kind} on a link that is up")
-        self._pumping = False
-        if self._outbox or self._finishing:
-            self._pump()
+        self._pump()
 
     def _collect(self, table: frames.Data) -> frames.Data | frames.Gathered:
         try:

@@ -34,6 +34,10 @@ BULK_BYTES: Final = 64 << 10
 """A message with a payload this large goes as bulk: about a quarter of a chunk, so that small
 messages behind it never wait for more than a chunk."""
 
+_ORDINARY: Final = (Envelope, Reply)
+"""Most messages. NB: no `Envelope | Reply`, which would be made anew each time it is asked for: the
+three of them took 5 us of a call."""
+
 WAITING_MAX: Final = 10_000
 """Messages kept for a peer that is being dialled; more are dropped and repeated later."""
 
@@ -174,6 +178,14 @@ class Peers:
 
     def _send_now(self, node: NodeId, box: list[Message]) -> None:
         self._pace += (len(box) - self._pace) / 4
+        for message in box:
+            if not isinstance(message, _ORDINARY) or len(message.payload) > BULK_BYTES:
+                box = self._send_apart(node, box)
+                break
+        self._put_small(node, box)
+
+    def _send_apart(self, node: NodeId, box: list[Message]) -> list[Message]:
+        """Send what does not go with the small ones behind it; returns those that are left."""
         small: list[Message] = []
         something_waits = self.links.queued_bytes(node) > 0
         for message in box:
@@ -184,7 +196,7 @@ class Peers:
                 self._put(node, data, bulk=True)
                 if self.final_half_sent is not None and isinstance(message, FinalMessage):
                     self._watch_half(node, len(data) // 2, self.final_half_sent)
-            elif isinstance(message, Envelope | Reply) and len(message.payload) > BULK_BYTES:
+            elif isinstance(message, _ORDINARY) and len(message.payload) > BULK_BYTES:
                 peer = self.links.peer(node)
                 if peer is not None and wire.PAYLOAD_AFTER in peer.features:
                     self._put(node, wire.encode_with_payload(message), bulk=True)
@@ -204,12 +216,15 @@ class Peers:
                 self._put(node, wire.encode_messages([message]), bulk=True)
             else:
                 small.append(message)
-        self._put_small(node, small)
+        return small
 
     def _put_small(self, node: NodeId, small: list[Message]) -> None:
-        for start in range(0, len(small), FRAME_MESSAGES_MAX):
-            part = small[start : start + FRAME_MESSAGES_MAX]
-            self._put(node, wire.encode_messages(part))
+        if len(small) > FRAME_MESSAGES_MAX:
+            for start in range(0, len(small), FRAME_MESSAGES_MAX):
+                part = small[start : start + FRAME_MESSAGES_MAX]
+                self._put(node, wire.encode_messages(part))
+        elif small:
+            self._put(node, wire.encode_messages(small))
 
     def _is_behind(self, node: NodeId, message: Cut | Step | Note) -> bool:
         """Whether a large part of the same stream may still be on its way."""
