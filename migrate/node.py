@@ -796,15 +796,29 @@ class Node(Peer):
             # The name was freed meanwhile.
 
     async def _remove_row(self, row: Row) -> SwapResult:
-        """Try to remove a server's row and name; only its owner does that."""
+        """Try to remove a server's row and name; only its owner does that.
+
+        The row as it is now, and no other: this may come through when this node is dead, and the
+        server was restored elsewhere.
+        """
         try:
-            deletes = [SERVER_KEY + row.server]
+            deletes = []
             compares = []
+            key = SERVER_KEY + row.server
+            found = await self._directory.get(key)
+            if found is not None:
+                now = wire.decode_row(found.value)
+                if now.owner != self._id:
+                    return SwapResult(SwapOutcome.REFUSED, now, found.rev, "another node has it")
+                compares.append(Compare(key, found.rev))
+                deletes.append(key)
             if row.name:
                 entry = await self._directory.get(NAME_KEY + row.name)
                 if entry is not None and entry.value == row.server.encode():
                     compares.append(Compare(NAME_KEY + row.name, entry.rev))
                     deletes.append(NAME_KEY + row.name)
+            if not deletes:
+                return SwapResult(SwapOutcome.DONE, None, 0)
             txn = await self._directory.txn(compares, [], deletes)
         except OutcomeUnknown as error:
             return SwapResult(SwapOutcome.UNKNOWN, None, 0, str(error))

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 import migrate
-from migrate.shell.directories.base import DirectoryUnavailable, OutcomeUnknown
+from migrate.shell import wire
+from migrate.shell.directories.base import Compare, DirectoryUnavailable, OutcomeUnknown, Put
+from migrate.shell.driver import SERVER_KEY
 from tests.migrate.clusters import QUICK, failure_of, nodes, run
 from tests.migrate.servers import Counter
 
@@ -72,7 +75,7 @@ def test_a_stop_in_doubt_does_not_let_a_server_without_a_row_serve_on():
     async def body() -> None:
         async with nodes("a") as (a,):
             ref = await a.spawn(Counter)
-            left = answer(a, "swallowed", "away")
+            left = answer(a, "swallowed")
             await a.stop(ref)
             assert left == []
             assert await a.servers() == []
@@ -116,6 +119,50 @@ def test_a_stop_whose_removal_takes_too_long_is_reported_as_unknown_and_goes_on(
     run(body())
 
 
+def test_a_removal_that_comes_through_late_takes_no_row_that_was_written_since():
+    async def body() -> None:
+        async with nodes("a", "b") as (a, b):
+            ref = await a.spawn(Counter, options=migrate.SpawnOptions(name="hits"))
+            key = SERVER_KEY + ref._server_id
+            directory = b._directory
+            txn, under_way = a._directory.txn, asyncio.Event()
+            late: list[Any] = []
+
+            async def slow(*args: Any, **kwargs: Any) -> Any:
+                late.append((args, kwargs))
+                under_way.set()
+                raise OutcomeUnknown("no answer")
+
+            a._directory.txn = slow  # type: ignore[method-assign]
+            stopping = asyncio.ensure_future(a.stop(ref))
+            await under_way.wait()
+            # Its node is found dead meanwhile, and the server restored elsewhere.
+            entry = await directory.get(key)
+            assert entry is not None
+            row = wire.decode_row(entry.value)
+            restored = structs.replace(row, owner=b._id, epoch=row.epoch + 1)
+            put = Put(key, wire.encode_row(restored))
+            assert (await directory.txn([Compare(key, entry.rev)], [put], [])).ok
+            args, kwargs = late[0]
+            assert not (await txn(*args, **kwargs)).ok
+            tried = len(late)
+            await asyncio.sleep(0.05)
+            assert len(late) <= tried + 1, "it is another node's, so nothing more is tried"
+            # Nor is the name free.
+            await failure_of(b.spawn(Counter, options=migrate.SpawnOptions(name="hits")))
+            found = await directory.get(key)
+            assert found is not None and wire.decode_row(found.value) == restored
+            # Were it this node's after all, the removal would go on.
+            a._directory.txn = txn  # type: ignore[method-assign]
+            put = Put(key, wire.encode_row(row))
+            assert (await directory.txn([Compare(key, found.rev)], [put], [])).ok
+            await stopping
+            assert await directory.get(key) is None
+            await b.spawn(Counter, options=migrate.SpawnOptions(name="hits"))
+
+    run(body())
+
+
 class FailsToStart:
     def on_start(self) -> None:
         raise ValueError("no")
@@ -126,10 +173,10 @@ class FailsToStart:
 def test_a_spawn_whose_hook_fails_frees_its_name_even_if_the_directory_is_away_meanwhile():
     async def body() -> None:
         async with nodes("a") as (a,):
-            answer(a, "done", "away", "swallowed", "away")
+            left = answer(a, "done", "away", "swallowed")
             named = migrate.SpawnOptions(name="hits")
             await failure_of(a.spawn(FailsToStart, options=named), ValueError)
-            assert await a.servers() == []
+            assert await a.servers() == [] and left == []
             await a.spawn(Counter, options=named)
 
     run(body())

@@ -27,9 +27,6 @@ LIMIT_US = 300_000
 LATE_US = 5_000
 """An answer that takes longer counts as one of a slow directory."""
 
-ANY_REV = -1
-"""In place of a revision: whatever it is. Only for removing a row."""
-
 Answered: TypeAlias = Callable[[SwapResult], None]
 ReadDone: TypeAlias = Callable[[bool, "Row | None", int], None]
 Shown: TypeAlias = Callable[[Row, int], None]
@@ -99,7 +96,7 @@ class Directory:
             node: Who asks.
             server: Whose row.
             row: The new row; None removes.
-            rev: The revision it must have, or ANY_REV.
+            rev: The revision it must have.
             done: Called once, at `node`.
             move: For whose sake, if a move's.
         """
@@ -146,15 +143,15 @@ class Directory:
 
     def _apply(self, server: ServerId, row: Row | None, rev: int) -> SwapResult:
         known = self.rows.get(server)
-        if row is None and rev == ANY_REV:
-            self.world.note(f"directory {server} removed")
-            self.rows.pop(server, None)
-            return SwapResult(SwapOutcome.DONE, None, 0)
-        if row is None or not self._matches(server, rev):
+        if not self._matches(server, rev):
             self.world.note(f"directory refuses {server} rev={rev}")
             if known is None:
                 return SwapResult(SwapOutcome.REFUSED, None, 0)
             return SwapResult(SwapOutcome.REFUSED, known[0], known[1])
+        if row is None:
+            self.world.note(f"directory {server} removed")
+            del self.rows[server]
+            return SwapResult(SwapOutcome.DONE, None, 0)
         self._rev += 1
         self.world.invariants.swapped(known[0] if known is not None else None, row)
         self.rows[server] = (row, self._rev)

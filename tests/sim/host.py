@@ -43,6 +43,7 @@ from migrate.core.events import (
     EncodeFailed,
     RowRead,
     RowSeen,
+    SwapOutcome,
     SwapResult,
     Taken,
 )
@@ -56,7 +57,6 @@ from migrate.core.messages import CALL, CAST, OK, Message
 from migrate.core.move import MoveTimes, SourceMove, TargetMove
 from migrate.core.node import LAST_WORD_MS, Core, CoreOptions
 from migrate.core.records import StateRecord
-from tests.sim.directory import ANY_REV
 from tests.sim.faults import Crashed
 from tests.sim.phases import Move
 
@@ -513,12 +513,24 @@ class SimNode:
         self.later(self.world.between(0, 1_000), self._remove_row, inc)
 
     def _remove_row(self, inc: Incarnation) -> None:
-        def done(result: SwapResult) -> None:
-            if self.core.removal_ended(inc.id, result.outcome, self.now_ms()) is None:
+        """Remove the row as it is, and no other, as `Node._remove_row` does."""
+
+        def ended(outcome: SwapOutcome) -> None:
+            if self.core.removal_ended(inc.id, outcome, self.now_ms()) is None:
                 self.later(10_000, self._remove_row, inc)
 
-        # Whatever its revision is: nobody but the owner removes it (`Node._remove_row`).
-        self._later_out(self.world.directory.swap, self, inc.id, None, ANY_REV, done)
+        def read(known: bool, row: Row | None, rev: int) -> None:
+            if not known:
+                ended(SwapOutcome.NOT_DONE)
+            elif row is None:
+                ended(SwapOutcome.DONE)
+            elif row.owner != self.id:
+                ended(SwapOutcome.REFUSED)
+            else:
+                swap = self.world.directory.swap
+                self._later_out(swap, self, inc.id, None, rev, lambda got: ended(got.outcome))
+
+        self._later_out(self.world.directory.read, self, inc.id, read)
 
     # -- handlers
 
