@@ -298,6 +298,7 @@ def _send_record(session: SendSession, pack: Callable[[object], bytes], now_ms: 
             for out in [*session.outstanding.values(), *session.waiting]
         ],
         session.generation,
+        session.chained,
     )
 
 
@@ -601,9 +602,15 @@ class Image:
         known = sending.get(step.session)
         if known is None:
             known = SendRecord(
-                step.session, step.server, 1, step.node, step.epoch, [], step.generation
+                step.session,
+                step.server,
+                step.seq,
+                step.node,
+                step.epoch,
+                [],
+                step.generation,
+                step.chained,
             )
-            known.next_seq = step.seq
         known.generation = known.generation or step.generation
         if not item.method:
             for steps in replays.values():
@@ -626,6 +633,7 @@ class Image:
                 known.epoch,
                 [*known.outgoing, out],
                 known.generation,
+                known.chained,
             )
         else:
             for made in replays[key]:
@@ -792,8 +800,9 @@ def restore(
             else:
                 sending.waiting.append(out)
         sending.low = min(sending.outstanding, default=sending.next_seq)
-        # Only the ordinary sessions go on; those of a chain end with their chain.
-        if r.server not in inc.sender.sessions:
+        # NB: a record that was put together from cuts may have one of a chain before the ordinary
+        # one, whose order what follows has to keep. (Older releases do not say which is which.)
+        if not r.chained and r.server not in inc.sender.sessions:
             inc.sender.sessions[r.server] = sending
         else:
             sending.chained = True

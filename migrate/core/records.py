@@ -78,6 +78,7 @@ class SendRecord(Struct, array_like=True):
     epoch: int
     outgoing: list[OutgoingRecord]
     generation: int = 0
+    chained: bool = False
 
 
 class TimerRecord(Struct, array_like=True):

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from migrate.core import directory
 from migrate.core.actions import CheckClass, DecodeState, EncodeState, Finish, Result, SwapRow
-from migrate.core.delivery import Entry, Outgoing
+from migrate.core.delivery import Entry, Outgoing, Route, SendSession
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import (
     Checked,
@@ -31,6 +31,7 @@ from migrate.core.incarnation import (
     Incarnation,
     Phase,
     Removal,
+    _send_record,
     cut,
     restore,
 )
@@ -1895,6 +1896,42 @@ def test_what_an_ended_handler_had_asked_for_and_is_told_again_is_asked_for_by_i
     assert sending.outgoing == [] and sending.generation == 4
     (steps,) = replays.values()
     assert [(step.seq, step.generation) for step in steps] == [(1, 4)]
+
+
+@pytest.mark.parametrize("by_step", [False, True])
+def test_after_a_failover_ordinary_requests_go_on_in_their_session_and_in_no_chain_s(
+    by_step: bool,
+) -> None:
+    """Seed 24202 of the journals' schedules: the session of a re-entrant call was known from an
+    earlier cut than the ordinary one to the same server, and was taken for it: a cast in it passed
+    one that was still in the mailbox.
+    """
+    world = World(A, B)
+    world.own(A)
+    sender = world.cores[A].hosted[SERVER].sender
+    chained = SendSession(f"{SERVER}|1|1", OTHER, sender, Route(OTHER), 10, NOW)
+    chained.chained = True
+    chained.next_seq = 3
+    ordinary = SendSession(f"{SERVER}|1|2", OTHER, sender, Route(OTHER), 10, NOW)
+    ordinary.next_seq = 2
+    image = Image()
+    image.take(CutRecord(8, False, 1, [], [], [], [], {}, replaces=True), True, NOW)
+    if by_step:
+        entry = EntryRecord("", 0, CAST, "m", b"", (), -1, "")  # a timer's
+        image.steps = [
+            StepRecord(entry, it.id, OTHER, 1, CALL, "op", 7, it.chained, 1, B, 0)
+            for it in (chained, ordinary)
+        ]
+    else:
+        for it in (chained, ordinary):
+            sending = [_send_record(it, lambda _: b"", NOW)]
+            image.take(CutRecord(8, False, 1, [], sending, [], [], {}), False, NOW)
+    record, _ = image.state(SERVER, NOW)
+    row = world.cores[A].hosted[SERVER].row
+    copy = restore(record, row, 99, object(), world.cores[B].route_hint, 10, NOW)
+    assert {to: it.id for to, it in copy.sender.sessions.items()} == {OTHER: ordinary.id}
+    assert [it.chained for it in copy.sender.chained.values()] == [True]
+    assert list(copy.sender.chained) == [chained.id]
 
 
 def test_a_fence_is_forgotten_when_nobody_can_run_into_it_any_more() -> None:

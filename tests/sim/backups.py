@@ -365,6 +365,7 @@ class RollbackInvariants(Invariants):
         value: object,
         result: Settled | None,
         deadline: bool,
+        former: bool = False,
     ) -> None:
         """See `Invariants.answered`."""
         world = self.world
@@ -380,12 +381,13 @@ class RollbackInvariants(Invariants):
         if status == OK:
             if kind == CALL and (result is None or result.uid != uid):
                 world.fail("own answer", f"{uid} of {server} was answered with {result}")
-            self.acks.setdefault(server, []).append((self.n, uid))
+            if not former:
+                self.acks.setdefault(server, []).append((self.n, uid))
             if server in self.back:
                 return  # places are given again
         elif status == LOST:
             return  # it may be back by now
-        super().answered(server, uid, kind, status, value, result, deadline)
+        super().answered(server, uid, kind, status, value, result, deadline, former)
 
     def move_ended(self, node: SimNode, transfer: TransferId, action: Finish) -> None:
         """See `Invariants.move_ended`; not of one that is coming back to where it left."""

@@ -666,6 +666,7 @@ class StandbyInvariants(RollbackInvariants):
         value: object,
         result: Settled | None,
         deadline: bool,
+        former: bool = False,
     ) -> None:
         """See `Invariants.answered`."""
         world = self.world
@@ -692,7 +693,7 @@ class StandbyInvariants(RollbackInvariants):
                 if server not in self.back and result.place:
                     self.seen.setdefault(server, {})[result.place] = result.seen
                 return
-        super().answered(server, uid, kind, status, value, result, deadline)
+        super().answered(server, uid, kind, status, value, result, deadline, former)
 
     def swapped(self, before: Row | None, row: Row) -> None:
         """See `Invariants.swapped`; also who may be lost, and taken out of a row."""
