@@ -265,6 +265,7 @@ def _session_record(
     early: Collection[Entry],
     pack: Callable[[object], bytes],
     now_ms: int,
+    gone: bool = False,
 ) -> SessionRecord:
     return SessionRecord(
         session.id,
@@ -276,6 +277,7 @@ def _session_record(
         {seq: (record.status, record.payload) for seq, record in records.items()},
         [entry_record(entry, pack, now_ms) for entry in early] if early else [],
         session.ended,
+        gone,
     )
 
 
@@ -369,19 +371,23 @@ def cut(
     """
     untaken: dict[SessionId, int] = {}
     casts: dict[SessionId, list[Entry]] = {}
+    gone: dict[SessionId, ReceiveSession] = {}
     for entry in inc.mailbox:
         session = entry.session
         if session is None:
             continue
         untaken.setdefault(session.id, entry.seq)
-        if changes is None and entry.kind == CAST:
-            casts.setdefault(session.id, []).append(entry)
+        if entry.kind == CAST:
+            if inc.sessions.get(session.id) is not session:
+                gone[session.id] = session
+            if changes is None:
+                casts.setdefault(session.id, []).append(entry)
     records: dict[SessionId, dict[int, Record]] = {}
     if changes is None:
         for entry in _kept_early(inc):
             assert entry.session is not None
             casts.setdefault(entry.session.id, []).append(entry)
-        sessions = inc.sessions
+        sessions = {**inc.sessions, **gone} if gone else inc.sessions
         sending = {**{it.id: it for it in inc.sender.sessions.values()}, **inc.sender.chained}
     else:
         sessions, sending = changes.sessions, changes.sending
@@ -390,6 +396,14 @@ def cut(
             assert session is not None
             if entry.seq >= untaken.get(session.id, session.expected):
                 casts.setdefault(session.id, []).append(entry)
+        for sid in gone.keys() & changes.ended.keys():
+            # What was said of its casts goes with the session.
+            sessions = {**sessions, sid: gone[sid]}
+            casts[sid] = [
+                it
+                for it in inc.mailbox
+                if it.session is not None and it.session.id == sid and it.kind == CAST
+            ]
         for (_, seq), session in changes.records.items():
             record = session.records.get(seq)
             if record is not None:
@@ -407,6 +421,7 @@ def cut(
                 casts.get(session.id, ()),
                 pack,
                 now_ms,
+                inc.sessions.get(session.id) is not session,
             )
             for session in sessions.values()
         ],
@@ -435,7 +450,7 @@ def cut_for_rollback(inc: Incarnation, pack: Callable[[object], bytes], now_ms: 
         reentrant=inc.reentrant,
         run_no=inc.run_no,
         sessions=[
-            _session_record(session, entries[0].seq, {}, entries, pack, now_ms)
+            _session_record(session, entries[0].seq, {}, entries, pack, now_ms, gone=True)
             for session, entries in casts.values()
         ],
         sending=[],
@@ -497,6 +512,8 @@ class Image:
                     item for item in known.early if item.seq >= session.expected
                 ] + session.early
             self.sessions[session.id] = session
+            if session.gone and not session.early:
+                del self.sessions[session.id]
         for sid in record.sending_ended:
             self.sending.pop(sid, None)
         for sending in record.sending:
@@ -535,6 +552,9 @@ class Image:
         sessions: list[SessionRecord] = []
         for session in self.sessions.values():
             early = {item.seq: item for item in session.early}
+            if session.gone:
+                mailbox += [early[seq] for seq in sorted(early) if (session.id, seq) not in begun]
+                continue
             expected = session.expected
             while True:
                 if (session.id, expected) in begun:

@@ -1925,8 +1925,12 @@ class Core:
     def _begin_replicated(self, inc: Incarnation, entry: Entry, now_ms: int) -> None:
         replica = inc.replica
         assert replica is not None
-        if entry.session is not None and replica.tracks:
-            replica.changes.sessions[entry.session.id] = entry.session
+        session = entry.session
+        if session is not None and replica.tracks:
+            if inc.sessions.get(session.id) is not session:
+                # A cast that has outlived its session.
+                session.expected = max(session.expected, entry.seq + 1)
+            replica.changes.sessions[session.id] = session
         entry.waits = inc.gated and self.port.may_wait(inc, entry)
         self.standbys.cut_soon(inc, now_ms)
 

@@ -44,7 +44,10 @@ class EntryRecord(Struct, array_like=True):
 
 
 class SessionRecord(Struct, array_like=True):
-    """A `ReceiveSession` as it travels."""
+    """A `ReceiveSession` as it travels.
+
+    One that is `gone` is none any more: there are casts of it that no handler has taken.
+    """
 
     id: SessionId
     reply_to: NodeId
@@ -55,6 +58,7 @@ class SessionRecord(Struct, array_like=True):
     records: dict[int, tuple[int, bytes]]
     early: list[EntryRecord]
     ended: bool = False
+    gone: bool = False
 
 
 class OutgoingRecord(Struct, array_like=True):

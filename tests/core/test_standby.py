@@ -13,7 +13,7 @@ from msgspec import structs
 
 from migrate.core import directory
 from migrate.core.actions import CheckClass, DecodeState, EncodeState, Finish, Result, SwapRow
-from migrate.core.delivery import Entry, Outgoing, Route, SendSession
+from migrate.core.delivery import Entry, Outgoing, ReceiveSession, Route, SendSession
 from migrate.core.directory import Mode, Row, RowState
 from migrate.core.events import (
     Checked,
@@ -27,12 +27,14 @@ from migrate.core.events import (
 )
 from migrate.core.ids import NodeId, session_id
 from migrate.core.incarnation import (
+    Changes,
     Image,
     Incarnation,
     Phase,
     Removal,
     _send_record,
     cut,
+    cut_for_rollback,
     restore,
 )
 from migrate.core.messages import (
@@ -1932,6 +1934,68 @@ def test_after_a_failover_ordinary_requests_go_on_in_their_session_and_in_no_cha
     assert {to: it.id for to, it in copy.sender.sessions.items()} == {OTHER: ordinary.id}
     assert [it.chained for it in copy.sender.chained.values()] == [True]
     assert list(copy.sender.chained) == [chained.id]
+
+
+@pytest.mark.parametrize("ends", ["before", "after"])
+def test_casts_that_outlive_their_session_are_kept_and_do_not_bring_it_back(ends: str) -> None:
+    """Seed 24330 of the journals' schedules: a server that was replaced by a checkpoint handled a
+    cast of its former generation, and the next owner took its session for one that goes on: what
+    its sender, who was bound to the former generation, asked again waited there for ever. And the
+    casts that no handler had taken were in no cut.
+    """
+    world = World(A, B)
+    inc = world.own(A)
+    world.replicate(B)
+    client = "client|1|1"
+    live = ReceiveSession(client, CLIENT, NOW)
+    live.expected = 7
+    entries = [Entry(live, seq, CAST, "m", b"", None, (), 0) for seq in (3, 5, 6)]
+    if ends == "before":
+        # As `restore` makes them.
+        for entry in entries:
+            entry.session = ReceiveSession(client, "", NOW)
+    else:
+        inc.sessions[client] = live
+    for entry in entries:
+        inc.put(entry)
+    replica = inc.replica
+    assert replica is not None
+    replica.changes = changes = Changes()
+    image = Image()
+
+    def take(whole: bool) -> tuple[list[int], list[str]]:
+        image.take(cut(inc, None if whole else changes, lambda _: b"", NOW), whole, NOW)
+        changes.__init__()  # type: ignore[misc]
+        record, _ = image.state(SERVER, NOW)
+        copy = restore(record, inc.row, 99, object(), world.cores[B].route_hint, 10, NOW)
+        assert all(it.session is not None and it.session.id == client for it in copy.mailbox)
+        return [it.seq for it in copy.mailbox], list(copy.sessions)
+
+    if ends == "before":
+        assert take(True) == ([3, 5, 6], [])
+    else:
+        # Number 4 was a call, which its sender repeats.
+        assert take(True) == ([3], [client])
+        world.cores[A]._end_session(inc, live)
+    assert take(False) == ([3, 5, 6], [])
+    for left in ([5, 6], [6], []):
+        entry = inc.mailbox.popleft()
+        world.cores[A]._begin_replicated(inc, entry, NOW)
+        assert take(False) == (left, [])
+    assert image.sessions == {}
+
+
+def test_what_goes_into_a_new_generation_has_casts_and_no_sessions() -> None:
+    world = World(A)
+    inc = world.own(A)
+    session = inc.sessions["client|1|1"] = ReceiveSession("client|1|1", CLIENT, NOW)
+    session.expected = 6
+    for seq in (3, 5):
+        inc.put(Entry(session, seq, CAST, "m", b"", None, (), 0))
+    image = Image()
+    image.take(cut_for_rollback(inc, lambda _: b"", NOW), True, NOW)
+    record, _ = image.state(SERVER, NOW)
+    assert record.sessions == [] and [it.seq for it in record.mailbox] == [3, 5]
 
 
 def test_a_fence_is_forgotten_when_nobody_can_run_into_it_any_more() -> None:
