@@ -1680,7 +1680,8 @@ class Standbys:
             return
         assert type(message) is Chunk
         backup = self.coming.get(message.transfer)
-        if backup is None or backup.owner != node:
+        if backup is None or backup.owner != node or not backup.checked:
+            # NB: an owner may know of a former time that it was followed, which came to nothing.
             return
         backup.heard_ms = now_ms
         if message.number < backup.chunks:

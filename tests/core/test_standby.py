@@ -50,6 +50,7 @@ from migrate.core.messages import (
     OK,
     ROLLED_BACK,
     WITHDRAWN,
+    Chunk,
     Cut,
     Dropped,
     Envelope,
@@ -1983,6 +1984,24 @@ def test_casts_that_outlive_their_session_are_kept_and_do_not_bring_it_back(ends
         world.cores[A]._begin_replicated(inc, entry, NOW)
         assert take(False) == (left, [])
     assert image.sessions == {}
+
+
+def test_what_goes_ahead_is_not_taken_before_it_is_known_that_the_class_is_here() -> None:
+    """Seed 25105 of the standbys' schedules: the owner knew of a former time that it was followed,
+    which had come to nothing; its request, come late, had begun a new one. A piece that came while
+    the class was looked for was kept for ever when there was none; and where the shell takes none
+    so early, the stream waited for it until its owner gave up.
+    """
+    world = World(A, B)
+    at, port = world.cores[B], world.ports[B]
+    stream = f"{SERVER}/{A}/1/1"
+    chunk = Chunk(stream, 0, b"the first")
+    at.receive(A, [Follow(stream, SERVER, 1, "cls", 1, False, "")], NOW)
+    at.receive(A, [chunk], NOW)
+    assert not port.chunks
+    at.standbys.follow_checked(stream, 1, "", NOW)
+    at.receive(A, [chunk], NOW)
+    assert port.chunks == [(stream, 0, b"the first")]
 
 
 def test_what_goes_into_a_new_generation_has_casts_and_no_sessions() -> None:

@@ -583,7 +583,9 @@ class SimNode:
         if status == OK and sub.kind == CALL:
             result = unpack_result(payload) if payload is not None else value  # type: ignore[assignment]
         row, _ = self.world.directory.rows.get(run.copy.id, (None, 0))
-        former = row is not None and row.owner != self.id and row.epoch > run.inc.row.epoch
+        former = not run.copy.alive or (
+            row is not None and row.owner != self.id and row.epoch > run.inc.row.epoch
+        )
         self.world.invariants.answered(
             sub.server, sub.uid, sub.kind, status, value, result, deadline=True, former=former
         )
