@@ -545,8 +545,11 @@ class Image:
         replays: Replays = {}
         first: list[EntryRecord] = []
         sending = dict(self.sending)
-        for step in self.steps:
-            self._take_step(step, sending, replays, first)
+        # Of what was to be made again when the last cut was taken: what has no number yet.
+        waits = [step for step in last.steps if not step.seq and not step.status]
+        for place, step in enumerate(self.steps):
+            if place < len(last.steps) or not self._is_made_again(step, waits):
+                self._take_step(step, sending, replays, first)
         begun = {(item.session, item.seq) for item in first}
         mailbox = list(first)
         sessions: list[SessionRecord] = []
@@ -603,6 +606,23 @@ class Image:
             wanted=last.wanted,
         )
         return record, replays
+
+    @staticmethod
+    def _is_made_again(step: StepRecord, waits: list[StepRecord]) -> bool:
+        """Whether a step tells of a request that waits for a number again, and did so before."""
+        if step.seq or step.status:
+            return False
+        for made in waits:
+            if (
+                (made.entry.session, made.entry.seq) == (step.entry.session, step.entry.seq)
+                and (made.server, made.kind, made.method) == (step.server, step.kind, step.method)
+                and made.digest == step.digest
+            ):
+                # The next one like it is another request.
+                waits.remove(made)
+                made.generation = made.generation or step.generation
+                return True
+        return False
 
     @staticmethod
     def _take_step(

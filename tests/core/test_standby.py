@@ -1986,6 +1986,36 @@ def test_casts_that_outlive_their_session_are_kept_and_do_not_bring_it_back(ends
     assert image.sessions == {}
 
 
+def test_a_request_that_waits_for_a_number_is_the_same_one_after_two_failovers() -> None:
+    """Seed 27237 of the journals' schedules: a handler's request waited for a number, was made
+    again after a failover, and waited again when the next one came. It was there twice then, and
+    the handler's second request was not the one that it was said to have made before.
+    """
+    entry = EntryRecord("client|1|1", 3, CALL, "m", b"", (), -1, "")
+
+    def waits(digest: int, generation: int = 0) -> StepRecord:
+        session = f"{SERVER}|1|2"
+        return StepRecord(entry, session, OTHER, 0, CALL, "op", digest, False, generation, B, 0)
+
+    left = [waits(7), waits(7), waits(8)]
+    image = Image()
+    image.take(CutRecord(8, False, 1, [], [], [], [], {}, replaces=True, steps=left), True, NOW)
+    for again in (waits(7, 3), waits(7), waits(8)):
+        image.steps.append(again)
+        _, replays = image.state(SERVER, NOW)
+        (steps,) = replays.values()
+        assert [step.digest for step in steps] == [7, 7, 8]
+    assert steps[0].generation == 3
+    # What comes then is new, however like the others it is; and so is a number that one gets.
+    image.steps.append(waits(7))
+    numbered = waits(7)
+    numbered.seq = 1
+    image.steps.append(numbered)
+    _, replays = image.state(SERVER, NOW)
+    (steps,) = replays.values()
+    assert [(step.digest, step.seq) for step in steps] == [(7, 0), (7, 0), (8, 0), (7, 0), (7, 1)]
+
+
 def test_what_goes_ahead_is_not_taken_before_it_is_known_that_the_class_is_here() -> None:
     """Seed 25105 of the standbys' schedules: the owner knew of a former time that it was followed,
     which had come to nothing; its request, come late, had begun a new one. A piece that came while
