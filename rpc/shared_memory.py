@@ -407,7 +407,7 @@ class _Mapping(mmap.mmap):
     loan: Loan | None = None
     """Of the memory, if it is lent: its use ends with the mapping."""
 
-    # Set for those that are in `_mappings`.
+    # Set for those that are in `_mappings`; the first also where the memory is this process's own.
     sealed: Sealed
     offset: int
     start: int
@@ -428,16 +428,18 @@ def _write(pieces: Sequence[Buffer], lends: bool = False) -> Sealed:
 
     What is lent may be larger than they are, and have been used before.
     """
-    size = sum(map(len, pieces))
+    # Views, so that none can change its size while others run.
+    views = [memoryview(piece) for piece in pieces]
+    size = sum(map(len, views))
     lends = lends and _pool.is_open
     idle = _pool.take(size) if lends else None
     if idle is not None:
-        _copy(pieces, idle.memory)
+        _copy(views, idle.memory)
         return Sealed(idle.descriptor, idle.size).lend(idle.memory)
     descriptor = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     sealed = Sealed(descriptor, size)
-    for start in range(0, len(pieces), _IOV_MAX):
-        batch = [memoryview(piece) for piece in pieces[start : start + _IOV_MAX]]
+    for start in range(0, len(views), _IOV_MAX):
+        batch = views[start : start + _IOV_MAX]
         while batch:
             count = os.writev(descriptor, batch)
             while batch and count >= len(batch[0]):
@@ -458,7 +460,7 @@ def _write(pieces: Sequence[Buffer], lends: bool = False) -> Sealed:
     return sealed
 
 
-def _copy(pieces: Sequence[Buffer], memory: _Mapping) -> None:
+def _copy(pieces: Sequence[memoryview], memory: _Mapping) -> None:
     """Write pieces one after the other; other threads go on meanwhile."""
     whole = memoryview(memory)
     at = 0
@@ -467,9 +469,7 @@ def _copy(pieces: Sequence[Buffer], memory: _Mapping) -> None:
         if size < _COPIED_APART_MIN:
             whole[at : at + size] = piece
         else:
-            # The size is that of the view, whatever becomes of its object meanwhile.
-            with memoryview(piece) as view:
-                ctypes.memmove(_address(whole) + at, _address(view), view.nbytes)
+            ctypes.memmove(_address(whole) + at, _address(piece), size)
         at += size
 
 
@@ -519,6 +519,8 @@ def _map(sealed: Sealed, offset: int, length: int, pristine: bool = False) -> me
         made.offset = offset - skip
         made.pristine = pristine
         _mappings[start] = weakref.ref(made, lambda _: _mappings.pop(start, None))
+    elif sealed.is_lent:
+        made.sealed = sealed  # As long as it is looked at here, it is not written again.
     return memoryview(made)[skip : skip + length]
 
 
@@ -535,6 +537,7 @@ def put(pieces: Sequence[Buffer], lends: bool = False) -> memoryview | None:
     Returns:
         All their bytes, read-only; None if it cannot be done, or is not worth it.
     """
+    pieces = [memoryview(piece) for piece in pieces]
     size = sum(map(len, pieces))
     if not AVAILABLE or size < KEPT_BYTES_MIN or len(_mappings) >= KEPT_MAX:
         return None

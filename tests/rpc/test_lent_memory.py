@@ -194,6 +194,18 @@ def test_one_end_of_use_is_not_enough_where_two_use_it() -> None:
     assert bytes(received(two, lambda _: None)[0]) == noise(2 * MIB)
 
 
+@pytest.mark.usefixtures("lending")
+def test_a_view_counts_as_a_use_also_where_no_more_mappings_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = shared_memory._write([noise(2 * MIB)], lends=True)
+    monkeypatch.setattr(shared_memory, "KEPT_MAX", 0)
+    view = shared_memory._map(memory, 0, 2 * MIB)
+    del memory
+    laid_out(noise(2 * MIB, 2))
+    assert view == noise(2 * MIB)
+
+
 def test_without_a_link_that_lends_nothing_is_kept() -> None:
     table = laid_out(noise(2 * MIB))
     assert not table.sealed[0].is_lent and seals(table.sealed[0]) & WRITE
@@ -339,6 +351,13 @@ async def ends(
             end.recorder.received = lambda *_: None  # type: ignore[method-assign]
 
 
+def kept_by(end: End) -> list[Any]:
+    """What it receives from now on, as it comes."""
+    got: list[Any] = []
+    end.recorder.received = lambda _peer, data: got.append(data)  # type: ignore[method-assign, assignment]
+    return got
+
+
 def link(end: End, to: str) -> Link:
     return end.links._up[to]
 
@@ -352,8 +371,7 @@ def test_an_argument_goes_where_the_one_before_it_was() -> None:
     async def scenario() -> None:
         async with ends("a", "b") as made:
             a, b = made["a"], made["b"]
-            got: list[Any] = []
-            b.recorder.received = lambda _peer, data: got.append(data)  # type: ignore[method-assign, assignment]
+            got = kept_by(b)
             inodes = set()
             for seed in range(6):
                 a.links.send("b", noise(2 * MIB, seed))
@@ -390,8 +408,7 @@ def test_with_the_link_all_that_was_lent_is_given_away() -> None:
     async def scenario() -> None:
         async with ends("a", "b", "c") as made:
             a, b = made["a"], made["b"]
-            got: list[Any] = []
-            b.recorder.received = lambda _peer, data: got.append(data)  # type: ignore[method-assign, assignment]
+            got = kept_by(b)
             a.links.send("b", noise(2 * MIB))
             (memory,) = link(a, "b")._lent.values()
             await until(lambda: got)
@@ -409,8 +426,7 @@ def test_what_is_used_for_long_is_given_away_and_makes_room() -> None:
     async def scenario() -> None:
         async with ends("a", "b") as made:
             a, b = made["a"], made["b"]
-            got: list[Any] = []
-            b.recorder.received = lambda _peer, data: got.append(data)  # type: ignore[method-assign, assignment]
+            got = kept_by(b)
             many = LENT_MAX + 3
             for seed in range(many):
                 a.links.send("b", noise(100_000, seed))
@@ -445,8 +461,7 @@ def test_a_use_may_end_in_any_thread() -> None:
     async def scenario() -> None:
         async with ends("a", "b") as made:
             a, b = made["a"], made["b"]
-            got: list[Any] = []
-            b.recorder.received = lambda _peer, data: got.append(data)  # type: ignore[method-assign, assignment]
+            got = kept_by(b)
             for seed in range(20):
                 a.links.send("b", noise(100_000, seed))
             await until(lambda: len(got) == 20)
@@ -464,8 +479,7 @@ def test_numbers_that_are_nobodys_do_nothing_and_cut_off_ones_end_the_link() -> 
     async def scenario() -> None:
         async with ends("a", "b") as made:
             a, b = made["a"], made["b"]
-            got: list[Any] = []
-            b.recorder.received = lambda _peer, data: got.append(data)  # type: ignore[method-assign, assignment]
+            got = kept_by(b)
             a.links.send("b", noise(MIB))
             await until(lambda: got)
             link(b, "a")._tell_returned([3, 1 << 40, (1 << 64) - 1])
