@@ -15,7 +15,8 @@ import sys
 from typing import Any
 
 from .base import lossy
-from .resources import Reduced, address_of, set_state
+from .memory import address_of
+from .resources import Reduced, set_state
 
 _DRAGS_BYTES_MIN = 1 << 20
 

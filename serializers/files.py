@@ -25,12 +25,12 @@ from typing import Any
 from .base import is_checking, lossy
 from .errors import LoadFailed
 from .layout import find_field, read_field
+from .memory import address_of
 from .resources import (
     REDUCERS,
     REOPEN,
     STANDARD_STREAMS,
     Reduced,
-    address_of,
     new_instance,
     refuse,
     refuses,

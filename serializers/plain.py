@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from . import memory
 from .base import BufferKind, Snapshot, parse_head
 from .deep import DeepPickler
 from .errors import LoadFailed, NotSerializable
@@ -196,16 +197,17 @@ def decode(snapshot: Snapshot) -> object:
 
 def _revive(view: memoryview, kind: int) -> object:
     if kind == BufferKind.WRITABLE:
-        return bytearray(view) if view.readonly else view
+        return memory.copied(view, kind) if view.readonly else view
     if kind == BufferKind.BYTEARRAY:
-        return bytearray(view)
+        return memory.copied(view, kind)
     owner = view.obj
     if kind == BufferKind.BYTES:
-        return owner if type(owner) is bytes and len(owner) == view.nbytes else bytes(view)
+        is_all = type(owner) is bytes and len(owner) == view.nbytes
+        return owner if is_all else memory.copied_bytes(view)
     if not view.readonly:
         return view.toreadonly()
     # Read-only to us is not the same as never written to: only bytes are safe to share.
-    return view if type(owner) is bytes else memoryview(bytes(view))
+    return view if type(owner) is bytes else memoryview(memory.copied_bytes(view))
 
 
 class Pickler(Protocol):

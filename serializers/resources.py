@@ -42,6 +42,7 @@ from typing import Any, NoReturn
 
 from .base import lossy
 from .errors import LoadFailed, NotSerializable
+from .memory import address_of
 
 Reduced = Any
 Reducer = Callable[[Any], Reduced]
@@ -665,38 +666,6 @@ def _reduce_dict_view(kind: str) -> Reducer:
 
 def _make_dict_view(mapping: Any, kind: str) -> Any:
     return getattr(mapping, kind)()
-
-
-class _PyBuffer(ctypes.Structure):
-    """`Py_buffer`. Source: CPython's Include/pybuffer.h."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
-
-
-_PY_BUF_FULL_RO = 0x11C
-
-
-def address_of(obj: Any) -> int:
-    """Address of the first element of an exporter's memory."""
-    buffer = _PyBuffer()
-    ctypes.pythonapi.PyObject_GetBuffer(
-        ctypes.py_object(obj), ctypes.byref(buffer), ctypes.c_int(_PY_BUF_FULL_RO)
-    )
-    address = buffer.buf or 0
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
-    return address
 
 
 def _reduce_memoryview(view: memoryview) -> Reduced:

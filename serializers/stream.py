@@ -56,14 +56,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from . import attributes, auto, plain
+from . import attributes, auto, memory, plain
 from .auto import runs_code
 from .base import BufferKind, Snapshot, parse_head
 from .dirty import DirtyTracker, Region
 from .errors import LoadFailed
 from .fingerprints import NotPlain, look_again
+from .memory import address_of
 from .parts import CUT_ITEMS_MIN, Change, Cut, Instant, Part, Shared, places
-from .resources import address_of
 from .sink import PROTOCOL, Sink
 
 Piece: TypeAlias = bytes | memoryview
@@ -102,10 +102,12 @@ ASKED_BYTES: Final = 16
 """Containers are cut while they take so many bytes for each object of the rest, or else all are
 pickled whole. Source: measured, with anything cut each object of the rest takes 0.2 us more, and a
 container that is cut is looked at in a third of the 10 ns that a byte of its pickle takes."""
-COLLECTED_BYTES_MIN: Final = 1 << 20
-"""From so many bytes on a reader has the collector look at what a round brought when it has ended.
-Source: measured, with 10 MiB of records that takes 12 ms the first time, then 6 and 1; left to
-chance it comes while the last chunk is loaded, and its server waits."""
+COLLECTED_BYTES_MIN: Final = 256 << 10
+"""After so many bytes of new records a reader has the collector look at them, and it does not look
+otherwise meanwhile. Source: measured, looking at so many takes 1.5 ms, and at 10 MiB of them 12;
+left to chance it comes while the last chunk is loaded, and its server waits, or six times a move
+of 50 MiB at all that the process has, which takes 25 to 110 ms and its other servers wait as well.
+"""
 NUMBERS_MAX: Final = 1 << 32
 
 _OP = struct.Struct("<BIQQ")
@@ -896,7 +898,7 @@ class StreamWriter:
                 continue
             if kind is BufferKind.BYTEARRAY and type(view.obj) is bytearray:
                 # A view of a live one would forbid its owner to resize it.
-                view = memoryview(bytes(view))
+                view = memoryview(memory.copied_bytes(view))
             table += (_OP.pack(_INLINE, 0, 0, size), view)
         rest = _OP.pack(_REST, len(found), len(head), len(head) + len(body))
         return _aligned([*changed, rest, head, body], table)
@@ -1120,11 +1122,13 @@ class StreamReader:
     def __init__(self, limit_bytes: int) -> None:
         self.taken_bytes = 0
         self._limit_bytes = limit_bytes
-        self._regions: dict[int, bytearray | bytes | memoryview] = {}
+        self._regions: dict[int, memory.Memory] = {}
+        self._shared: set[int] = set()  # regions that an object which was built has, too
         self._kinds: dict[int, int] = {}
         self._cuts: dict[int, _CutRead] = {}
         self._kept: _Rest | None = None
         self._kept_bytes = 0
+        self._uncollected_bytes = 0  # of new records
         self._flaw = ""  # why no further chunk is taken
 
     def take(self, chunk: Sequence[Buffer]) -> None:
@@ -1139,15 +1143,20 @@ class StreamReader:
         """
         self._check_open()
         self._flaw = "a chunk could not be taken"
-        for kind, number, extra, data in self._operations(chunk):
-            given: Any = data
-            if kind == _REGION:
-                given = self._announced(number, extra, data, self._regions, self._room())
-            elif kind == _CHANGES or self._kept is not None:
-                raise LoadFailed("damaged: an operation that no round has")
-            self._apply(kind, number, extra, given)
-            if self._room() < 0:
-                raise self._too_large()
+        with plain.collector_off():
+            for kind, number, extra, data in self._operations(chunk):
+                given: Any = data
+                if kind == _REGION:
+                    given = self._announced(number, extra, data, self._regions, self._room())
+                elif kind == _CHANGES or self._kept is not None:
+                    raise LoadFailed("damaged: an operation that no round has")
+                self._apply(kind, number, extra, given)
+                if self._room() < 0:
+                    raise self._too_large()
+                if kind == _PART:
+                    self._uncollected_bytes += len(data)
+                    if self._uncollected_bytes >= COLLECTED_BYTES_MIN:
+                        self._collect()
         self._flaw = ""
 
     def last(self, chunk: Sequence[Buffer]) -> object:
@@ -1201,8 +1210,6 @@ class StreamReader:
         self.taken_bytes += growth
         for operation in checked:
             self._apply(*operation)
-        if checked:
-            self._freeze_regions()
         self._kept = kept
         self._flaw = ""
 
@@ -1231,10 +1238,12 @@ class StreamReader:
         if self._kept is None:
             raise LoadFailed(self._flaw or "no delta was kept")
         other = StreamReader(self._limit_bytes)
-        other._regions = {
-            number: region if type(region) is bytes else bytearray(region)
-            for number, region in self._regions.items()
-        }
+        for number, region in self._regions.items():
+            if type(region) is bytes:
+                self._shared.add(number)
+                other._regions[number] = region
+            else:
+                other._regions[number] = memory.copied(region, self._kinds[number])
         other._kinds = self._kinds
         other._cuts = {number: cut.copy() for number, cut in self._cuts.items()}
         head, body, buffers = self._kept
@@ -1329,14 +1338,14 @@ class StreamReader:
 
     def _announced(
         self, number: int, size: int, data: memoryview, regions: Mapping[int, Any], room: int
-    ) -> tuple[int, bytearray]:
+    ) -> tuple[int, memory.Memory]:
         """Kind and memory of a new region."""
         if number in regions or len(regions) >= REGIONS_MAX or len(data) != 1:
             raise LoadFailed("damaged: a region announced twice, or too many of them")
         if size > room:
             raise self._too_large()
         try:
-            return data[0], bytearray(size)
+            return data[0], memory.blank(size, data[0])
         except (MemoryError, OverflowError) as exc:
             raise LoadFailed("this process has not enough memory for it") from exc
 
@@ -1357,7 +1366,7 @@ class StreamReader:
             kind, number, extra, size = _OP.unpack(read.take(_OP.size))
             yield kind, number, extra, read.take(size)
 
-    def _region(self, number: int) -> bytearray | bytes | memoryview:
+    def _region(self, number: int) -> memory.Memory:
         region = self._regions.get(number)
         if region is None:
             raise LoadFailed("damaged: a region that was not announced")
@@ -1406,6 +1415,7 @@ class StreamReader:
             self.taken_bytes += extra
         elif kind == _FREE:
             self.taken_bytes -= len(self._regions.pop(number, b""))
+            self._shared.discard(number)
         elif kind == _DROP:
             dropped = self._cuts.pop(number, None)
             if dropped is not None:
@@ -1413,31 +1423,28 @@ class StreamReader:
         elif kind == _ROUND:
             for cut in self._cuts.values():
                 cut.build(must_be_whole=False)
-            self._freeze_regions()
-            if self.taken_bytes >= COLLECTED_BYTES_MIN:
-                # Else the collector looks at all that is new while the server waits to go on.
-                gc.collect(_YOUNG)
+            if self._uncollected_bytes and self.taken_bytes >= COLLECTED_BYTES_MIN:
+                self._collect()
         else:
             raise LoadFailed("damaged: an operation that no release writes")
+
+    def _collect(self) -> None:
+        self._uncollected_bytes = 0
+        gc.collect(_YOUNG)
 
     def _write(self, number: int, offset: int, data: memoryview) -> None:
         region = self._region(number)
         if offset + len(data) > len(region):
             raise LoadFailed("damaged: bytes beyond their region")
-        if len(data) == len(region) and len(data) >= SHARED_BYTES_MIN and not data.readonly:
+        kind = self._kinds[number]
+        is_whole = len(data) == len(region)
+        if is_whole and len(data) >= SHARED_BYTES_MIN and not data.readonly and kind not in _OWN:
             self._regions[number] = data
             return
-        if type(region) is bytes:
-            # It can change after all, so it is not made immutable again.
-            self._kinds[number] = BufferKind.WRITABLE
-            region = self._regions[number] = bytearray(region)
-        region[offset : offset + len(data)] = data  # type: ignore[index]
-
-    def _freeze_regions(self) -> None:
-        for number, region in self._regions.items():
-            # What is immutable in the end must be bytes, which takes a copy: better now.
-            if type(region) is not bytes and self._kinds[number] in _IMMUTABLE:
-                self._regions[number] = bytes(region)
+        if number in self._shared:
+            self._shared.remove(number)
+            region = self._regions[number] = memory.copied(region, kind)
+        memory.write(region, offset, data)
 
     def _load(self, rest: _Rest, load: Load = plain.load) -> object:
         """Build the object of a rest that was checked."""
@@ -1453,7 +1460,8 @@ class StreamReader:
             view = memoryview(region)[start:end]
             others = used.setdefault(number, [])
             if any(start < other_end and other < end for other, other_end in others):
-                view = memoryview(bytearray(view))  # Two buffers that were apart stay apart.
+                # Two buffers that were apart stay apart.
+                view = memoryview(memory.copied(view, kind))
             others.append((start, end))
             is_all = len(region) == size and view.obj is region
             if kind == BufferKind.BYTEARRAY and type(region) is bytearray and is_all:
@@ -1526,7 +1534,8 @@ def _own(part: memoryview | tuple[int, int, int]) -> memoryview | tuple[int, int
 _YOUNG: Final = 1
 """The older one of the generations that are collected again and again."""
 _USED_UP: Final = "its object was built"
-_IMMUTABLE: Final = (BufferKind.BYTES, BufferKind.READ_ONLY)
+_OWN: Final = (BufferKind.BYTES, BufferKind.BYTEARRAY)
+"""Kinds of what an object of that type has to hold itself."""
 
 
 class _Changes:
