@@ -14,7 +14,8 @@ chunks, with small ones between.
 There are two lanes, for ordinary and for bulk messages. Within a lane messages
 stay in order; a frame takes up to one budget of bytes from each, and bulk
 therefore delays an ordinary message by no more than one chunk. Small messages
-that are urgent overtake both.
+that are urgent overtake both. Where bulk is paced (`rpc.pacing`), a frame with
+some of it has a mark, which the receiver echoes.
 
 A chunk may be compressed, each by itself, where `Outbox.compress` says so.
 
@@ -101,6 +102,12 @@ CHUNK_NEXT_ZSTD: Final = 15
 RETURNED: Final = 16
 """Which lent memory the sender of this has ceased to use: 8 bytes each, see `rpc.shared_memory`."""
 
+MARK: Final = 17
+"""The sender wants to know when this frame was read; a number (8 bytes). Only for peers that echo
+it: see `rpc.pacing`."""
+ECHO: Final = 18
+"""The last mark that the sender of this has read; it stands for all before."""
+
 RETURNED_BYTES_MAX: Final = 1024
 """Limit of such a record. What is left out stays lent, and nothing worse."""
 
@@ -119,7 +126,10 @@ _PAYLOAD_BYTES_MAX: Final = {
     SHARED: SHARED_BYTES_MAX,
     TAKEN: 8,
     RETURNED: RETURNED_BYTES_MAX,
+    MARK: 8,
+    ECHO: 8,
 }
+_LAST: Final = {GOODBYE}
 _HANDSHAKE: Final = frozenset({HELLO, CHALLENGE, REFUSAL})
 
 
@@ -279,6 +289,8 @@ class Outbox:
         "_ordinary",
         "_sequence",
         "_urgent",
+        "bulk_bytes",
+        "bulk_limit",
         "compress",
         "pushed_bytes",
         "queued_bytes",
@@ -315,6 +327,11 @@ class Outbox:
         self._control: dict[int, bytes] = {}
         self.compress: Callable[[Data], bytes | None] | None = None
         """Makes a chunk smaller, or returns None to leave it as it is; None: none is tried."""
+        self.bulk_limit: int | None = None
+        """How much of the bulk lane the next frame may have, and that it is marked; None: as much
+        as of the other lane, without marks."""
+        self.bulk_bytes = 0
+        """How much of the bulk lane has left, heads included: the number of the last mark."""
         self.queued_bytes = 0
         """Bytes of messages that have not left in a frame."""
         self.pushed_bytes = 0
@@ -323,6 +340,11 @@ class Outbox:
     def __bool__(self) -> bool:
         """Tell whether anything waits."""
         return bool(self._ordinary.queue or self._control or self._bulk.queue or self._urgent)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether bulk waits."""
+        return bool(self._bulk.queue)
 
     def push(self, data: Data | Gathered, bulk: bool = False) -> None:
         """Queue one message.
@@ -392,7 +414,8 @@ class Outbox:
 
         Returns:
             The frame in parts, to be sent one after the other as one frame; or
-            None if nothing waits. Each frame taken must be sent, in order.
+            None if nothing waits, or nothing but bulk for which there is no
+            room. Each frame taken must be sent, in order.
         """
         ordinary = self._ordinary
         queue = ordinary.queue
@@ -415,7 +438,10 @@ class Outbox:
                 self._sequence = sequence + 1
                 body = _SINGLE.pack(VERSION, sequence, DATA, size) + data
                 return [blake2b(body, digest_size=MAC_BYTES, key=self._key).digest(), body]
-        if not (queue or bulk or self._control or urgent):
+        bulk_limit = self._lane_bytes_max if self.bulk_limit is None else self.bulk_limit
+        if not (queue or urgent or (bulk and bulk_limit)) and (
+            not self._control or (bulk and self._control.keys() == _LAST)
+        ):
             return None
         parts: Parts = [_HEADER.pack(VERSION, sequence)]
         for kind in sorted(self._control):
@@ -430,9 +456,12 @@ class Outbox:
             self.queued_bytes -= size
             budget -= size + _RECORD.size
         if queue:
-            self._fill(ordinary, parts, budget)
-        if bulk:
-            self._fill(self._bulk, parts, self._lane_bytes_max)
+            self._fill(ordinary, parts, budget, self._lane_bytes_max)
+        if bulk and bulk_limit:
+            bulk_limit = min(bulk_limit, self._lane_bytes_max)
+            self.bulk_bytes += bulk_limit - self._fill(self._bulk, parts, bulk_limit, bulk_limit)
+            if self.bulk_limit is not None:
+                parts.append(_RECORD.pack(MARK, 8) + self.bulk_bytes.to_bytes(8, "little"))
         if not queue and not bulk and not urgent and GOODBYE in self._control:
             payload = self._control.pop(GOODBYE)
             parts.append(_RECORD.pack(GOODBYE, len(payload)) + payload)
@@ -446,7 +475,18 @@ class Outbox:
         parts.insert(0, mac.digest())
         return parts
 
-    def _fill(self, lane: _Lane, parts: Parts, budget: int) -> None:
+    def _fill(self, lane: _Lane, parts: Parts, budget: int, next_budget: int) -> int:
+        """Add records of a lane to a frame.
+
+        Args:
+            lane: Of what waits.
+            parts: The frame's.
+            budget: How much they may take.
+            next_budget: How much they may take in the next frame.
+
+        Returns:
+            What is left of the budget.
+        """
         queue = lane.queue
         while queue:
             data = queue[0]
@@ -462,12 +502,12 @@ class Outbox:
                 budget -= size + _RECORD.size
                 self.queued_bytes -= size
                 continue
-            if not offset and size + _RECORD.size <= self._lane_bytes_max:
-                return  # It fits whole in the next frame, so it is not cut.
+            if not offset and size + _RECORD.size <= next_budget:
+                return budget  # It fits whole in the next frame, so it is not cut.
             head = _NEXT.size if offset else _FIRST.size
             room = budget - _RECORD.size - head
             if room <= 0:
-                return
+                return budget
             end = min(size, offset + room)
             length = head + end - offset
             chunk = (
@@ -495,9 +535,10 @@ class Outbox:
             self.queued_bytes -= end - offset
             if end < size:
                 lane.offset = end
-                return
+                return budget
             lane.offset = 0
             queue.popleft()
+        return budget
 
     def _packed(self, chunk: list[memoryview]) -> bytes | None:
         if self.compress is None:

@@ -14,9 +14,10 @@ import struct
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from time import perf_counter as _now
 from typing import Any, Final, Protocol
 
-from rpc import compression, frames, shared_memory
+from rpc import compression, frames, pacing, shared_memory
 from rpc.channel import Buffer, Channel
 from rpc.errors import ChannelBroken, FrameError, RpcError
 from rpc.handshake import PeerInfo
@@ -197,6 +198,7 @@ class Link:
         "_loop",
         "_options",
         "_outbox",
+        "_pacer",
         "_pumping",
         "_rate",
         "_returns",
@@ -270,6 +272,12 @@ class Link:
             and compression.FEATURE in peer.features
         ):
             outbox.compress = self._compressor
+        # Bulk to one peer of another host yields to what is small. Within a host the buffer of the
+        # socket is small, and what is large goes by shared memory.
+        self._pacer: pacing.Pacer | None = None
+        if channel.kind != "unix" and pacing.FEATURE in peer.features:
+            self._pacer = pacing.Pacer(self._options.lane_bytes_max)
+            outbox.bulk_limit = self._pacer.limit_bytes
         # Of messages in shared memory: sent; sent and not yet taken there; taken here.
         self._shared_bytes = 0
         self._untaken_bytes = 0
@@ -305,7 +313,7 @@ class Link:
         if self.down:
             return
         if self._asked_s is None:
-            self._asked_s = self._loop.time()
+            self._asked_s = _now()
         self._control(frames.PING)
 
     def send_urgent(self, data: bytes) -> bool:
@@ -383,16 +391,20 @@ class Link:
         if self._write is not None:
             return  # Its end comes back here.
         outbox = self._outbox
+        pacer = self._pacer
         while not self._broken:
             parts = outbox.take()
             if parts is None:
                 break
+            if pacer is not None and outbox.bulk_bytes != pacer.sent_bytes:
+                pacer.sent(outbox.bulk_bytes, _now())
+                outbox.bulk_limit = pacer.limit_bytes
             self._write = self._channel.write(parts)
             if not self._step():
                 self._waiting_bytes = sum(map(len, parts))
-                self._waiting_s = self._loop.time()
+                self._waiting_s = _now()
                 return
-        if (self._finishing or self._broken) and not self._written.done():
+        if (self._broken or (self._finishing and not outbox)) and not self._written.done():
             self._written.set_result(None)
 
     def _step(self) -> bool:
@@ -427,8 +439,8 @@ class Link:
     def _resume(self, _future: object = None) -> None:
         self._write_waits_for = None
         if self._step():
-            took_s = self._loop.time() - self._waiting_s
-            if self._waiting_bytes >= _RATE_BYTES_MIN and took_s > 0:
+            took_s = _now() - self._waiting_s
+            if self._pacer is None and self._waiting_bytes >= _RATE_BYTES_MIN and took_s > 0:
                 self._rate = _average(self._rate, self._waiting_bytes / took_s)
                 self._compressor.link_rate = self._rate
             self._pump()
@@ -439,6 +451,10 @@ class Link:
 
     async def _stop_writing(self) -> None:
         self._broken = True
+        if self._write_waits_for is not None and self.goodbye:
+            # The other side reads on to the end. Of a write that is cancelled instead gRPC may
+            # keep the stream open, and then that end does not come.
+            await asyncio.wait([self._written], timeout=self._options.close_timeout_s)
         if self._write_waits_for is not None:
             self._write_waits_for.cancel()
         elif self._write is None:
@@ -486,8 +502,12 @@ class Link:
                 self._control(frames.PONG)
             elif kind == frames.PONG:
                 if self._asked_s is not None:
-                    self._rtt_s = _average(self._rtt_s, self._loop.time() - self._asked_s)
+                    self._rtt_s = _average(self._rtt_s, _now() - self._asked_s)
                     self._asked_s = None
+            elif kind == frames.MARK:
+                self._control(frames.ECHO, bytes(data))
+            elif kind == frames.ECHO:
+                self._heard_echo(data)
             elif kind == frames.TAKEN:
                 self._take_note(data)
             elif kind == frames.RETURNED:
@@ -524,6 +544,21 @@ class Link:
         What it says counts from the link's beginning, so that of two the later is enough.
         """
         self._untaken_bytes = max(0, self._shared_bytes - int.from_bytes(data, "little"))
+
+    def _heard_echo(self, data: frames.Data) -> None:
+        """The other side has read bulk of ours, so that there may be room for more."""
+        pacer = self._pacer
+        if pacer is None:
+            return  # Marks are not set any more.
+        try:
+            if len(data) != 8:
+                raise ValueError(f"{len(data)} bytes are no number of a mark")
+            number = int.from_bytes(data, "little")
+            pacer.seen(number, _now(), self._outbox.has_bulk)
+        except ValueError as error:
+            raise FrameError(f"an echo of nothing: {error}") from error
+        self._outbox.bulk_limit = pacer.limit_bytes
+        self._rate = self._compressor.link_rate = pacer.rate
 
     def _tell_returned(self, numbers: Sequence[int]) -> None:
         if not self.down:
@@ -604,7 +639,9 @@ class Link:
     async def _clean_up(self) -> None:
         try:
             if self._finishing and self.goodbye:
-                # Both sides are closing; ours still has its say.
+                # Both sides are closing; ours still has its say, and hears no echo of it.
+                self._pacer = self._outbox.bulk_limit = None
+                self.push()
                 await asyncio.wait([self._written], timeout=self._options.close_timeout_s)
             await self._stop_writing()
             if self.goodbye and self.dialled_here:

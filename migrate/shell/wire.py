@@ -30,7 +30,7 @@ from migrate.core.messages import Final as FinalMessage
 from migrate.core.records import StateRecord
 from migrate.errors import HandlerFailed, Outcome, PeerError, UsageError
 from migrate.ref import Runtime, loading_runtime
-from rpc import compression, shared_memory
+from rpc import compression, pacing, shared_memory
 from rpc.frames import Gathered
 from serializers import Snapshot
 from serializers.base import MAGIC
@@ -89,7 +89,8 @@ _ALIGNMENT_BYTES: Final = 64
 PYTHON: Final = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_IS: Final = "python="
 FEATURES: Final = (
-    *(STATE_AFTER, PAYLOAD_AFTER, compression.FEATURE, shared_memory.FEATURE),
+    *(STATE_AFTER, PAYLOAD_AFTER),
+    *(compression.FEATURE, shared_memory.FEATURE, pacing.FEATURE),
     PYTHON_IS + PYTHON,
 )
 """What this release says of itself to its peers."""
