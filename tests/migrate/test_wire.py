@@ -18,6 +18,7 @@ from migrate.core.messages import Abort, Envelope, Final, Reply
 from migrate.errors import PeerError
 from migrate.shell import classes, wire
 from rpc.frames import Gathered
+from serializers.memory import Pages
 from tests.migrate.clusters import QUICK, failure_of, nodes, run, until
 
 
@@ -153,10 +154,13 @@ class Holder:
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         assert isinstance(owner.base, memoryview)
-        return "shared" if isinstance(owner.base.obj, mmap.mmap) else type(owner.base.obj).__name__
+        memory = owner.base.obj
+        if isinstance(memory, mmap.mmap) and not isinstance(memory, Pages):
+            return "shared"
+        return type(memory).__name__
 
 
-@pytest.mark.parametrize(("same_host", "memory"), [(True, "shared"), (False, "bytearray")])
+@pytest.mark.parametrize(("same_host", "memory"), [(True, "shared"), (False, "Pages")])
 @pytest.mark.usefixtures("cluster_secret")
 def test_an_array_arrives_in_the_memory_that_the_link_received_it_in(same_host: bool, memory: str):
     async def body() -> None:
