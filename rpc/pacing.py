@@ -31,7 +31,9 @@ WINDOW_BYTES_FIRST: Final = 512 << 10
 WINDOW_BYTES_MIN: Final = 64 << 10
 WINDOW_BYTES_MAX: Final = 64 << 20
 FRAMES: Final = 4
-"""A window is cut into at least so many frames, of which each has a mark."""
+"""A window is cut into at least so many frames, of which each has a mark. Source: measured, with 2
+of them 64 MiB on loopback take 0.26 s instead of 0.30 (0.24 without pacing), but on a told wire of
+20 MB/s and 10 ms what is small takes 3.9 times as long instead of 1.8."""
 
 SLACK_S: Final = 0.00125
 """Waiting that is allowed on the shortest wire, where turns of two loops take as long. Source:
