@@ -220,6 +220,28 @@ def test_a_single_late_frame_is_no_waiting() -> None:
         window = pacer.window_bytes
 
 
+def test_a_round_that_is_late_once_is_a_lost_packet_and_twice_it_is_waiting() -> None:
+    pacer = Pacer(frames.LANE_BYTES_MAX)
+    now_s, sent = 0.0, 0
+
+    def a_round(takes_s: float) -> None:
+        nonlocal now_s, sent
+        while pacer.limit_bytes:
+            sent += pacer.limit_bytes
+            pacer.sent(sent, now_s)
+        now_s += takes_s
+        for number, _ in list(pacer._marks):
+            pacer.seen(number, now_s, True)
+
+    # It begins with doubling, until there was waiting once.
+    for takes_s in (0.01, 0.01, 0.05):
+        a_round(takes_s)
+    for takes_s, less in ((0.01, False), (0.05, False), (0.01, False), (0.05, False), (0.05, True)):
+        window = pacer.window_bytes
+        a_round(takes_s)
+        assert (pacer.window_bytes < window) == less
+
+
 def test_what_was_not_held_back_changes_nothing() -> None:
     pacer = Pacer(frames.LANE_BYTES_MAX)
     for turn in range(100):
@@ -227,6 +249,20 @@ def test_what_was_not_held_back_changes_nothing() -> None:
         pacer.seen((turn + 1) * 1000, turn * 1.0 + 0.1, False)
     assert pacer.window_bytes == pacing.WINDOW_BYTES_FIRST
     assert pacer.rate is None
+
+
+def test_the_window_does_not_grow_while_something_else_is_the_limit() -> None:
+    pacer = Pacer(frames.LANE_BYTES_MAX)
+    now_s, sent = 0.0, 0
+    for _ in range(100):
+        # The socket takes no more, though there would be room and more to send.
+        while sent - pacer._seen < pacing.WINDOW_BYTES_FIRST // 2:
+            sent += pacing.WINDOW_BYTES_FIRST // 8
+            pacer.sent(sent, now_s)
+        now_s += 0.01
+        pacer.seen(sent, now_s, True)
+    assert pacer.window_bytes == pacing.WINDOW_BYTES_FIRST
+    assert pacer.rate is not None
 
 
 @pytest.mark.parametrize("number", [0, 1, 999, 1001, 5000, 1 << 63])
@@ -449,19 +485,24 @@ def test_a_peer_that_knows_nothing_of_marks_gets_none_and_all_of_the_bulk(
 def test_bulk_that_waits_for_room_still_leaves_when_a_link_is_closed(closer: str) -> None:
     async def scenario() -> None:
         # Longer than the test may take: nobody waits for a bound.
-        patient = {**PACED, "options": LinkOptions(close_timeout_s=2 * PATIENCE_S)}
+        patient = {
+            **PACED,
+            "options": LinkOptions(close_timeout_s=2 * PATIENCE_S, silence_max_s=2 * PATIENCE_S),
+        }
         async with two_ends("127.0.0.1:0", patient, patient) as (a, b):
-            data = bytes(6 << 20)
+            data, more = bytes(6 << 20), bytes(30 << 20)
             a.links.send("b", data, bulk=True)
             assert a.links._up["b"]._outbox.has_bulk
             ends = {"a": [a], "b": [b], "both": [a, b]}[closer]
             if closer == "both":
-                b.links.send("a", data, bulk=True)
+                b.links.send("a", more, bulk=True)
             await asyncio.gather(*(end.links.close() for end in ends))
             await a.recorder.count("down")
             await b.recorder.count("down")
-            if closer == "a":
+            if closer != "b":
                 assert b.recorder.data == [data]
+            if closer == "both":
+                assert a.recorder.data == [more]
 
     run(scenario())
 

@@ -32,13 +32,11 @@ def test_what_is_made_is_all_zeros_and_takes_what_is_written(kind: int, size: in
 @pytest.mark.parametrize("size", SIZES)
 def test_what_the_interpreter_shares_is_never_written(size: int) -> None:
     """Of the shortest strings it has one each; all others here are nobody else's."""
-    before = [bytes([n]) for n in range(256)]
-    others = [b"", bytes(size), b"\x00"]
     made = memory.blank(size, BufferKind.BYTES)
     memory.write(made, 0, memoryview(b"\xff" * size))
-    assert [bytes([n]) for n in range(256)] == before == [bytes((n,)) for n in range(256)]
-    assert others == [b"", bytes(size), b"\x00"]
-    assert memory.blank(size, BufferKind.BYTES) == bytes(size)
+    # By number: what was overwritten would be equal to itself.
+    assert [bytes([n])[0] for n in range(256)] == list(range(256)) and len(b"") == 0
+    assert sum(memory.blank(size, BufferKind.BYTES)) == 0
 
 
 @pytest.mark.parametrize("size", [4096, 1 << 20])
